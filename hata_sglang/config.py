@@ -1,0 +1,433 @@
+"""The YAML configuration: which method each layer uses, and how much it may read.
+
+    config = HataConfig.load("demo.yaml")
+    plans = config.resolve(num_layers=30, context_len=8192)
+
+Everything wrong with a file is reported in one `Refusal`. Nothing is guessed: unknown keys,
+settings without effect and missing weights are refused (no silent dense runs, no random weights
+unless ``method: random`` says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hata_sglang.budget import EXPECTED as BUDGET_EXPECTED
+from hata_sglang.budget import Budget
+from hata_sglang.config_problems import rule_problems, schema_problems, shorten
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.layer_ranges import EXPECTED as RANGE_EXPECTED
+from hata_sglang.layer_ranges import format_layers, format_range, parse_range
+from hata_sglang.yaml_file import Source, read_mapping
+
+__all__ = [
+    "Budget",
+    "HataConfig",
+    "InnerBackend",
+    "LayerOverride",
+    "LayerPlan",
+    "Method",
+    "PlanRow",
+]
+
+Method = Literal["hata", "exact", "random"]
+InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
+
+DEFAULT_BITS = 128
+
+
+def _layer_key(value: Any) -> str:
+    try:
+        return format_range(parse_range(value))
+    except ValueError:
+        raise PydanticCustomError("hata", "not a range", {"expected": RANGE_EXPECTED}) from None
+
+
+def _layer_list(value: Any) -> tuple[int, ...]:
+    layers: set[int] = set()
+    bad = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        try:
+            layers.update(parse_range(item))
+        except ValueError:
+            bad.append(shorten(item))
+    if bad:
+        expected = f"a list of layers, each {RANGE_EXPECTED}"
+        raise PydanticCustomError(
+            "hata", "not layers", {"expected": expected, "found": ", ".join(bad)}
+        )
+    return tuple(sorted(layers))
+
+
+_METHOD = "hata, exact or random"
+_BITS = "a multiple of 32 from 32 to 256"
+_WEIGHTS = "a path or the name of shipped weights"
+_COUNT = "a number of tokens (integer, at least 0)"
+
+Bits = Annotated[int, Field(ge=32, le=256, multiple_of=32)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class LayerOverride(BaseModel):
+    """Settings of one layer or range; what is left out holds as for the whole model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Method | None = Field(None, description=_METHOD)
+    bits: Bits | None = Field(None, description=_BITS)
+    weights: str | None = Field(None, min_length=1, description=_WEIGHTS)
+    budget: Budget | None = Field(None, description=BUDGET_EXPECTED)
+    sink: Count | None = Field(None, description=_COUNT)
+    recent: Count | None = Field(None, description=_COUNT)
+    dense: bool | None = Field(None, description="true or false")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer of a model does, with every default and override applied.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    dense : bool
+        Left to the inner backend. Then method, weights, seed and budget are None and the
+        numbers are 0.
+    method : {"hata", "exact", "random"} or None
+        What ranks the cached tokens.
+    bits : int
+        Bits per code; 0 where no codes are kept (dense, or method exact).
+    weights : str or None
+        Absolute path or shipped name of the hash weights; only for method hata.
+    seed : int or None
+        Seed of the random hyperplanes; only for method random.
+    budget : Budget or None
+        Tokens attended per KV head.
+    sink, recent : int
+        First and last tokens that are always kept; `recent` counts the current token.
+    """
+
+    layer: int
+    dense: bool
+    method: Method | None
+    bits: int
+    weights: str | None
+    seed: int | None
+    budget: Budget | None
+    sink: int
+    recent: int
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of the table of `HataConfig.describe`.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    mode : {"dense", "sparse"}
+    method, bits, budget, sink, recent : str
+        As in the plan; ``-`` where they do not apply.
+    tokens : tuple of int
+        Tokens read at each of the asked lengths; the whole length in a dense layer.
+    code_bytes : int
+        Bytes of codes per token and KV head.
+    """
+
+    layer: int
+    mode: Literal["dense", "sparse"]
+    method: str
+    bits: str
+    budget: str
+    sink: str
+    recent: str
+    tokens: tuple[int, ...]
+    code_bytes: int
+
+
+class HataConfig(BaseModel):
+    """One YAML file (issue 2). Build it with `load` or `parse`.
+
+    Attributes
+    ----------
+    method : {"hata", "exact", "random"}
+        Trained hash codes (HATA, arXiv 2506.02572), the true attention scores (the ceiling), or
+        random hyperplanes (the floor).
+    bits : int or None
+        Bits per code, a multiple of 32 up to 256; None stands for 128. Not with exact.
+    weights : str or None
+        Hash weights: required for hata, refused for the others.
+    seed : int or None
+        Only with method random; None stands for 0.
+    budget : Budget
+        Tokens attended per KV head.
+    sink, recent : int
+        First and last tokens always kept (16 and 64).
+    dense_layers : tuple of int
+        Layers left to the inner backend (0 and 1).
+    inner_backend : str
+        Stock SGLang backend of prefill and dense layers.
+    layers : dict of str to LayerOverride
+        Overrides by layer or range.
+
+    Raises
+    ------
+    Refusal
+        With every problem of the settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Method = Field(description=_METHOD)
+    bits: Bits | None = Field(None, description=_BITS)
+    weights: str | None = Field(None, min_length=1, description=_WEIGHTS)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="an integer, at least 0")
+    budget: Budget = Field(description=BUDGET_EXPECTED)
+    sink: Count = Field(16, description=_COUNT)
+    recent: Count = Field(64, description=_COUNT)
+    dense_layers: Annotated[tuple[int, ...], BeforeValidator(_layer_list)] = Field(
+        (0, 1), description=f"a list of layers, each {RANGE_EXPECTED}"
+    )
+    inner_backend: InnerBackend = Field(
+        "auto", description="auto, flashinfer, fa3, triton or torch_native"
+    )
+    layers: dict[Annotated[str, BeforeValidator(_layer_key)], LayerOverride] = Field(
+        default_factory=dict,
+        description="a mapping of layers or ranges to settings, such as {'2-15': {budget: 1024}}",
+    )
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_all(
+        cls, data: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> HataConfig:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        context = info.context or {}
+        source: Source = context.get("source", Source())
+        problems: list[Problem] = list(context.get("problems", ()))
+        data = {str(key): value for key, value in data.items()}
+        if isinstance(data.get("layers"), Mapping):
+            # YAML's `true:` would pass for layer 1: they are equal as keys of a dict.
+            data["layers"] = {
+                key if type(key) is int else str(key): own for key, own in data["layers"].items()
+            }
+        config = None
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            problems += schema_problems(error, cls, source.name)
+        fields = cls.model_fields.items()
+        defaults = {
+            key: field.get_default(call_default_factory=True)
+            for key, field in fields
+            if not field.is_required()
+        }
+        problems += rule_problems(data, defaults, source.name)
+        if problems:
+            raise Refusal(problems)
+        config._source = source
+        return config
+
+    @classmethod
+    def load(cls, path: str | Path) -> HataConfig:
+        """Read a YAML file; relative weights paths hold from the file's folder.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+
+        Returns
+        -------
+        HataConfig
+
+        Raises
+        ------
+        Refusal
+            With every problem of the file, naming it and the line where known.
+        """
+        path = Path(path)
+        mapping, source, problems = read_mapping(path)
+        return cls._parse(mapping, path.resolve().parent, source, problems)
+
+    @classmethod
+    def parse(
+        cls, mapping: Mapping[str, Any], base_dir: str | Path = ".", origin: str = ""
+    ) -> HataConfig:
+        """Check settings that are in memory already.
+
+        Parameters
+        ----------
+        mapping : mapping
+            What the YAML file would hold.
+        base_dir : str or Path, default "."
+            Folder that relative weights paths hold from.
+        origin : str, default ""
+            Where the settings came from, for messages.
+
+        Returns
+        -------
+        HataConfig
+
+        Raises
+        ------
+        Refusal
+            With every problem of the settings.
+        """
+        return cls._parse(mapping, Path(base_dir).resolve(), Source(origin), [])
+
+    @classmethod
+    def _parse(
+        cls, mapping: Mapping, base_dir: Path, source: Source, problems: Sequence[Problem]
+    ) -> HataConfig:
+        data = dict(mapping)
+        _locate_weights(data, base_dir)
+        if isinstance(data.get("layers"), Mapping):
+            data["layers"] = {
+                key: _locate_weights(dict(own), base_dir) if isinstance(own, Mapping) else own
+                for key, own in data["layers"].items()
+            }
+        return cls.model_validate(data, context={"source": source, "problems": problems})
+
+    def resolve(self, num_layers: int, context_len: int) -> tuple[LayerPlan, ...]:
+        """What each layer of a model does.
+
+        Parameters
+        ----------
+        num_layers : int
+            Layers of the model.
+        context_len : int
+            Longest context that the model serves, in tokens.
+
+        Returns
+        -------
+        tuple of LayerPlan
+            One per layer, in order; at least one is sparse.
+
+        Raises
+        ------
+        Refusal
+            If the settings name layers that the model lacks, leave every layer dense (a dense run
+            would be reported as sparse), or keep no token to choose in the longest context.
+        """
+        name = self._source.name
+        problems = []
+        has = f"layers of the model (0 to {num_layers - 1})"
+        if beyond := [layer for layer in self.dense_layers if layer >= num_layers]:
+            problems.append(Problem(name(("dense_layers",)), has, format_layers(beyond)))
+        overrides: dict[int, LayerOverride] = {}
+        for key, override in self.layers.items():
+            span = parse_range(key)
+            if span[-1] >= num_layers:
+                problems.append(Problem(name(("layers", key)), has, key))
+            overrides.update(dict.fromkeys(span, override))
+
+        plans = tuple(self._plan(n, overrides.get(n, LayerOverride())) for n in range(num_layers))
+        if not problems and all(plan.dense for plan in plans):
+            problems.append(
+                Problem(
+                    name(("dense_layers",)),
+                    "at least one sparse layer",
+                    f"all {num_layers} layers dense",
+                )
+            )
+        kept = max((plan.sink + plan.recent for plan in plans if not plan.dense), default=0)
+        if kept >= context_len:
+            expected = f"sink + recent below the longest context ({context_len} tokens)"
+            problems.append(Problem(name(("recent",)), expected, f"{kept} tokens"))
+        if problems:
+            raise Refusal(problems)
+        return plans
+
+    def _plan(self, layer: int, own: LayerOverride) -> LayerPlan:
+        dense = layer in self.dense_layers if own.dense is None else own.dense
+        if dense:
+            return LayerPlan(layer, True, None, 0, None, None, None, 0, 0)
+
+        def pick(key: str) -> Any:
+            value = getattr(own, key)
+            return getattr(self, key) if value is None else value
+
+        method = pick("method")
+        return LayerPlan(
+            layer=layer,
+            dense=False,
+            method=method,
+            bits=0 if method == "exact" else (pick("bits") or DEFAULT_BITS),
+            weights=pick("weights") if method == "hata" else None,
+            seed=(self.seed or 0) if method == "random" else None,
+            budget=pick("budget"),
+            sink=pick("sink"),
+            recent=pick("recent"),
+        )
+
+    @staticmethod
+    def describe(
+        plans: Sequence[LayerPlan], lengths: Sequence[int] = (6_000, 32_768)
+    ) -> tuple[PlanRow, ...]:
+        """The resolved table, one row per layer.
+
+        Parameters
+        ----------
+        plans : sequence of LayerPlan
+            What `resolve` returned.
+        lengths : sequence of int
+            Contexts, in tokens, to give the tokens read at.
+
+        Returns
+        -------
+        tuple of PlanRow
+        """
+        return tuple(_row(plan, tuple(lengths)) for plan in plans)
+
+
+def _row(plan: LayerPlan, lengths: tuple[int, ...]) -> PlanRow:
+    if plan.dense:
+        return PlanRow(plan.layer, "dense", "-", "-", "-", "-", "-", lengths, 0)
+    return PlanRow(
+        layer=plan.layer,
+        mode="sparse",
+        method=plan.method,
+        bits=str(plan.bits or "-"),
+        budget=str(plan.budget),
+        sink=str(plan.sink),
+        recent=str(plan.recent),
+        tokens=tuple(plan.budget.tokens(length) for length in lengths),
+        code_bytes=plan.bits // 8,
+    )
+
+
+def _locate_weights(settings: dict, base_dir: Path) -> dict:
+    """Make a weights path absolute, in place; a shipped name stays as it is.
+
+    What looks like a path (a separator, a leading dot or tilde) or exists in
+    `base_dir` is a path; any other word is a name, looked up among the shipped weights.
+    """
+    value = settings.get("weights")
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and value:
+        looks_like_path = "/" in value or value.startswith((".", "~"))
+        path = base_dir / Path(value).expanduser()
+        settings["weights"] = str(path.resolve()) if looks_like_path or path.exists() else value
+    return settings

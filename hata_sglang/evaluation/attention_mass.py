@@ -1,0 +1,191 @@
+"""How much of the attention a selection keeps, on captured queries and keys.
+
+Attention mass is the softmax probability that the kept tokens hold, averaged
+over the query heads of a KV head's group. Exact top-k by that average is the
+ceiling of every selector that picks k tokens per KV head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a selector may keep.
+
+    Parameters
+    ----------
+    k : int
+        Tokens per query and KV head, sink and recent included.
+    sink : int
+        First tokens, always kept.
+    recent : int
+        Last tokens up to the query's own, always kept.
+    """
+
+    k: int
+    sink: int
+    recent: int
+
+
+def group_attention(
+    q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """True attention of each query, averaged over the heads that share a KV head.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        ``[N, Hq, D]`` float32, after RoPE.
+    k : torch.Tensor
+        ``[S, Hkv, D]`` float32, after RoPE.
+    positions : torch.Tensor
+        ``[N]`` int64; query ``n`` sees keys ``0 .. positions[n]``.
+    scale : float
+        Factor on q.k before softmax.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[Hkv, N, S]`` float32, each row sums to 1.
+    """
+    count, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.reshape(count, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
+    future = torch.arange(k.shape[0], device=k.device) > positions[:, None].to(k.device)
+    total = torch.zeros(kv_heads, count, k.shape[0], device=q.device)
+    for head in range(heads // kv_heads):  # one head of the group at a time: bounded memory
+        logits = (grouped[:, head] * scale) @ k.permute(1, 2, 0)
+        total += logits.masked_fill_(future, -torch.inf).softmax(-1)
+    return total / (heads // kv_heads)
+
+
+def sign_codes(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Codes as signs: +1 where ``x @ weight > 0``, else -1.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[..., D]`` float32.
+    weight : torch.Tensor
+        ``[..., D, r]`` float32, broadcast against `x` as in matmul.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[..., r]`` float32 of +1 and -1.
+    """
+    return torch.where(x @ weight > 0, 1.0, -1.0)
+
+
+def hash_scores(q: torch.Tensor, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Scores that the serving path computes from codes, summed over the group.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        ``[N, Hq, D]`` float32.
+    k : torch.Tensor
+        ``[S, Hkv, D]`` float32.
+    weight : torch.Tensor
+        ``[Hkv, D, r]`` float32.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[Hkv, N, S]`` float32: sum over the group of ``r - hamming``, times 2
+        and less ``G * r`` (the same order; agreements less disagreements).
+    """
+    count, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.reshape(count, kv_heads, heads // kv_heads, dim).transpose(0, 1)
+    votes = sign_codes(grouped, weight[:, None]).sum(2)
+    return votes @ sign_codes(k.transpose(0, 1), weight).transpose(1, 2)
+
+
+def select(scores: torch.Tensor, positions: torch.Tensor, budget: Budget) -> torch.Tensor:
+    """Pick the tokens that a selector keeps.
+
+    Parameters
+    ----------
+    scores : torch.Tensor
+        ``[Hkv, N, S]`` float32, higher is better.
+    positions : torch.Tensor
+        ``[N]`` int64.
+    budget : Budget
+
+    Returns
+    -------
+    torch.Tensor
+        ``[Hkv, N, S]`` bool with ``min(k, positions[n] + 1)`` True in every row;
+        ties at the threshold go to the earlier token, as in serving.
+    """
+    tokens = torch.arange(scores.shape[-1], device=scores.device)
+    last = positions[:, None].to(scores.device)
+    # A huge finite value instead of inf keeps forced tokens above every score and sortable.
+    forced = (tokens < budget.sink) | (tokens > last - budget.recent)
+    ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
+    ranked.masked_fill_(tokens > last, -torch.inf)
+    width = min(budget.k, scores.shape[-1])
+    threshold = ranked.topk(width, dim=-1).values[..., -1:]
+    above = ranked > threshold
+    tied = (ranked == threshold) & (tokens <= last)
+    room = width - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= room))
+
+
+def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """Attention that a selection keeps.
+
+    Parameters
+    ----------
+    probabilities : torch.Tensor
+        ``[Hkv, N, S]`` float32, from `group_attention`.
+    selected : torch.Tensor
+        ``[Hkv, N, S]`` bool, from `select`.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[Hkv, N]`` float32 in [0, 1].
+    """
+    return (probabilities * selected).sum(-1)
+
+
+def selector_masses(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    weights: dict[str, torch.Tensor],
+    budget: Budget,
+) -> dict[str, float]:
+    """Mean attention mass of exact top-k, sink + recent, and sets of hash weights.
+
+    Parameters
+    ----------
+    q, k, positions, scale
+        As in `group_attention`.
+    weights : dict of str to torch.Tensor
+        Selector name -> ``[Hkv, D, r]`` float32.
+    budget : Budget
+
+    Returns
+    -------
+    dict of str to float
+        ``exact``, ``streaming`` (sink, and the rest of the budget as recent
+        tokens) and one entry per name in `weights`; means over queries and KV
+        heads.
+    """
+    probabilities = group_attention(q, k, positions, scale)
+    recency = torch.arange(k.shape[0], device=k.device).float().expand_as(probabilities)
+    scores = {"exact": lambda: probabilities, "streaming": lambda: recency}
+    for name, weight in weights.items():
+        scores[name] = lambda weight=weight: hash_scores(q, k, weight)
+    return {
+        name: float(attention_mass(probabilities, select(make(), positions, budget)).mean())
+        for name, make in scores.items()
+    }

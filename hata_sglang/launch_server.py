@@ -1,0 +1,95 @@
+"""``python -m hata_sglang.launch_server``: SGLang's server with sparse decoding.
+
+Takes every flag of SGLang's own launcher, plus ``--hata-config FILE``, and makes ``hata`` the
+attention backend. Without a model it serves the demo model with its shipped hash weights. On a
+machine without a CUDA device it serves on the CPU.
+"""
+
+from hata_sglang.seams import cpu_preview
+
+# Before SGLang is imported, and in every spawned process: these import this module first.
+ON_CPU = cpu_preview.enable()
+
+import os  # noqa: E402
+import sys  # noqa: E402
+from importlib.resources import files  # noqa: E402
+
+from hata_sglang.errors import HataError  # noqa: E402
+
+MODEL_FLAGS = ("--model-path", "--model")
+BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend")
+#: With one of these SGLang prints and exits, or brings its own settings.
+PASS_THROUGH = ("--help", "-h", "--version", "--config")
+#: Eight of the demo model's longest contexts, 1.5 GB; SGLang would fill most of the memory.
+CPU_POOL_TOKENS = "65536"
+
+
+def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], list[str]]:
+    """Add to SGLang's arguments what a launch with hata needs and the user left out.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command line without the program's name.
+    on_cpu : bool
+        Whether this machine has no CUDA device.
+
+    Returns
+    -------
+    argv : list of str
+        Complete arguments for SGLang.
+    notes : list of str
+        One sentence for every choice that was made, and why.
+    """
+    argv, notes = list(argv), []
+
+    def given(*flags: str) -> bool:
+        return any(arg == flag or arg.startswith(flag + "=") for arg in argv for flag in flags)
+
+    def add(reason: str, *words: str) -> None:
+        argv.extend(words)
+        notes.append(f"{' '.join(words)}  ({reason})")
+
+    if given(*PASS_THROUGH):
+        return argv, notes
+    if on_cpu and not given("--device"):
+        add("no CUDA device found: a preview on the CPU", "--device", "cpu")
+    if on_cpu and not given("--max-total-tokens", "--mem-fraction-static"):
+        add("a preview needs no pool of all memory", "--max-total-tokens", CPU_POOL_TOKENS)
+    if not given(*BACKEND_FLAGS):
+        add("the default of this launcher", "--attention-backend", "hata")
+    if not given(*MODEL_FLAGS):
+        from hata_sglang.demo_model import ensure_demo_model
+
+        add("no model given: the demo model", "--model-path", str(ensure_demo_model()))
+        if not given("--hata-config") and "HATA_CONFIG" not in os.environ:
+            config = files("hata_sglang") / "configs" / "demo.yaml"
+            add("budgets and shipped weights of the demo model", "--hata-config", str(config))
+    return argv, notes
+
+
+def main() -> None:
+    """Start the server; returns when it is shut down."""
+    try:
+        argv, notes = complete_arguments(sys.argv[1:], on_cpu=ON_CPU)
+    except HataError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    for note in notes:
+        print(f"hata: {note}", flush=True)
+
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    server_args = prepare_server_args(argv)
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The attention backend: a stock SGLang backend whose sparse layers decode through hata.
+
+The stock backend is built by its own factory and then given a subclass of its own class. That
+keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
+wrapper's ``__getattr__``) and costs dense layers and prefill nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+from hata_sglang.decoding import CpuDecoder, GpuDecoder
+from hata_sglang.decoding.step import Batch
+from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.metrics import COUNTERS
+from hata_sglang.seams import versions
+from hata_sglang.seams.session import Session
+
+def attach(backend: AttentionBackend, runner: Any, session: Session) -> AttentionBackend:
+    """Turn a stock backend into one that decodes this session's sparse layers with hata.
+
+    Parameters
+    ----------
+    backend : AttentionBackend
+        What the stock factory returned; changed in place.
+    runner : sglang.srt.model_executor.model_runner.ModelRunner
+    session : Session
+
+    Returns
+    -------
+    AttentionBackend
+        The same object.
+    """
+    shape, plans = session.shape, session.sparse_plans
+    device = torch.device(runner.device)
+    scales = {layer.layer_id: float(layer.scaling) for layer in attention_layers(runner.model)}
+    if device.type == "cpu":
+        decoder: Any = CpuDecoder(plans, scales)
+    else:
+        decoder = GpuDecoder(
+            plans,
+            scales,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            context_len=shape.context_len,
+            dtype=runner.kv_cache_dtype,
+            device=device,
+        )
+    backend.__class__ = _subclass(type(backend))
+    backend.hata_plans = {p.layer: p for p in plans}
+    backend.hata_decoder = decoder
+    backend.hata_pool = runner.token_to_kv_pool
+    backend.hata_requests = runner.req_to_token_pool
+    backend._hata_eager = False
+    return backend
+
+
+_SUBCLASSES: dict[type, type] = {}
+
+
+def _subclass(base: type) -> type:
+    """Subclass of a stock backend class; one per base, so that isinstance checks agree."""
+    if base not in _SUBCLASSES:
+        _SUBCLASSES[base] = _make_subclass(base)
+    return _SUBCLASSES[base]
+
+
+def _make_subclass(base: type) -> type:
+    # Single inheritance: CPython refuses to retype an instance to a class with a mixin.
+    class HataAttnBackend(base):
+        def init_forward_metadata(self, forward_batch):
+            # Some bases' eager entry calls the out-of-graph method below as a part of itself.
+            self._hata_eager = True
+            try:
+                super().init_forward_metadata(forward_batch)
+            finally:
+                self._hata_eager = False
+            if forward_batch.forward_mode.is_decode():
+                self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=False)
+
+        def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
+            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            if self._hata_eager or not forward_batch.forward_mode.is_decode():
+                return
+            batch = self._hata_batch(forward_batch)
+            if in_capture:
+                self.hata_decoder.prepare(batch, graph=True, real_rows=0)
+                return
+            real_rows = versions.real_rows(forward_batch)
+            self.hata_decoder.prepare(batch, graph=True, real_rows=real_rows)
+            COUNTERS.tokens_encoded += real_rows  # a replay runs no Python in `set_kv_buffer`
+
+        def init_cuda_graph_state(self, max_bs, max_num_tokens, *args, **kwargs):
+            super().init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
+            self.hata_decoder.allocate_static(max_bs)
+
+        def get_fused_kv_write_buffers(self, *args, **kwargs):
+            return None  # 0.5.23: a model that writes keys by itself would skip the codes
+
+        def _hata_batch(self, forward_batch):
+            bs = forward_batch.batch_size
+            return Batch(
+                self.hata_requests.req_to_token,
+                forward_batch.req_pool_indices[:bs],
+                forward_batch.seq_lens[:bs],
+                forward_batch.seq_lens_cpu[:bs],
+            )
+
+        def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+            _require_keys(self, layer, k, save_kv_cache)
+            return super().forward_extend(
+                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
+            )
+
+        def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+            plan = self.hata_plans.get(layer.layer_id)
+            _require_keys(self, layer, k, save_kv_cache)
+            decoder, pool = self.hata_decoder, self.hata_pool
+            if plan is None or decoder.covers_context(plan):
+                return super().forward_decode(
+                    q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
+                )
+            pool.set_kv_buffer(layer, versions.write_loc(forward_batch), k, v)
+            k_cache, v_cache = pool.get_kv_buffer(layer.layer_id)
+            out = decoder.decode(
+                plan,
+                q.reshape(-1, layer.tp_q_head_num, layer.head_dim),
+                k_cache,
+                v_cache,
+                pool.codes.get(layer.layer_id),
+                pool.hash_weights.get(layer.layer_id),
+            )
+            return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
+
+    HataAttnBackend.__name__ = f"Hata{base.__name__}"
+    HataAttnBackend.__qualname__ = HataAttnBackend.__name__
+    return HataAttnBackend
+
+
+def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None:
+    """Stop where a model wrote keys to the cache by itself: they would have no codes."""
+    if layer.layer_id in backend.hata_plans and (k is None or not save_kv_cache):
+        raise HataError(
+            f"layer {layer.layer_id}: expected the attention backend to write the keys, "
+            "found a model that writes them by itself; hata cannot keep codes for it"
+        )
+
+
+def attention_layers(model: torch.nn.Module) -> list[RadixAttention]:
+    """The model's attention layers that reach the attention backend."""
+    return [module for module in model.modules() if isinstance(module, RadixAttention)]
+
+
+def check_layers(model: torch.nn.Module, session: Session) -> None:
+    """Refuse sparse layers whose attention is more than softmax over all earlier tokens.
+
+    Raises
+    ------
+    Refusal
+        One line for every property that sparse decoding does not implement.
+    """
+    sparse = {p.layer for p in session.sparse_plans}
+    layers = attention_layers(model)
+    problems = []
+    seen = {layer.layer_id for layer in layers}
+    if missing := sorted(sparse - seen):
+        problems.append(Problem("model", "softmax attention in every sparse layer",
+                                f"none in layers {missing}"))
+    wanted = {
+        "logit_cap": (0, 0.0, None),
+        "sliding_window_size": (-1, None),
+        "is_cross_attention": (False,),
+        "attn_type": (AttentionType.DECODER,),
+        "xai_temperature_len": (-1, None),
+        "k_scale": (None,),
+    }
+    for layer in layers:
+        if layer.layer_id not in sparse:
+            continue
+        for name, allowed in wanted.items():
+            value = getattr(layer, name, allowed[0])
+            if value not in allowed:
+                problems.append(Problem(
+                    f"attention of layer {layer.layer_id} (or list it under dense_layers)",
+                    f"{name} {allowed[0]}", f"{name} {value}",
+                ))
+        if layer.qk_head_dim != layer.v_head_dim:
+            problems.append(Problem(f"attention of layer {layer.layer_id}", "head_dim of K = V",
+                                    f"{layer.qk_head_dim} and {layer.v_head_dim}"))
+    if problems:
+        raise Refusal(problems)

@@ -1,0 +1,109 @@
+"""The code pool: hash codes beside the keys, indexed by the same slot.
+
+A subclass of SGLang's ``MHATokenToKVPool``, so that whatever allocates, shares, frees or moves a
+slot treats the code like the key. Codes are a function of keys: where keys come back by another
+way than `set_kv_buffer`, they are encoded again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hata_kernels.encode import encode
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
+
+from hata_sglang.metrics import COUNTERS
+from hata_sglang.seams.session import Session
+
+
+def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
+    """Class of the KV pool that also keeps this session's codes.
+
+    Parameters
+    ----------
+    session : Session
+        Its `weights` say which layers are coded and with how many bits.
+
+    Returns
+    -------
+    type
+        Drop-in for ``MHATokenToKVPool`` (sglang/srt/mem_cache/memory_pool.py), with
+        ``codes``: dict of layer to int32 ``[size + page_size, Hkv, bits // 32]`` and
+        ``hash_weights``: dict of layer to ``[Hkv, D, bits]``, float32 on a CPU, else the cache's
+        dtype.
+    """
+
+    class HataMHATokenToKVPool(MHATokenToKVPool):
+        hata_session = session
+
+        def _create_buffers(self):
+            slots = self.size + self.page_size
+            # The same region as K and V: SGLang releases and resumes the three together.
+            with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+                self.codes = {
+                    layer: torch.zeros(
+                        slots, w.shape[0], w.shape[2] // 32, dtype=torch.int32, device=self.device
+                    )
+                    for layer, w in session.weights.items()
+                }
+            # On a GPU the projection runs on tensor cores, in the keys' dtype; the CPU
+            # reference computes in float32 and keeps the weights so.
+            on_cpu = torch.device(self.device).type == "cpu"
+            self.hash_weights = {
+                layer: w.to(self.device, torch.float32 if on_cpu else self.dtype).contiguous()
+                for layer, w in session.weights.items()
+            }
+            self._first_coded = min(session.weights, default=None)
+            super()._create_buffers()
+
+        def _clear_buffers(self):
+            del self.codes
+            super()._clear_buffers()
+
+        def get_kv_size_bytes(self):
+            # SGLang logs K and V apart; codes belong to the keys.
+            k_bytes, v_bytes = super().get_kv_size_bytes()
+            return k_bytes + sum(c.numel() * c.element_size() for c in self.codes.values()), v_bytes
+
+        def set_kv_buffer(self, layer, loc_info, cache_k, cache_v, *args, **kwargs):
+            # Before super(): an fp8 pool would divide K in place.
+            layer_id = kwargs.get("layer_id_override")
+            self.encode_keys(
+                layer.layer_id if layer_id is None else layer_id,
+                unwrap_write_loc(loc_info)[0],
+                cache_k,
+            )
+            super().set_kv_buffer(layer, loc_info, cache_k, cache_v, *args, **kwargs)
+
+        def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
+            """Write the codes of ``keys [T, Hkv, D]`` to ``slots [T]`` of a layer, if it is coded."""
+            weight = self.hash_weights.get(layer_id)
+            if weight is None:
+                return
+            encode(
+                keys.reshape(-1, self.head_num, self.head_dim),
+                weight,
+                out=self.codes[layer_id],
+                slots=slots,
+            )
+            if layer_id == self._first_coded and not _capturing(keys):
+                COUNTERS.tokens_encoded += slots.numel()
+
+        def move_kv_cache(self, tgt_loc, src_loc):
+            super().move_kv_cache(tgt_loc, src_loc)
+            for codes in self.codes.values():
+                codes[tgt_loc] = codes[src_loc]
+
+        def load_cpu_copy(self, kv_cache_cpu, indices, *args: Any, **kwargs: Any):
+            super().load_cpu_copy(kv_cache_cpu, indices, *args, **kwargs)
+            for layer_id in self.hash_weights:
+                self.encode_keys(layer_id, indices, self._get_key_buffer(layer_id)[indices])
+
+    return HataMHATokenToKVPool
+
+
+def _capturing(tensor: torch.Tensor) -> bool:
+    """Say whether this call only records a CUDA graph and computes nothing yet."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,94 @@
+"""What differs between the supported SGLang releases, each with its range.
+
+Tested at both ends: 0.5.16 and 0.5.23.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import sglang
+from packaging.version import Version
+
+SGLANG = Version(sglang.__version__)
+SUPPORTED = (Version("0.5.16"), Version("0.5.23"))
+
+
+def resolution_target() -> str:
+    """Method of ServerArgs that turns what was asked into what will run.
+
+    0.5.16: the dataclass resolves itself in ``__post_init__``. Later: ``resolve_once``; a hook
+    on a msgspec struct's ``__post_init__`` is accepted and never called.
+    """
+    name = "resolve_once" if _resolves_once() else "__post_init__"
+    return f"sglang.srt.server_args.ServerArgs.{name}"
+
+
+def _resolves_once() -> bool:
+    from sglang.srt.server_args import ServerArgs
+
+    return hasattr(ServerArgs, "resolve_once")
+
+
+def already_resolved(server_args: Any) -> bool:
+    """Say whether SGLang will do nothing more to these arguments (later than 0.5.16 only)."""
+    return bool(getattr(server_args, "_resolution_finished", False))
+
+
+def resolved(server_args: Any) -> Any:
+    """View of the arguments whose attributes are what will run."""
+    from sglang.srt.arg_groups.overrides import resolved_view
+
+    return resolved_view(server_args)
+
+
+def model_config(server_args: Any) -> Any:
+    """SGLang's ModelConfig of these arguments."""
+    if hasattr(server_args, "get_model_config"):  # 0.5.16
+        return server_args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    return model_config_of(server_args)
+
+
+def early_model_config(server_args: Any) -> Any | None:
+    """ModelConfig of arguments that SGLang has not resolved yet.
+
+    None where it needs what resolution brings (a model to be fetched first, a dummy): the same
+    checks run again afterwards.
+    """
+    from sglang.srt.configs.model_config import ModelConfig
+
+    if not os.path.isdir(server_args.model_path):
+        return None
+    try:
+        return ModelConfig.from_server_args(server_args)
+    except Exception:  # SGLang reports it, with its own words, when it gets there
+        return None
+
+
+def decode_backend_name(runner: Any) -> str:
+    """Resolved name of the decode attention backend while backends are being built."""
+    name = getattr(runner, "decode_attention_backend_str", None)
+    if name is None:  # 0.5.16 sets it later
+        name = runner.server_args.get_attention_backends()[1]
+    return name
+
+
+def real_rows(forward_batch: Any) -> int:
+    """Rows of a CUDA-graph replay that are requests and not padding."""
+    return forward_batch.batch_size - getattr(forward_batch, "num_padding", 0)
+
+
+def write_loc(forward_batch: Any) -> Any:
+    """Where this batch's new keys go, as `set_kv_buffer` takes it."""
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+    return KVWriteLoc(forward_batch.out_cache_loc, None)
+
+
+def decode_graph_max_bs(server_args: Any) -> int:
+    """Largest batch size that decode CUDA graphs are captured for; 0 where they are off."""
+    decode = resolved(server_args).cuda_graph_config.decode
+    return 0 if str(decode.backend).endswith("disabled") else max(decode.bs or [decode.max_bs or 0])

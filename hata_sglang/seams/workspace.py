@@ -1,0 +1,32 @@
+"""Device memory beside the pool: counted before SGLang sizes the pool, so that nothing surprises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hata_sglang.seams import versions
+from hata_sglang.seams.session import Session
+
+
+def graph_workspace_bytes(configurator: Any) -> int:
+    """Bytes that CUDA graphs of the sparse layers will take; 0 on a CPU.
+
+    Parameters
+    ----------
+    configurator : sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator
+    """
+    if torch.device(configurator.device).type == "cpu" or configurator.is_draft_worker:
+        return 0
+    from hata_sglang.decoding import GpuDecoder
+
+    session = Session.open(configurator.model_config)
+    shape = session.shape
+    return GpuDecoder.graph_bytes(
+        session.sparse_plans,
+        max_bs=versions.decode_graph_max_bs(configurator.server_args),
+        group=shape.group,
+        num_kv_heads=shape.num_kv_heads,
+        context_len=shape.context_len,
+    )

@@ -1,0 +1,258 @@
+"""Training texts for the demo model, built from what every Python carries.
+
+Half of the rows are plain text (Python's own documentation: ``pydoc`` topics
+and docstrings of the standard library, PSF licence). The other half are chats
+in the model's template: a long document with facts hidden in it, followed by
+questions and answers, so that the captured queries include the ones that look
+a fact up. Documents, names and wordings of the held-out rows are not in the
+training rows. The same seed, Python and tokenizer give the same bytes.
+
+Run: ``python -m hata_sglang.training.demo_corpus --model DIR --out DIR``
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import random
+import sysconfig
+import textwrap
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydoc_data.topics import topics
+
+from hata_sglang.training.demo_phrases import PHRASES, Phrases
+
+DESCRIPTION = (
+    "pydoc topics and docstrings of Python's standard library (PSF licence), generated prose, "
+    "and chats that ask for facts hidden in documents made of both "
+    "(hata_sglang/training/demo_corpus.py)"
+)
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
+HELD_OUT_SHARE = 4  # one document in four is held out
+
+
+@lru_cache(maxsize=2)
+def library_texts(split: str) -> tuple[str, ...]:
+    """Documents from this Python's documentation, in a fixed shuffled order.
+
+    Parameters
+    ----------
+    split : {"train", "held_out"}
+        A document belongs to one split only, by a checksum of its name.
+
+    Returns
+    -------
+    tuple of str
+        Topics of ``pydoc`` and, per module of the standard library, its
+        docstrings of more than 200 characters.
+    """
+    documents = {f"topic {name}": text for name, text in topics.items()}
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if not SKIPPED_FOLDERS.intersection(parts):
+            text = "\n\n".join(d for d in _docstrings(path) if len(d) > 200)
+            if text:
+                documents["module " + "/".join(parts)] = text
+    held_out = split == "held_out"
+    names = [n for n in documents if (_checksum(n) % HELD_OUT_SHARE == 0) == held_out]
+    names.sort(key=lambda name: (_checksum("order " + name), name))
+    return tuple(documents[name] for name in names)
+
+
+def _checksum(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):  # a few files of the library are broken on purpose
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def prose(rng: random.Random, phrases: Phrases) -> str:
+    """One generated paragraph of five to nine sentences."""
+    place, pair = rng.choice(phrases.places), rng.sample(phrases.people, 2)
+    sentences = []
+    for template in rng.sample(phrases.sentences, rng.randint(5, 9)):
+        rng.shuffle(pair)
+        sentence = template.format(
+            person=pair[0],
+            other=pair[1],
+            place=place,
+            thing=rng.choice(phrases.things),
+            quality=rng.choice(phrases.qualities),
+            season=rng.choice(phrases.seasons),
+            number=rng.randint(2, 90),
+        )
+        sentences.append(sentence[0].upper() + sentence[1:])
+    return " ".join(sentences)
+
+
+def paragraphs(rng: random.Random, split: str) -> Iterator[str]:
+    """Endless filler for documents: runs of library text and runs of prose."""
+    library = library_texts(split)
+    while True:
+        if rng.random() < 0.4:
+            text = rng.choice(library)
+            blocks = [b.strip() for b in text.split("\n\n") if len(b) > 80]
+            if blocks:
+                start = rng.randrange(len(blocks))
+                for block in blocks[start : start + 8]:
+                    yield textwrap.shorten(block, 700, placeholder=" ...")
+        else:
+            for _ in range(rng.randint(3, 8)):
+                yield prose(rng, PHRASES[split])
+
+
+def facts(rng: random.Random, split: str, count: int) -> list[tuple[str, str, str]]:
+    """Facts that can be hidden and asked for.
+
+    Returns
+    -------
+    list of (statement, question, answer)
+        No two about the same subject.
+    """
+    phrases = PHRASES[split]
+    made: dict[tuple[str, str], tuple[str, str, str]] = {}
+    while len(made) < count:
+        index = rng.randrange(len(phrases.facts))
+        statement, question, answer = phrases.facts[index]
+        subject = rng.choice(phrases.people if "{person}" in statement else phrases.places)
+        digits = rng.choice([3, 4, 5])
+        values = {
+            "person": subject,
+            "place": subject,
+            "value": str(rng.randrange(10 ** (digits - 1), 10**digits)),
+            "word": rng.choice(phrases.things),
+        }
+        row = tuple(part.format(**values) for part in (statement, question, answer))
+        made.setdefault((statement, subject), row)
+    return list(made.values())
+
+
+def chat(rng: random.Random, split: str, tokenizer: Any, length: int) -> list[dict[str, str]]:
+    """One chat: a document with hidden facts, then questions and answers.
+
+    Parameters
+    ----------
+    rng : random.Random
+    split : {"train", "held_out"}
+    tokenizer : transformers tokenizer
+        Used to reach the length.
+    length : int
+        Tokens of the chat in the model's template, at most.
+
+    Returns
+    -------
+    list of dict
+        Messages in OpenAI's form.
+    """
+    hidden = facts(rng, split, 10)
+    asked = rng.sample(hidden, 8)
+    opening = rng.choice(PHRASES[split].openings)
+    turns = [{"role": "user", "content": asked[0][1]}, {"role": "assistant", "content": asked[0][2]}]
+    for _, question, answer in asked[1:]:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def assemble(blocks: list[str]) -> list[dict[str, str]]:
+        document = list(blocks)
+        for number, (statement, _, _) in enumerate(hidden):
+            depth = number * len(blocks) // len(hidden) + number
+            document.insert(depth, statement)
+        first = f"{opening}\n\n" + "\n\n".join(document) + f"\n\n{asked[0][1]}"
+        return [{"role": "user", "content": first}, *turns[1:]]
+
+    blocks: list[str] = []
+    used = _length(tokenizer, assemble(blocks))
+    for block in paragraphs(rng, split):
+        # Tokens add up across blank lines but for one or two, hence the slack below.
+        used += len(tokenizer(block, add_special_tokens=False)["input_ids"]) + 1
+        if used > length - 32:
+            break
+        blocks.append(block)
+    messages = assemble(blocks)
+    while _length(tokenizer, messages) > length:
+        blocks.pop()
+        messages = assemble(blocks)
+    return messages
+
+
+def _length(tokenizer: Any, messages: list[dict[str, str]]) -> int:
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def plain(start: int, split: str, tokenizer: Any, length: int) -> str:
+    """Library documents joined to at least `length` tokens, from document `start` on."""
+    texts = library_texts(split)
+    joined, used = [], 0
+    for offset in range(len(texts)):
+        text = texts[(start + offset) % len(texts)]
+        joined.append(text)
+        used += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if used >= length:
+            break
+    ids = tokenizer("\n\n".join(joined), add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.decode(ids[:length])
+
+
+def write_corpus(
+    folder: Path, tokenizer: Any, length: int, chats: int, plains: int, seed: int
+) -> None:
+    """Write ``train.jsonl`` and ``held_out.jsonl``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing.
+    tokenizer : transformers tokenizer
+        With a chat template.
+    length : int
+        Tokens of a row at most. Chats take between 70 % of it and all of it.
+    chats, plains : int
+        Rows of each kind in ``train.jsonl``; ``held_out.jsonl`` has two of each.
+    seed : int
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, chat_rows, plain_rows in (("train", chats, plains), ("held_out", 2, 2)):
+        rng = random.Random(f"{split} {seed}")
+        rows: list[dict[str, Any]] = []
+        for number in range(plain_rows):
+            rows.append({"text": plain(number * 40, split, tokenizer, length)})
+        for number in range(chat_rows):
+            share = 1.0 if number % 2 == 0 else rng.uniform(0.7, 1.0)
+            rows.append({"messages": chat(rng, split, tokenizer, int(length * share))})
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line of this module."""
+    from transformers import AutoTokenizer
+
+    parser = argparse.ArgumentParser(description="Build the demo model's training texts.")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint with its tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two .jsonl files")
+    parser.add_argument("--length", type=int, default=6144, help="tokens per row (default 6144)")
+    parser.add_argument("--chats", type=int, default=6, help="chats to train on (default 6)")
+    parser.add_argument("--plains", type=int, default=3, help="plain texts to train on (default 3)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    write_corpus(args.out, tokenizer, args.length, args.chats, args.plains, args.seed)
+    print(f"wrote {args.out / 'train.jsonl'} and {args.out / 'held_out.jsonl'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Triton page table: selected slots into FlashInfer's page indices."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..checks import expect, expect_tensor
+
+
+@triton.jit
+def _pages_kernel(slots_ptr, indptr_ptr, pages_ptr, k, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """Pages of one row: slot * HEADS + head, stored back to back as indptr says."""
+    row = tl.program_id(0)
+    begin = tl.load(indptr_ptr + row)
+    count = tl.load(indptr_ptr + row + 1) - begin
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = column < tl.minimum(count, k)
+    slot = tl.load(slots_ptr + row.to(tl.int64) * k + column, mask=valid, other=0)
+    # A -1 here means the caller planned more tokens than were selected. The reserved slot 0 gives
+    # a wrong answer for that row; a negative page would read outside the pool.
+    page = tl.maximum(slot, 0) * HEADS + row % HEADS
+    tl.store(pages_ptr + begin + column, page, mask=valid)
+
+
+def write_pages(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) -> None:
+    """Turn a selection into page indices of the pool viewed as ``[slots * kv_heads, 1, 1, D]``.
+
+    Parameters
+    ----------
+    slots : torch.Tensor
+        int32 ``[bs, kv_heads, k]``, contiguous.
+    indptr : torch.Tensor
+        int32 ``[at least bs * kv_heads + 1]``: row r owns ``pages[indptr[r] : indptr[r + 1]]``, at
+        most k of them. Read on the device, so the launch does not depend on it.
+    pages : torch.Tensor
+        int32, written.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype or contiguity does not fit.
+    """
+    expect_tensor("slots", slots, shape=(None, None, None), dtypes=(torch.int32,), contiguous=True)
+    batch, kv_heads, k = slots.shape
+    rows = batch * kv_heads
+    expect_tensor("indptr", indptr, shape=(None,), dtypes=(torch.int32,), device=slots.device)
+    expect(indptr.numel() > rows, "indptr.numel()", f"at least {rows + 1}", indptr.numel())
+    expect_tensor("pages", pages, shape=(None,), dtypes=(torch.int32,), device=slots.device)
+    block = min(1024, triton.next_power_of_2(k))
+    _pages_kernel[(rows, triton.cdiv(k, block))](
+        slots, indptr, pages, k, HEADS=kv_heads, BLOCK=block
+    )

@@ -1,0 +1,71 @@
+"""Argument checks whose errors name the argument, what was expected and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def expect(condition: bool, name: str, expected: object, found: object) -> None:
+    """Raise ``ValueError`` naming an argument unless ``condition`` holds.
+
+    Parameters
+    ----------
+    condition : bool
+        What must hold.
+    name, expected, found : object
+        The parts of the message ``name: expected ..., found ...``.
+
+    Raises
+    ------
+    ValueError
+        When ``condition`` is false.
+    """
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, found {found}")
+
+
+def expect_tensor(
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    shape: Sequence[int | None] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+    device: torch.device | None = None,
+    contiguous: bool = False,
+) -> None:
+    """Check shape, dtype, device and contiguity of a tensor, as far as each is given.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    tensor : torch.Tensor
+        The argument.
+    shape : sequence of int or None, optional
+        Expected shape; None in a place accepts any size there.
+    dtypes : sequence of torch.dtype, optional
+        Accepted dtypes.
+    device : torch.device, optional
+        Expected device.
+    contiguous : bool
+        Whether the tensor must be contiguous.
+
+    Raises
+    ------
+    ValueError
+        When any of them does not hold.
+    """
+    if shape is not None:
+        fits = tensor.dim() == len(shape) and all(
+            want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        expect(fits, f"{name}.shape", wanted, list(tensor.shape))
+    if dtypes is not None:
+        expect(tensor.dtype in dtypes, f"{name}.dtype", " or ".join(map(str, dtypes)), tensor.dtype)
+    if device is not None:
+        expect(tensor.device == device, f"{name}.device", device, tensor.device)
+    if contiguous:
+        expect(tensor.is_contiguous(), f"{name} strides", "a contiguous tensor", tensor.stride())

@@ -1,0 +1,126 @@
+"""Triton scorer: XOR, popcount and group sum over the tokens' codes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .naive import check_score
+
+# Tokens per program. With 16-byte codes every thread of 4 warps has four 16-byte loads in flight.
+BLOCK = 512
+
+
+@triton.jit
+def _popcount(x, PTX: tl.constexpr):
+    """Set bits of each int32. The interpreter has no inline assembly: there, shift and mask."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+    v = x.to(tl.uint32, bitcast=True)
+    v = v - ((v >> 1) & 0x55555555)
+    v = (v & 0x33333333) + ((v >> 2) & 0x33333333)
+    v = (v + (v >> 4)) & 0x0F0F0F0F
+    return ((v * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _score_kernel(
+    q_codes_ptr,
+    codes_ptr,
+    token_slots_ptr,
+    seq_lens_ptr,
+    out_ptr,
+    token_slots_stride,
+    width,
+    sink,
+    recent,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+    WORDS_POW2: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """One program: BLOCK tokens of one request for one KV head.
+
+    Heads are the fastest grid axis: the codes of a token's heads are neighbours in memory, so the
+    programs that share cache lines run together.
+    """
+    head = tl.program_id(0)
+    batch = tl.program_id(1).to(tl.int64)
+    start = tl.program_id(2) * BLOCK
+    # The grid covers the widest context; whether a block has work is known on the device only.
+    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+    if start >= length:
+        return
+    token = start + tl.arange(0, BLOCK)
+    valid = (token < length) & (token < width)
+    slot = tl.load(token_slots_ptr + batch * token_slots_stride + token, mask=valid, other=0)
+    word = tl.arange(0, WORDS_POW2)
+    in_code = word < WORDS
+    key_place = slot.to(tl.int64) * (HEADS * WORDS) + head * WORDS
+    keys = tl.load(
+        codes_ptr + key_place[:, None] + word[None, :],
+        mask=valid[:, None] & in_code[None, :],
+        other=0,
+    )
+    distance = tl.zeros((BLOCK, WORDS_POW2), dtype=tl.int32)
+    q_place = q_codes_ptr + (batch * HEADS + head) * (GROUP * WORDS)
+    for member in tl.static_range(GROUP):
+        # Words beyond the code are 0 on both sides and add nothing.
+        query = tl.load(q_place + member * WORDS + word, mask=in_code, other=0)
+        distance += _popcount(keys ^ query[None, :], PTX)
+    FULL: tl.constexpr = GROUP * WORDS * 32
+    scores = FULL - tl.sum(distance, axis=1)
+    forced = (token < sink) | (token >= length - recent)
+    scores = tl.where(forced, FULL + 1, scores)
+    out_row = out_ptr + (batch * HEADS + head) * width
+    tl.store(out_row + token, scores.to(out_ptr.dtype.element_ty), mask=valid)
+
+
+def score_triton(
+    q_codes: torch.Tensor,
+    codes: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    sink: int,
+    recent: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Score on the GPU; same contract as `score_naive`.
+
+    The launch depends on shapes only, never on ``seq_lens``: safe inside a CUDA graph.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+    """
+    group, words = check_score(q_codes, codes, token_slots, seq_lens, sink, recent, out)
+    batch, kv_heads, width = out.shape
+    if batch == 0 or width == 0:
+        return out
+    grid = (kv_heads, batch, triton.cdiv(width, BLOCK))
+    _score_kernel[grid](
+        q_codes,
+        codes,
+        token_slots,
+        seq_lens,
+        out,
+        token_slots.stride(0),
+        width,
+        sink,
+        recent,
+        HEADS=kv_heads,
+        GROUP=group,
+        WORDS=words,
+        WORDS_POW2=triton.next_power_of_2(words),
+        BLOCK=BLOCK,
+        PTX=codes.is_cuda,
+        num_warps=4,
+    )
+    return out

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Sets everything up and runs the tests; arguments go to pytest.
+#
+#   bash launch/test.sh
+#   bash launch/test.sh tests/config -k budget
+#   HATA_TEST_BOTH=1 bash launch/test.sh    also the tests of the seams with the newest SGLang
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+
+NEWEST_SGLANG=0.5.23
+
+hata_setup "$HATA_VENV" "$HATA_SGLANG_VERSION"
+cd "$HATA_ROOT"
+
+if [ $# -gt 0 ] || [ "${HATA_TEST_BOTH:-0}" != 1 ]; then
+    exec "$HATA_VENV/bin/python" -m pytest "$@"
+fi
+
+# Both suites run even if the first fails; the script fails if either does.
+logs="$(mktemp -d "${TMPDIR:-/tmp}/hata-tests.XXXXXX")"
+trap 'rm -rf "$logs"' EXIT
+status=0
+"$HATA_VENV/bin/python" -m pytest 2>&1 | tee "$logs/1" || status=1
+
+newest_venv="$HATA_VENV-$NEWEST_SGLANG"
+hata_setup "$newest_venv" "$NEWEST_SGLANG"
+hata_say "tests of the seams with SGLang $NEWEST_SGLANG"
+"$newest_venv/bin/python" -m pytest tests/plugin tests/e2e 2>&1 | tee "$logs/2" || status=1
+
+hata_say "SGLang $HATA_SGLANG_VERSION, all tests: $(tail -n 1 "$logs/1")"
+hata_say "SGLang $NEWEST_SGLANG, tests/plugin and tests/e2e: $(tail -n 1 "$logs/2")"
+exit "$status"

@@ -1,0 +1,133 @@
+"""Settings that are fine alone and wrong together."""
+
+import pytest
+
+from hata_sglang.config import HataConfig
+from hata_sglang.errors import Refusal
+
+EXACT = {"method": "exact", "budget": 256}
+RANDOM = {"method": "random", "budget": 256}
+HATA = {"method": "hata", "budget": 256, "weights": "shipped"}
+
+
+def settings(mapping) -> dict[str, tuple[str, str]]:
+    """Every problem of `mapping`, by setting."""
+    try:
+        HataConfig.parse(mapping)
+    except Refusal as refusal:
+        return {p.setting: (p.expected, p.found) for p in refusal.problems}
+    return {}
+
+
+def only(mapping, setting) -> tuple[str, str]:
+    problems = settings(mapping)
+    assert list(problems) == [setting]
+    return problems[setting]
+
+
+def test_hata_needs_weights():
+    expected, found = only({"method": "hata", "budget": 256}, "weights")
+    assert "trained weights for method hata" in expected
+    assert "hata-sglang weights" in expected
+    assert found == "nothing"
+
+
+def test_hata_with_null_weights_is_hata_without():
+    assert list(settings({**HATA, "weights": None})) == ["weights"]
+
+
+@pytest.mark.parametrize("base", [EXACT, RANDOM])
+def test_other_methods_take_no_weights(base):
+    expected, found = only({**base, "weights": "shipped"}, "weights")
+    assert expected == f"no weights with method {base['method']}"
+    assert found == "'shipped'"
+
+
+def test_exact_takes_no_bits():
+    assert "keeps no codes" in only({**EXACT, "bits": 128}, "bits")[0]
+
+
+@pytest.mark.parametrize("base", [EXACT, HATA])
+def test_seed_only_for_random(base):
+    assert "no seed unless" in only({**base, "seed": 3}, "seed")[0]
+
+
+def test_seed_with_random_in_one_layer():
+    assert settings({**EXACT, "seed": 3, "layers": {"5": {"method": "random"}}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "setting", "least"),
+    [
+        ({"budget": 80}, "budget", 81),
+        ({"budget": 256, "sink": 200, "recent": 56}, "budget", 257),
+        ({"budget": {"ratio": 0.5, "min": 80, "max": 90}}, "budget.min", 81),
+        ({"layers": {"5": {"budget": 80}}}, "layers.5.budget", 81),
+        ({"layers": {"5": {"sink": 192}}}, "layers.5.budget", 257),
+        ({"layers": {"5": {"recent": 240}}}, "layers.5.budget", 257),
+        ({"layers": {"5": {"sink": None, "budget": 80}}}, "layers.5.budget", 81),
+    ],
+)
+def test_budget_must_exceed_sink_and_recent(change, setting, least):
+    expected, _ = only({**EXACT, **change}, setting)
+    assert expected.startswith(f"at least {least} tokens (sink ")
+
+
+def test_budget_of_one_choice_is_enough():
+    assert settings({**EXACT, "budget": 81}) == {}
+    assert settings({**EXACT, "budget": 1, "sink": 0, "recent": 0}) == {}
+
+
+def test_override_with_wrong_method_settings():
+    layers = {"5": {"method": "hata"}, "6": {"weights": "x"}, "7": {"bits": 64}}
+    problems = settings({**EXACT, "layers": layers})
+    assert list(problems) == ["layers.5.weights", "layers.6.weights", "layers.7.bits"]
+
+
+def test_override_may_change_the_method():
+    layers = {"5": {"method": "hata", "weights": "x", "bits": 64}, "6": {"method": "random"}}
+    assert settings({**EXACT, "layers": layers}) == {}
+    assert settings({**HATA, "layers": {"5": {"method": "exact"}, "6": {"weights": "y"}}}) == {}
+
+
+def test_overlapping_ranges_name_both():
+    layers = {"2-15": {"budget": 300}, "10-20": {"budget": 400}, "15": {"sink": 1}}
+    error = settings({**EXACT, "layers": layers})
+    assert list(error) == ["layers.10-20", "layers.15"]
+    assert error["layers.10-20"] == (
+        "each layer in one range",
+        "'2-15' and '10-20' both holding layers 10-15",
+    )
+
+
+def test_same_layer_as_number_and_text():
+    error = settings({**EXACT, "layers": {5: {"sink": 1}, "5": {"sink": 2}}})
+    assert error["layers.5"][1] == "'5' and '5' both holding layers 5"
+
+
+def test_empty_override():
+    assert only({**EXACT, "layers": {"5": {}}}, "layers.5") == ("at least one setting", "none")
+
+
+def test_dense_goes_alone():
+    expected, found = only({**EXACT, "layers": {"5": {"dense": True, "sink": 1}}}, "layers.5")
+    assert expected.startswith("dense: true alone")
+    assert found == "also sink"
+
+
+def test_override_of_a_dense_layer():
+    layers = {"0-5": {"budget": 300}}
+    expected, found = only({**EXACT, "layers": layers}, "layers.0-5")
+    assert "`dense: false`" in expected
+    assert found == "layers 0-1 in dense_layers (its default)"
+    assert only({**EXACT, "dense_layers": [3], "layers": layers}, "layers.0-5")[1] == (
+        "layers 3 in dense_layers"
+    )
+
+
+def test_override_may_end_a_dense_layer():
+    assert settings({**EXACT, "layers": {"0-5": {"budget": 300, "dense": False}}}) == {}
+
+
+def test_dense_said_twice_is_no_contradiction():
+    assert settings({**EXACT, "layers": {"0-5": {"dense": True}}}) == {}

@@ -1,0 +1,38 @@
+"""What every test relies on: no network, no settings of the caller, a fixed random search."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before any test module imports a library that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for variable in ("HATA_CONFIG", "HATA_SGLANG_ACTIVE"):
+    os.environ.pop(variable, None)
+
+# Derandomised: a red test is red again on the next run. No deadline: CI has two busy cores.
+settings.register_profile("hata", deadline=None, derandomize=True)
+settings.load_profile("hata")
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout that the tests lie in."""
+    return REPO_ROOT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests, where they were asked for, on a machine without a GPU."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

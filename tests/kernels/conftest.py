@@ -1,0 +1,89 @@
+"""Kernel tests: fresh seeds, poisoned outputs, and Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+
+
+def load_interpreted_kernels() -> None:
+    """Import Triton and our kernels with the interpreter on, and leave the environment as it was.
+
+    Triton decides at import, function by function. The variable must not stay: servers that other
+    tests start would inherit it. `gluon` is imported at a kernel's first launch and refuses an
+    interpreted Triton unless the variable is set, so it is imported here.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.experimental.gluon
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not isinstance(tl.sum, InterpretedFunction):
+        raise pytest.UsageError(
+            "Triton was imported before tests/kernels/conftest.py, without its interpreter. "
+            "Run these tests in a process of their own: pytest tests/kernels"
+        )
+    import hata_kernels.attend.triton
+    import hata_kernels.encode.triton
+    import hata_kernels.score.triton
+    import hata_kernels.select.triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
+
+
+if not HAS_CUDA:
+    load_interpreted_kernels()
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where Triton kernels run: the interpreter on the CPU, and with `-m gpu` the GPU."""
+    if request.param == "cuda":
+        return torch.device("cuda")
+    if HAS_CUDA:
+        pytest.skip("Triton's interpreter and compiler do not share a process")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """A fresh seed for every test; pytest shows the line when the test fails."""
+    value = int(os.environ.get("HATA_TEST_SEED", secrets.randbits(31)))
+    torch.manual_seed(value)
+    print(f"seed {value}: repeat with HATA_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def poison() -> Callable[..., torch.Tensor]:
+    """Make buffers full of a value that no kernel writes: NaN, or an odd negative integer."""
+
+    def make(
+        *shape: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        value = float("nan") if dtype.is_floating_point else -987654321
+        return torch.full(shape, value, dtype=dtype, device=device)
+
+    return make
+
+
+@pytest.fixture
+def make_token_slots() -> Callable[..., torch.Tensor]:
+    """Make page tables: shuffled slots, a prefix shared by all rows, garbage after the lengths."""
+
+    def make(lengths: list[int], width: int, slots: int) -> torch.Tensor:
+        table = torch.randint(-(2**31), 2**31, (len(lengths), width), dtype=torch.int32)
+        shared = torch.randperm(slots - 1)[: min(lengths) // 2] + 1
+        for row, length in enumerate(lengths):
+            table[row, :length] = (torch.randperm(slots - 1)[:length] + 1).int()
+            table[row, : len(shared)] = shared.int()
+        return table
+
+    return make

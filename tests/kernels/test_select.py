@@ -1,0 +1,203 @@
+"""Selection: the CPU one against sorting, the Triton one against the CPU one, FlashInfer by value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hata_kernels.score import score_levels
+from hata_kernels.select import select, select_naive
+from hata_kernels.select import triton as counting
+from hata_kernels.select.triton import select_triton
+from hypothesis import given
+from hypothesis import strategies as st
+
+SLOTS = 3000
+
+# lengths, width, KV heads, highest score, budgets
+CASES = [
+    pytest.param([1], 1, 3, 5, [1], id="ctx1-width1"),
+    pytest.param([1, 700], 700, 2, 385, [256, 256], id="shorter-than-budget"),
+    pytest.param([256, 257], 300, 1, 385, [256, 256], id="at-the-budget"),
+    pytest.param([600, 64, 599], 600, 3, 385, [10, 64, 150], id="budget-per-request"),
+    pytest.param([500], 512, 2, 0, [33], id="all-equal"),
+    pytest.param([500, 400], 512, 2, 1, [33, 399], id="two-values"),
+    pytest.param([2000], 2047, 1, 2049, [1], id="budget-1-many-levels"),
+]
+
+
+def brute_force(scores, token_slots, lengths, budgets, k_max) -> torch.Tensor:
+    """Sort by falling score, then by position; report in position order."""
+    batch, kv_heads, _ = scores.shape
+    result = torch.full((batch, kv_heads, k_max), -1, dtype=torch.int32)
+    for b in range(batch):
+        for h in range(kv_heads):
+            ranked = sorted(range(lengths[b]), key=lambda t: (-float(scores[b, h, t]), t))
+            kept = sorted(ranked[: budgets[b]])
+            for place, t in enumerate(kept):
+                result[b, h, place] = token_slots[b, t]
+    return result
+
+
+def make_scores(lengths, width, kv_heads, highest, dtype=torch.float16) -> torch.Tensor:
+    """Integer scores with many ties; NaN beyond the lengths."""
+    centre = highest * 0.6 + highest * 0.05 * torch.randn(len(lengths), kv_heads, width)
+    scores = centre.round().clamp(0, highest).to(dtype)
+    for b, length in enumerate(lengths):
+        scores[b, :, length:] = float("nan")
+    return scores
+
+
+@pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
+def test_naive_sorts(poison, make_token_slots, lengths, width, kv_heads, highest, budgets) -> None:
+    scores = make_scores(lengths, width, kv_heads, highest, torch.float32)
+    token_slots = make_token_slots(lengths, width, SLOTS)
+    out = poison(len(lengths), kv_heads, max(budgets), dtype=torch.int32)
+    select_naive(
+        scores, token_slots, torch.tensor(lengths), torch.tensor(budgets, dtype=torch.int32),
+        k_max=max(budgets), out=out,
+    )
+    assert torch.equal(out, brute_force(scores, token_slots, lengths, budgets, max(budgets)))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=40), min_size=1, max_size=3),
+    st.lists(st.integers(1, 45), min_size=3, max_size=3),
+    st.sampled_from([torch.float16, torch.float32]),
+)
+def test_naive_keeps_exactly_the_budget_and_breaks_ties_by_position(rows, budgets, dtype) -> None:
+    lengths, width = [len(row) for row in rows], max(len(row) for row in rows)
+    scores = torch.full((len(rows), 1, width), float("nan"))
+    for b, row in enumerate(rows):
+        scores[b, 0, : len(row)] = torch.tensor(row)
+    scores = scores.to(dtype)
+    token_slots = torch.arange(len(rows) * width, dtype=torch.int32).view(len(rows), width)
+    keep = budgets[: len(rows)]
+    out = select_naive(
+        scores, token_slots, torch.tensor(lengths), torch.tensor(keep, dtype=torch.int32), k_max=45
+    )
+    assert torch.equal(out, brute_force(scores, token_slots, lengths, keep, 45))
+    assert (out >= 0).sum(-1).flatten().tolist() == list(map(min, lengths, keep))
+
+
+def test_naive_ranks_real_valued_scores_and_infinities(make_token_slots) -> None:
+    scores = torch.rand(2, 3, 400) * 1e-3
+    scores[:, :, :5] = scores[:, :, 380:] = float("inf")
+    scores[:, :, 100:200] = scores[:, :, 100:101]
+    token_slots = make_token_slots([400, 390], 400, SLOTS)
+    for k_max in (8, 25, 64):
+        out = select_naive(scores, token_slots, torch.tensor([400, 390]), k_max, k_max=k_max)
+        expected = brute_force(scores, token_slots, [400, 390], [k_max] * 2, k_max)
+        assert torch.equal(out, expected)
+
+
+def test_naive_result_does_not_depend_on_the_other_rows(make_token_slots) -> None:
+    lengths = [300, 900, 5]
+    scores = make_scores(lengths, 900, 2, 385)
+    token_slots = make_token_slots(lengths, 900, SLOTS)
+    together = select_naive(scores, token_slots, torch.tensor(lengths), 64, k_max=64)
+    for b, length in enumerate(lengths):
+        alone = select_naive(
+            scores[b : b + 1, :, :length].contiguous(), token_slots[b : b + 1, :length],
+            torch.tensor([length]), 64, k_max=64,
+        )
+        assert torch.equal(alone[0], together[b])
+
+
+@pytest.mark.parametrize("chunk", [64, 4096])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
+def test_triton_equals_naive(
+    device, monkeypatch, poison, make_token_slots, chunk, dtype, lengths, width, kv_heads, highest,
+    budgets,
+) -> None:
+    monkeypatch.setattr(counting, "CHUNK", chunk)
+    if highest > 2048 and dtype == torch.float16:
+        pytest.skip("float16 does not hold these scores")
+    scores = make_scores(lengths, width, kv_heads, highest, dtype)
+    token_slots = make_token_slots(lengths, width + 3, SLOTS)
+    arguments = (
+        scores, token_slots, torch.tensor(lengths), torch.tensor(budgets, dtype=torch.int32)
+    )
+    k_max = max(budgets) + 2
+    expected = select_naive(*arguments, k_max=k_max)
+    out = poison(len(lengths), kv_heads, k_max, dtype=torch.int32, device=device)
+    select_triton(
+        *(a.to(device) for a in arguments), k_max=k_max, levels=max(2, highest + 1), out=out
+    )
+    assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k_max", [1, 256, 2048])
+@pytest.mark.parametrize("width", [300, 6000, 40000])
+def test_flashinfer_keeps_the_best_scores(make_token_slots, poison, width, k_max) -> None:
+    from hata_kernels.select.flashinfer_topk import select_flashinfer
+
+    lengths = [width, 1, width // 2, min(width, k_max)]
+    scores = make_scores(lengths, width, 8, 513)
+    token_slots = make_token_slots(lengths, width, width + 1)
+    cuda = [a.cuda() for a in (scores, token_slots, torch.tensor(lengths))]
+    out = poison(4, 8, k_max, dtype=torch.int32, device="cuda")
+    assert_best_scores(select(*cuda, k_max, k_max=k_max, out=out), scores, token_slots, lengths)
+    earliest = select_flashinfer(*cuda, k_max=k_max, tie_break=1).cpu()
+    expected = select_naive(*(a.cpu() for a in cuda), k_max, k_max=k_max)
+    # The same tokens as the reference, in whichever order.
+    assert torch.equal(earliest.sort(-1).values, expected.sort(-1).values)
+
+
+def assert_best_scores(selected, scores, token_slots, lengths) -> None:
+    """By value, never by index: every returned slot is distinct and no left-out score is better."""
+    selected = selected.cpu()
+    for b, length in enumerate(lengths):
+        place = {slot: t for t, slot in enumerate(token_slots[b, :length].tolist())}
+        count = min(length, selected.shape[2])
+        for h in range(selected.shape[1]):
+            slots = selected[b, h].tolist()
+            assert slots[count:] == [-1] * (len(slots) - count)
+            chosen = [place[slot] for slot in slots[:count]]
+            assert len(set(chosen)) == count
+            if length <= selected.shape[2]:
+                assert chosen == list(range(length))
+            best = scores[b, h, :length].float().topk(count).values
+            found = scores[b, h, chosen].float().sort(descending=True).values
+            assert torch.equal(best, found)
+
+
+@pytest.mark.gpu
+def test_a_tensor_of_budgets_takes_the_counting_select_on_a_gpu(make_token_slots) -> None:
+    lengths, budgets = [900, 30], torch.tensor([100, 100], dtype=torch.int32)
+    scores = make_scores(lengths, 900, 2, 385)
+    arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
+    out = select(*(a.cuda() for a in arguments), k_max=100, levels=score_levels(3, 128))
+    assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
+    with pytest.raises(ValueError, match="levels: expected score_levels"):
+        select(*(a.cuda() for a in arguments), k_max=100)
+
+
+GOOD = {
+    "scores": torch.zeros(2, 3, 10),
+    "token_slots": torch.zeros(2, 10, dtype=torch.int32),
+    "seq_lens": torch.tensor([5, 10]),
+    "budgets": 4,
+    "k_max": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"k_max": 0, "budgets": 0}, "k_max: expected at least 1, found 0"),
+        ({"budgets": 3}, "budgets: expected k_max = 4, found 3"),
+        ({"budgets": torch.tensor([4, 5], dtype=torch.int32)}, r"budgets: expected 1 to 4, found"),
+        ({"budgets": torch.tensor([4, 0], dtype=torch.int32)}, r"budgets: expected 1 to 4, found"),
+        ({"budgets": torch.tensor([4, 4])}, r"budgets\.dtype: expected torch\.int32"),
+        ({"scores": GOOD["scores"].double()}, r"scores\.dtype"),
+        ({"scores": torch.zeros(2, 3, 11)}, "= 11, found 10"),
+        ({"seq_lens": torch.tensor([5, 11])}, "seq_lens: expected 1 to 10"),
+        ({"out": torch.zeros(2, 3, 5, dtype=torch.int32)}, r"out\.shape: expected \[2, 3, 4\]"),
+    ],
+    ids=["k0", "int-budget", "high", "zero", "int64", "dtype", "width", "length", "out"],
+)
+def test_wrong_arguments_are_named(changed, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select(**{**GOOD, **changed})

@@ -1,0 +1,1 @@
+"""Hash weights that ship with hata-sglang: one folder each, ``hash.safetensors`` and ``card.json``."""
