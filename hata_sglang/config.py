@@ -11,7 +11,6 @@ unless ``method: random`` says so).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +33,7 @@ from hata_sglang.config_problems import rule_problems, schema_problems, shorten
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.layer_ranges import EXPECTED as RANGE_EXPECTED
 from hata_sglang.layer_ranges import format_layers, format_range, parse_range
+from hata_sglang.plan import LayerPlan, Method, PlanRow
 from hata_sglang.yaml_file import Source, read_mapping
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "PlanRow",
 ]
 
-Method = Literal["hata", "exact", "random"]
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 
 DEFAULT_BITS = 128
@@ -96,70 +95,6 @@ class LayerOverride(BaseModel):
     sink: Count | None = Field(None, description=_COUNT)
     recent: Count | None = Field(None, description=_COUNT)
     dense: bool | None = Field(None, description="true or false")
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one layer of a model does, with every default and override applied.
-
-    Attributes
-    ----------
-    layer : int
-        Number of the layer, from 0.
-    dense : bool
-        Left to the inner backend. Then method, weights, seed and budget are None and the
-        numbers are 0.
-    method : {"hata", "exact", "random"} or None
-        What ranks the cached tokens.
-    bits : int
-        Bits per code; 0 where no codes are kept (dense, or method exact).
-    weights : str or None
-        Absolute path or shipped name of the hash weights; only for method hata.
-    seed : int or None
-        Seed of the random hyperplanes; only for method random.
-    budget : Budget or None
-        Tokens attended per KV head.
-    sink, recent : int
-        First and last tokens that are always kept; `recent` counts the current token.
-    """
-
-    layer: int
-    dense: bool
-    method: Method | None
-    bits: int
-    weights: str | None
-    seed: int | None
-    budget: Budget | None
-    sink: int
-    recent: int
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One line of the table of `HataConfig.describe`.
-
-    Attributes
-    ----------
-    layer : int
-        Number of the layer, from 0.
-    mode : {"dense", "sparse"}
-    method, bits, budget, sink, recent : str
-        As in the plan; ``-`` where they do not apply.
-    tokens : tuple of int
-        Tokens read at each of the asked lengths; the whole length in a dense layer.
-    code_bytes : int
-        Bytes of codes per token and KV head.
-    """
-
-    layer: int
-    mode: Literal["dense", "sparse"]
-    method: str
-    bits: str
-    budget: str
-    sink: str
-    recent: str
-    tokens: tuple[int, ...]
-    code_bytes: int
 
 
 class HataConfig(BaseModel):
@@ -398,23 +333,7 @@ class HataConfig(BaseModel):
         -------
         tuple of PlanRow
         """
-        return tuple(_row(plan, tuple(lengths)) for plan in plans)
-
-
-def _row(plan: LayerPlan, lengths: tuple[int, ...]) -> PlanRow:
-    if plan.dense:
-        return PlanRow(plan.layer, "dense", "-", "-", "-", "-", "-", lengths, 0)
-    return PlanRow(
-        layer=plan.layer,
-        mode="sparse",
-        method=plan.method,
-        bits=str(plan.bits or "-"),
-        budget=str(plan.budget),
-        sink=str(plan.sink),
-        recent=str(plan.recent),
-        tokens=tuple(plan.budget.tokens(length) for length in lengths),
-        code_bytes=plan.bits // 8,
-    )
+        return tuple(PlanRow.of(plan, tuple(lengths)) for plan in plans)
 
 
 def _locate_weights(settings: dict, base_dir: Path) -> dict:

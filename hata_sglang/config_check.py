@@ -204,8 +204,7 @@ def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
     """
     lengths = (model.context_len, *LENGTHS)
     table = Table(
-        caption="@N: tokens that a decode step attends to, per KV head, at a context of N tokens; "
-        "code B: bytes of codes per token"
+        caption="@N: tokens attended per KV head at a context of N; code B: code bytes per token"
     )
     for column in ("layer", "mode", "method", "bits", "budget"):
         table.add_column(column, justify="left" if column in ("mode", "method") else "right")

@@ -93,7 +93,7 @@ hata_quietly() {
         seconds=$((seconds + 1))
         if [ $((seconds % 20)) -eq 0 ]; then
             hata_say "  $((SECONDS - start)) s, $(du -sm "$venv" | cut -f1) MB:" \
-                "$(tail -n 1 "$log" | sed 's/^ *//' | cut -c 1-60)"
+                "$(grep -v WARNING "$log" | tail -n 1 | sed 's/^ *//' | cut -c 1-60)"
         fi
     done
     trap - INT TERM

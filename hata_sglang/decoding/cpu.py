@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from hata_kernels.attend import attend_naive
 from hata_kernels.encode import encode_naive
-from hata_kernels.score import exact_score_naive, score_naive
+from hata_kernels.score import exact_score_naive, score_dtype, score_naive
 from hata_kernels.select import select_naive
 
 from hata_sglang.config import LayerPlan
@@ -71,7 +71,7 @@ class CpuDecoder:
             scores = torch.empty(shape, dtype=torch.float32)
             exact_score_naive(q, k_cache, *where, scale=scale, out=scores, **forced)
         else:
-            scores = torch.empty(shape, dtype=torch.float32)
+            scores = torch.empty(shape, dtype=score_dtype(q.shape[1] // shape[1], plan.bits))
             score_naive(encode_naive(q, weight), codes, *where, out=scores, **forced)
         budgets = counts(plan.budget, self.seq_lens)
         k_max = int(budgets.max())

@@ -21,7 +21,10 @@ class _Buffers:
         heads, device = decoder.num_kv_heads, decoder.device
         self.token_slots = torch.empty(bs, width, dtype=torch.int32, device=device)
         self.seq_lens = torch.ones(bs, dtype=torch.int32, device=device)
-        self.scores = torch.empty(bs, heads, width, dtype=decoder.score_dtype, device=device)
+        self.scores = {
+            dtype: torch.empty(bs, heads, width, dtype=dtype, device=device)
+            for dtype in decoder.score_dtypes(decoder.plans, decoder.group_size)
+        }
         ks = {decoder.k_max(budget, width) for budget, _ in decoder.groups}
         self.slots = {k: torch.empty(bs, heads, k, dtype=torch.int32, device=device) for k in ks}
         # FlashInfer's index buffer, filled and read by one layer after the other.
@@ -74,7 +77,6 @@ class GpuDecoder:
         self.group_size = num_heads // num_kv_heads
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.context_len, self.dtype, self.device = context_len, dtype, device
-        self.score_dtype = score_dtype(self.group_size, max(p.bits for p in plans))
         self._captured: dict[tuple, SparseDecode] = {}
         self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
         self._static: _Buffers | None = None
@@ -84,12 +86,17 @@ class GpuDecoder:
         return min(budget.k_max(self.context_len), width)
 
     @staticmethod
+    def score_dtypes(plans: Sequence[LayerPlan], group: int) -> set[torch.dtype]:
+        """Dtypes that these layers' scores need; nearly always one."""
+        return {score_dtype(group, p.bits) for p in plans}
+
+    @staticmethod
     def graph_bytes(
         plans: Sequence[LayerPlan], *, max_bs: int, group: int, num_kv_heads: int, context_len: int
     ) -> int:
         """Device memory in bytes that CUDA graphs of up to `max_bs` rows take for `_Buffers`."""
         ks = {min(p.budget.k_max(context_len), context_len) for p in plans}
-        item = score_dtype(group, max(p.bits for p in plans)).itemsize
+        item = sum(dtype.itemsize for dtype in GpuDecoder.score_dtypes(plans, group))
         per_row = 4 * context_len + num_kv_heads * (context_len * item + 4 * (sum(ks) + max(ks)))
         return max_bs * per_row
 
@@ -175,7 +182,7 @@ class GpuDecoder:
         """
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs])
-        scores = buffers.scores[:bs]
+        scores = buffers.scores[score_dtype(self.group_size, plan.bits)][:bs]
         score(encode(q, weight), codes, *where, sink=plan.sink, recent=plan.recent, out=scores)
         k = self.k_max(plan.budget, scores.shape[-1])
         slots = buffers.slots[k][:bs]

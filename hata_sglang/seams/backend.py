@@ -178,6 +178,7 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
         "attn_type": (AttentionType.DECODER,),
         "xai_temperature_len": (-1, None),
         "k_scale": (None,),
+        "use_irope": (False,),
     }
     for layer in layers:
         if layer.layer_id not in sparse:

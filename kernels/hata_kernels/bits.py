@@ -1,4 +1,4 @@
-"""Packing of sign bits into int32 words, and population counts, on the CPU.
+"""Packing of sign bits into int32 words.
 
 Bit j of word w holds bit ``32 * w + j``. Needs a little-endian host (x86-64, Arm): the packer
 builds bytes and reads them back as words.
@@ -6,7 +6,6 @@ builds bytes and reads them back as words.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .checks import expect, expect_tensor
@@ -65,29 +64,3 @@ def unpack_bits(words: torch.Tensor) -> torch.Tensor:
     expect_tensor("words", words, dtypes=(torch.int32,))
     shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
     return ((words.unsqueeze(-1) >> shifts) & 1).bool().flatten(-2)
-
-
-def popcount(words: torch.Tensor) -> torch.Tensor:
-    """Count the set bits of each word of a CPU tensor.
-
-    numpy's ``bitwise_count`` uses the processor's popcount; PyTorch has no such operation, and the
-    usual shift-and-mask arithmetic over tensors measured two to three times slower.
-
-    Parameters
-    ----------
-    words : torch.Tensor
-        int32 on the CPU, any shape.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8, same shape, values 0 to 32.
-
-    Raises
-    ------
-    ValueError
-        When the dtype is not int32 or the tensor is not on the CPU.
-    """
-    expect_tensor("words", words, dtypes=(torch.int32,), device=torch.device("cpu"))
-    # Unsigned, because numpy counts the bits of the absolute value of signed integers.
-    return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint32)))

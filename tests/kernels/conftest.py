@@ -20,7 +20,6 @@ def load_interpreted_kernels() -> None:
     interpreted Triton unless the variable is set, so it is imported here.
     """
     os.environ["TRITON_INTERPRET"] = "1"
-    import triton.experimental.gluon
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -65,9 +64,7 @@ def seed() -> int:
 def poison() -> Callable[..., torch.Tensor]:
     """Make buffers full of a value that no kernel writes: NaN, or an odd negative integer."""
 
-    def make(
-        *shape: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> torch.Tensor:
+    def make(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         value = float("nan") if dtype.is_floating_point else -987654321
         return torch.full(shape, value, dtype=dtype, device=device)
 

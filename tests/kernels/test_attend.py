@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+
 from hata_kernels.attend import SparseDecode, attend_naive, workspace_bytes
 from hata_kernels.attend.triton import write_pages
-from torch.nn.functional import scaled_dot_product_attention
 
 SLOTS = 2500
 
@@ -226,8 +227,15 @@ def test_sparse_decode_refuses_lengths_it_was_not_made_for() -> None:
 def test_sparse_decode_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="device: expected a CUDA device, found cpu"):
         SparseDecode(
-            max_batch=1, num_kv_heads=1, group=1, head_dim=64, k_max=8, dtype=torch.bfloat16,
-            device=torch.device("cpu"), workspace=torch.zeros(8, dtype=torch.uint8), scale=1.0,
+            max_batch=1,
+            num_kv_heads=1,
+            group=1,
+            head_dim=64,
+            k_max=8,
+            dtype=torch.bfloat16,
+            device=torch.device("cpu"),
+            workspace=torch.zeros(8, dtype=torch.uint8),
+            scale=1.0,
         )
 
 

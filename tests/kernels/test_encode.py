@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hata_kernels.bits import unpack_bits
 from hata_kernels.encode import encode, encode_naive
 from hata_kernels.encode.triton import encode_triton

@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hata_kernels.score import (
     exact_score_naive,
     score,
@@ -15,8 +18,6 @@ from hata_kernels.score import (
 )
 from hata_kernels.score.naive import vote_planes
 from hata_kernels.score.triton import score_triton
-from hypothesis import given
-from hypothesis import strategies as st
 
 SLOTS = 1500
 
@@ -88,7 +89,16 @@ def test_naive_counts_agreeing_bits(
     ("lengths", "width", "kv_heads", "group", "words", "sink", "recent"), CASES
 )
 def test_triton_equals_naive(
-    device, poison, make_token_slots, length_dtype, lengths, width, kv_heads, group, words, sink,
+    device,
+    poison,
+    make_token_slots,
+    length_dtype,
+    lengths,
+    width,
+    kv_heads,
+    group,
+    words,
+    sink,
     recent,
 ) -> None:
     codes = random_words(SLOTS, kv_heads, words)

@@ -81,19 +81,19 @@ YAMLS = {
     "all dense": (GOOD + "dense_layers: ['0-3']\n", "dense"),
 }
 
+GPT_OSS = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "sliding_window": 128,
+           "layer_types": ["sliding_attention", "full_attention"] * 2}
+
 MODELS = {
     "mla": ({"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
              "kv_lora_rank": 16, "q_lora_rank": None, "qk_nope_head_dim": 16,
-             "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": None,
-             "first_k_dense_replace": 4},
+             "qk_rope_head_dim": 8, "v_head_dim": 16, "first_k_dense_replace": 4},
             "model: expected multi-head or grouped-query attention, found MLA attention"),
-    "encoder-decoder": ({"architectures": ["MllamaForConditionalGeneration"]}, "a decoder-only model"),
-    "multimodal": ({"architectures": ["LlavaLlamaForCausalLM"]}, "a text model"),
-    "hybrid sliding windows": ({"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"},
-                               "model: expected full attention"),
-    "sinks": ({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "sliding_window": 128,
-               "layer_types": ["sliding_attention", "full_attention"] * 2},
-              "attention without learned sinks"),
+    "encoder-decoder": ({"architectures": ["MllamaForConditionalGeneration"]},
+                        "model: expected a decoder-only model"),
+    "multimodal": ({"architectures": ["LlavaLlamaForCausalLM"]}, "model: expected a text model"),
+    "sinks": (GPT_OSS, "model: expected attention without learned sinks"),
+    "hybrid sliding windows": (GPT_OSS, "model: expected full attention"),
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from ..bits import WORD_BITS, popcount
+from ..bits import WORD_BITS
 from ..checks import expect, expect_tensor
 
 LENGTHS = (torch.int32, torch.int64)
@@ -197,17 +198,22 @@ def score_naive(
     slots, kv_heads, _ = codes.shape
     full = group * words * WORD_BITS
     expect(full < 2**15, "query heads per KV head times bits", "less than 32768", full)
-    flat = codes.view(slots, kv_heads * words)
+    # numpy, because its bitwise_count is the processor's popcount and PyTorch has none (shifts and
+    # masks over tensors took twice as long), and because these steps of tens of microseconds lose
+    # more than they gain when PyTorch spreads them over busy cores. Unsigned, because numpy counts
+    # the bits of the absolute value of signed integers.
+    flat = codes.view(slots, kv_heads * words).numpy().view(np.uint32)
+    table = token_slots.numpy()
     for row, length in enumerate(host_lengths(seq_lens, out)):
         # Word-major, so that every step below runs over contiguous vectors of tokens.
-        keys = flat.index_select(0, token_slots[row, :length]).t().contiguous()
-        distance = torch.zeros(kv_heads, length, dtype=torch.int16)
+        keys = np.ascontiguousarray(flat.take(table[row, :length], axis=0).T)
+        distance = np.zeros((kv_heads, length), dtype=np.int16)
         for weight, query in vote_planes(q_codes[row].view(kv_heads, group, words)):
-            differing = popcount(keys ^ query.reshape(-1, 1)).view(kv_heads, words, length)
-            for word in range(words):
-                distance.add_(differing[:, word], alpha=weight)
+            differing = np.bitwise_count(keys ^ query.numpy().view(np.uint32).reshape(-1, 1))
+            differing = differing.reshape(kv_heads, words, length).sum(axis=1, dtype=np.int16)
+            distance += weight * differing
         scores = out[row, :, :length]
-        scores.copy_(full - distance)
+        scores.copy_(torch.from_numpy(full - distance))
         force(scores, sink, recent, full + 1)
     return out
 

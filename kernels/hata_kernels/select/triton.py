@@ -207,7 +207,7 @@ def select_triton(
         HEADS=kv_heads,
         CHUNK=CHUNK,
         BINS=bins,
-        TILE=max(1, 8192 // bins),
+        TILE=max(1, min(64, 8192 // bins)),
         PAD=1024,
         num_warps=8,
     )

@@ -1,0 +1,129 @@
+"""``python -m hata_sglang.demo``: one question to a sparse server, then the same to a dense one.
+
+Starts the real server twice, one after the other: with hata, then with SGLang's own attention
+backend. Asks both, through OpenAI's Python client, for a fact hidden in a long document, and
+shows the answers, how many tokens a decode step read, and how fast it was.
+
+Flags other than those below go to both servers. Exit code 0: both servers answered and hata was
+sparse; 2: not, with the reason on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from openai import OpenAIError
+from rich.console import Console
+from rich.table import Table
+
+from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
+from hata_sglang.evaluation.hidden_fact import HiddenFact, make_prompts
+from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
+
+EXIT_FAILED = 2
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the demo's own flags; whatever is left is for the servers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hata_sglang.demo", description=__doc__.split("\n\n")[1],
+        epilog="Other flags go to both servers.", allow_abbrev=False,
+    )
+    parser.add_argument("--model-path", "--model", type=Path,
+                        help="checkpoint to serve (default: the demo model)")
+    parser.add_argument("--hata-config", type=Path, default=demo_config(),
+                        help="YAML for the sparse server (default: the demo model's)")
+    parser.add_argument("--tokens", type=int, default=6000,
+                        help="length of the prompt (default 6000)")
+    parser.add_argument("--new-tokens", type=int, default=32,
+                        help="decode steps to time (default 32)")
+    return parser.parse_known_args(argv)
+
+
+def serve_and_measure(
+    arm: str, model: Path, args: argparse.Namespace, flags: list[str], fact: HiddenFact,
+    console: Console,
+) -> Measurement:
+    """Start the server of one arm, measure, stop it; shows what it waits for."""
+    with (
+        arm_arguments(arm, model, args.hata_config) as arguments,
+        console.status(f"{arm}: starting SGLang's server") as status,
+    ):
+        def show(seconds: float) -> None:
+            status.update(f"{arm}: starting SGLang's server, {seconds:.0f} s")
+
+        with ServerProcess([*arguments, *flags], on_wait=show) as server:
+            status.update(f"{arm}: reading {fact.tokens} tokens, then answering")
+            return measure(server, fact, args.new_tokens)
+
+
+def describe(arm: str, result: Measurement, layers: int, console: Console) -> None:
+    """Print what one server answered and read."""
+    verdict = "[green]right[/]" if result.right else "[red]wrong[/]"
+    console.print(f"[bold]{arm}[/] answers: {result.answer.text.strip()!r}  ({verdict})")
+    if result.read is not None:
+        read = result.read
+        console.print(
+            f"{arm} read [bold]{read.attended:.0f} of {read.context:.0f}[/] tokens per step and "
+            f"KV head ({read.share:.1%}) in {read.layers} of {layers} layers, "
+            f"over {read.steps} steps"
+        )
+
+
+def comparison(hata: Measurement, dense: Measurement) -> Table:
+    """Both servers side by side."""
+    table = Table(title="One prompt, one request at a time, this machine")
+    for name in ("", "answer", "tokens read per step", "first token, s", "step, ms", "tokens/s"):
+        table.add_column(name, justify="left" if name in ("", "answer") else "right")
+    for arm, result in (("dense", dense), ("hata", hata)):
+        table.add_row(
+            arm, "right" if result.right else "wrong",
+            f"{result.read.attended:.0f}" if result.read else f"{result.speed.prompt_tokens}",
+            f"{result.answer.first_token_s:.1f}", f"{result.step_ms:.1f}",
+            f"{result.speed.tokens_per_s:.1f}",
+        )
+    return table
+
+
+def run(argv: Sequence[str] | None, console: Console) -> None:
+    """Do the whole demo; raises where it cannot."""
+    args, flags = parse(argv)
+    model = args.model_path or ensure_demo_model()
+    from transformers import AutoConfig, AutoTokenizer
+
+    (fact,) = make_prompts(AutoTokenizer.from_pretrained(model), 1, args.tokens, documents=1)
+    layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    question = fact.prompt.rsplit("\n\n", 1)[1]
+    console.print(
+        f"A document of about {fact.tokens} tokens; {fact.depth:.0%} into it stands the magic "
+        f"number of {fact.subject}, {fact.answer}.\nQuestion: [bold]{question}[/]"
+    )
+    hata = serve_and_measure("hata", model, args, flags, fact, console)
+    describe("hata", hata, layers, console)
+    if hata.read is None:
+        raise HataError("the run was not sparse: the server has no counters of hata")
+    dense = serve_and_measure("dense", model, args, flags, fact, console)
+    describe("dense", dense, layers, console)
+    console.print(comparison(hata, dense))
+    ratio = hata.speed.tokens_per_s / dense.speed.tokens_per_s
+    console.print(f"hata decodes at [bold]{ratio:.2f}x[/] the speed of dense")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit code."""
+    exit_on_sigterm()
+    try:
+        run(argv, Console())
+    except (HataError, OpenAIError) as error:
+        print(f"the demo failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,205 @@
+"""A server as a child process: started, waited for, and ended with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hata_sglang.errors import HataError
+
+HOST = "127.0.0.1"
+LOG_TAIL_LINES = 40
+
+
+class ServerError(HataError):
+    """A server did not start, or did not start in time; the message has its log's tail."""
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this program like Ctrl-C does: through ``with`` blocks, servers included."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+class ServerProcess:
+    """Run a server for the length of a ``with`` block.
+
+    The process gets a session of its own, so that ending it reaches the processes it spawned and
+    none else.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Flags of the server, without host and port.
+    module : str, default "hata_sglang.launch_server"
+        Run as ``python -m module`` with this Python.
+    command : sequence of str, optional
+        Run this instead of ``python -m module``. Default: None.
+    env : mapping, optional
+        Set on top of this process's environment. Default: nothing.
+    port : int, optional
+        Default: a free one.
+    log : path, optional
+        Gets standard output and error. Default: a temporary file, deleted if all went well.
+    ready_path : str, default "/health"
+        Answers 200 as soon as the server takes requests.
+    timeout : float, default 900
+        Seconds that the server may take to start.
+    on_wait : callable, optional
+        Called about twice a second while the server starts, with the seconds so far.
+
+    Attributes
+    ----------
+    base_url : str
+        ``http://127.0.0.1:<port>``.
+    log_path : Path
+    process : subprocess.Popen
+
+    Raises
+    ------
+    ServerError
+        On entry, if the process ends or `timeout` passes before it is ready.
+
+    Examples
+    --------
+    >>> with ServerProcess(["--attention-backend", "hata"]) as server:  # doctest: +SKIP
+    ...     ask(server.base_url, [{"role": "user", "content": "Hello"}])
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        *,
+        module: str = "hata_sglang.launch_server",
+        command: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        log: str | Path | None = None,
+        ready_path: str = "/health",
+        timeout: float = 900.0,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> None:
+        self.port = free_port() if port is None else port
+        start = list(command) if command is not None else [sys.executable, "-m", module]
+        self.command = [*start, *arguments, "--host", HOST, "--port", str(self.port)]
+        self.env = {**os.environ, **(env or {})}
+        self.base_url = f"http://{HOST}:{self.port}"
+        self.ready_path = ready_path
+        self.timeout = timeout
+        self.on_wait = on_wait
+        self._own_log = log is None
+        self._log = None if log is None else Path(log)
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server's output goes; known once it was started."""
+        if self._log is None:
+            raise ServerError("the server has no log yet: it was not started")
+        return self._log
+
+    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """Last lines of the server's output."""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def __enter__(self) -> ServerProcess:
+        if self._log is None:
+            handle, name = tempfile.mkstemp(prefix="hata-server-", suffix=".log")
+            os.close(handle)
+            self._log = Path(name)
+        with self._log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                self.command, env=self.env, stdin=subprocess.DEVNULL, stdout=stream,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        if self._own_log and kind is None:
+            self.log_path.unlink()
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        while True:
+            waited = time.monotonic() - start
+            code = self.process.poll()
+            if code is not None:
+                raise ServerError(
+                    f"the server ended with exit code {code} before it was ready. The end of "
+                    f"{self.log_path}:\n{self.log_tail()}"
+                )
+            if self._answers():
+                return
+            if waited > self.timeout:
+                raise ServerError(
+                    f"the server was not ready after {self.timeout:.0f} s. The end of "
+                    f"{self.log_path}:\n{self.log_tail()}"
+                )
+            if self.on_wait is not None:
+                self.on_wait(waited)
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.base_url + self.ready_path, timeout=30) as response:
+                return response.status == 200
+        except (urllib.error.URLError, ConnectionError, TimeoutError):  # not listening, or 503
+            return False
+
+    def stop(self, grace: float = 15.0) -> None:
+        """End the server and everything it spawned; returns when the server is gone.
+
+        Parameters
+        ----------
+        grace : float, default 15
+            Seconds between asking (SIGTERM) and forcing (SIGKILL).
+        """
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace)
+        # Children of a server that ended by itself would stay behind: the group, not the leader.
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the whole group is gone
+            os.killpg(self.process.pid, number)
+
+    def get_json(self, path: str) -> Any:
+        """GET `path` and return its JSON."""
+        with urllib.request.urlopen(self.base_url + path, timeout=60) as response:
+            return json.load(response)
+
+    def counters(self) -> dict[str, int] | None:
+        """Totals of hata's counters since the server started, or None where hata is not active.
+
+        Returns
+        -------
+        dict of str to int, or None
+            The fields of `hata_sglang.metrics.Counters`.
+        """
+        (state, *_) = self.get_json("/server_info")["internal_states"]
+        return state.get("hata")

@@ -1,0 +1,102 @@
+"""What each layer of one model does, after every default and override."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hata_sglang.budget import Budget
+
+Method = Literal["hata", "exact", "random"]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer of a model does, with every default and override applied.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    dense : bool
+        Left to the inner backend. Then method, weights, seed and budget are None and the
+        numbers are 0.
+    method : {"hata", "exact", "random"} or None
+        What ranks the cached tokens.
+    bits : int
+        Bits per code; 0 where no codes are kept (dense, or method exact).
+    weights : str or None
+        Absolute path or shipped name of the hash weights; only for method hata.
+    seed : int or None
+        Seed of the random hyperplanes; only for method random.
+    budget : Budget or None
+        Tokens attended per KV head.
+    sink, recent : int
+        First and last tokens that are always kept; `recent` counts the current token.
+    """
+
+    layer: int
+    dense: bool
+    method: Method | None
+    bits: int
+    weights: str | None
+    seed: int | None
+    budget: Budget | None
+    sink: int
+    recent: int
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of the table of `HataConfig.describe`.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    mode : {"dense", "sparse"}
+    method, bits, budget, sink, recent : str
+        As in the plan; ``-`` where they do not apply.
+    tokens : tuple of int
+        Tokens read at each of the asked lengths; the whole length in a dense layer.
+    code_bytes : int
+        Bytes of codes per token and KV head.
+    """
+
+    layer: int
+    mode: Literal["dense", "sparse"]
+    method: str
+    bits: str
+    budget: str
+    sink: str
+    recent: str
+    tokens: tuple[int, ...]
+    code_bytes: int
+
+    @classmethod
+    def of(cls, plan: LayerPlan, lengths: tuple[int, ...]) -> PlanRow:
+        """The row of one plan.
+
+        Parameters
+        ----------
+        plan : LayerPlan
+        lengths : tuple of int
+            Contexts, in tokens, to give the tokens read at.
+
+        Returns
+        -------
+        PlanRow
+        """
+        if plan.dense:
+            return cls(plan.layer, "dense", "-", "-", "-", "-", "-", lengths, 0)
+        return cls(
+            layer=plan.layer,
+            mode="sparse",
+            method=plan.method,
+            bits=str(plan.bits or "-"),
+            budget=str(plan.budget),
+            sink=str(plan.sink),
+            recent=str(plan.recent),
+            tokens=tuple(plan.budget.tokens(length) for length in lengths),
+            code_bytes=plan.bits // 8,
+        )

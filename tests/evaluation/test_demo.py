@@ -1,0 +1,49 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from hata_sglang import demo
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.arms import Measurement, Reading
+from hata_sglang.evaluation.hidden_fact import Reply
+from hata_sglang.evaluation.server import ServerError
+
+DENSE = Measurement(
+    Reply("It is 48213.", 6000, 5, (20.0, 20.5)), Reply("x", 6000, 3, (1.0, 1.5, 2.0)), True, None
+)
+HATA = Measurement(
+    Reply("It is 1.", 6000, 5, (21.0, 21.2)), Reply("x", 6000, 3, (1.0, 1.25, 1.5)), False,
+    Reading(steps=40, attended=256.0, context=6016.0, layers=28),
+)
+
+
+def test_own_flags_are_read_and_others_passed_on():
+    args, flags = demo.parse(["--tokens", "900", "--mem-fraction-static", "0.5", "--token", "9"])
+    assert args.tokens == 900
+    assert flags == ["--mem-fraction-static", "0.5", "--token", "9"]
+
+
+def test_output_shows_answers_reading_and_speed():
+    console = Console(width=120, record=True, file=io.StringIO())
+    demo.describe("hata", HATA, 30, console)
+    console.print(demo.comparison(HATA, DENSE))
+    text = console.export_text()
+    assert "'It is 1.'  (wrong)" in text
+    assert "256 of 6016 tokens per step and KV head (4.3%) in 28 of 30 layers" in text
+    rows = [line.split() for line in text.splitlines() if "right" in line or "wrong" in line][-2:]
+    assert [[w for w in row if w != "│"] for row in rows] == [
+        ["dense", "right", "6000", "20.0", "500.0", "2.0"],
+        ["hata", "wrong", "256", "21.0", "250.0", "4.0"],
+    ]
+
+
+@pytest.mark.parametrize("error", [ServerError("no server"), HataError("the run was not sparse")])
+def test_failure_is_a_message_and_exit_code_2(monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(demo, "run", fail)
+    monkeypatch.setattr(demo, "exit_on_sigterm", lambda: None)
+    assert demo.main([]) == 2
+    assert capsys.readouterr().err == f"the demo failed: {error}\n"
