@@ -17,7 +17,7 @@ from hata_sglang.decoding.step import Batch, count_step, counts
 class _Buffers:
     """Device memory that captured graphs, or one eager step, read."""
 
-    def __init__(self, decoder: GpuDecoder, bs: int, width: int):
+    def __init__(self, decoder: GpuDecoder, bs: int, width: int, *, graph: bool):
         heads, device = decoder.num_kv_heads, decoder.device
         self.token_slots = torch.empty(bs, width, dtype=torch.int32, device=device)
         self.seq_lens = torch.ones(bs, dtype=torch.int32, device=device)
@@ -25,10 +25,9 @@ class _Buffers:
             dtype: torch.empty(bs, heads, width, dtype=dtype, device=device)
             for dtype in decoder.score_dtypes(decoder.plans, decoder.group_size)
         }
-        ks = {decoder.k_max(budget, width) for budget, _ in decoder.groups}
-        self.slots = {k: torch.empty(bs, heads, k, dtype=torch.int32, device=device) for k in ks}
         # FlashInfer's index buffer, filled and read by one layer after the other.
-        self.pages = torch.zeros(bs * heads * max(ks), dtype=torch.int32, device=device)
+        k_max = max(decoder.k_max(budget, decoder.context_len) for budget, _ in decoder.groups)
+        self.pages = torch.zeros(bs * heads * k_max if graph else 0, dtype=torch.int32, device=device)
         self.ratio_budgets = {
             budget: torch.ones(bs, dtype=torch.int32, device=device)
             for budget, _ in decoder.groups
@@ -77,7 +76,7 @@ class GpuDecoder:
         self.group_size = num_heads // num_kv_heads
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.context_len, self.dtype, self.device = context_len, dtype, device
-        self._captured: dict[tuple, SparseDecode] = {}
+        self._wrappers: dict[tuple, SparseDecode] = {}
         self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
         self._static: _Buffers | None = None
 
@@ -95,14 +94,14 @@ class GpuDecoder:
         plans: Sequence[LayerPlan], *, max_bs: int, group: int, num_kv_heads: int, context_len: int
     ) -> int:
         """Device memory in bytes that CUDA graphs of up to `max_bs` rows take for `_Buffers`."""
-        ks = {min(p.budget.k_max(context_len), context_len) for p in plans}
+        k_max = min(max(p.budget.k_max(context_len) for p in plans), context_len)
         item = sum(dtype.itemsize for dtype in GpuDecoder.score_dtypes(plans, group))
-        per_row = 4 * context_len + num_kv_heads * (context_len * item + 4 * (sum(ks) + max(ks)))
+        per_row = 4 * context_len + num_kv_heads * (context_len * item + 4 * k_max)
         return max_bs * per_row
 
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows read."""
-        self._static = _Buffers(self, max_bs, self.context_len)
+        self._static = _Buffers(self, max_bs, self.context_len, graph=True)
 
     def covers_context(self, plan: LayerPlan) -> bool:
         """False: short rows are attended in full by the same captured kernels."""
@@ -125,7 +124,7 @@ class GpuDecoder:
             assert self._static is not None, "SGLang calls init_cuda_graph_state before capture"
             self.buffers = self._static
         else:
-            self.buffers = _Buffers(self, bs, longest)
+            self.buffers = _Buffers(self, bs, longest, graph=False)
         self.bs = bs
         self.buffers.token_slots[:bs, :longest].copy_(batch.req_to_token[batch.rows, :longest])
         self.buffers.seq_lens[:bs].copy_(batch.seq_lens)
@@ -140,31 +139,35 @@ class GpuDecoder:
             count_step(self.plans, batch.seq_lens_cpu[:rows])
 
     def _wrapper(self, group: tuple[Budget, float], graph: bool) -> SparseDecode:
-        if graph and (self.bs, *group) in self._captured:
-            return self._captured[self.bs, *group]
-        budget, scale = group
+        # A captured wrapper serves one batch size; an eager one any up to its own, and is kept:
+        # its last plan may still be on its way to the device.
+        batch = self.bs if graph else max(16, 1 << (self.bs - 1).bit_length())
+        key = (graph, batch, *group)
+        if key not in self._wrappers:
+            budget, scale = group
+            self._wrappers[key] = SparseDecode(
+                max_batch=batch,
+                num_kv_heads=self.num_kv_heads,
+                group=self.group_size,
+                head_dim=self.head_dim,
+                k_max=self.k_max(budget, self.context_len),
+                dtype=self.dtype,
+                device=self.device,
+                workspace=self._workspace_for(batch),
+                scale=scale,
+                use_cuda_graph=graph,
+                pages=self.buffers.pages if graph else None,
+            )
+        return self._wrappers[key]
+
+    def _workspace_for(self, batch: int) -> torch.Tensor:
+        """Scratch for partial results, shared by the wrappers: they run one after the other."""
         sm_count = torch.cuda.get_device_properties(self.device).multi_processor_count
-        needed = workspace_bytes(
-            self.bs * self.num_kv_heads, self.group_size, self.head_dim, sm_count
-        )
+        rows = batch * self.num_kv_heads
+        needed = workspace_bytes(rows, self.group_size, self.head_dim, sm_count)
         if self._workspace.numel() < needed:  # wrappers made before keep the smaller one
             self._workspace = torch.zeros(needed, dtype=torch.uint8, device=self.device)
-        wrapper = SparseDecode(
-            max_batch=self.bs,
-            num_kv_heads=self.num_kv_heads,
-            group=self.group_size,
-            head_dim=self.head_dim,
-            k_max=self.k_max(budget, self.buffers.token_slots.shape[1]),
-            dtype=self.dtype,
-            device=self.device,
-            workspace=self._workspace,
-            scale=scale,
-            use_cuda_graph=graph,
-            pages=self.buffers.pages,
-        )
-        if graph:
-            self._captured[self.bs, *group] = wrapper
-        return wrapper
+        return self._workspace
 
     def decode(
         self,
@@ -185,12 +188,11 @@ class GpuDecoder:
         scores = buffers.scores[score_dtype(self.group_size, plan.bits)][:bs]
         score(encode(q, weight), codes, *where, sink=plan.sink, recent=plan.recent, out=scores)
         k = self.k_max(plan.budget, scores.shape[-1])
-        slots = buffers.slots[k][:bs]
         if plan.budget.is_fixed:
-            select(scores, *where, k, k_max=k, out=slots)
+            slots = select(scores, *where, k, k_max=k)
         else:
-            select(
-                scores, *where, buffers.ratio_budgets[plan.budget][:bs], k_max=k, out=slots,
+            slots = select(
+                scores, *where, buffers.ratio_budgets[plan.budget][:bs], k_max=k,
                 levels=score_levels(self.group_size, plan.bits),
             )
         return self.attend[plan.budget, self.scales[plan.layer]].run(q, k_cache, v_cache, slots)

@@ -153,39 +153,3 @@ def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch
         ``[Hkv, N]`` float32 in [0, 1].
     """
     return (probabilities * selected).sum(-1)
-
-
-def selector_masses(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    positions: torch.Tensor,
-    scale: float,
-    weights: dict[str, torch.Tensor],
-    budget: Budget,
-) -> dict[str, float]:
-    """Mean attention mass of exact top-k, sink + recent, and sets of hash weights.
-
-    Parameters
-    ----------
-    q, k, positions, scale
-        As in `group_attention`.
-    weights : dict of str to torch.Tensor
-        Selector name -> ``[Hkv, D, r]`` float32.
-    budget : Budget
-
-    Returns
-    -------
-    dict of str to float
-        ``exact``, ``streaming`` (sink, and the rest of the budget as recent
-        tokens) and one entry per name in `weights`; means over queries and KV
-        heads.
-    """
-    probabilities = group_attention(q, k, positions, scale)
-    recency = torch.arange(k.shape[0], device=k.device).float().expand_as(probabilities)
-    scores = {"exact": lambda: probabilities, "streaming": lambda: recency}
-    for name, weight in weights.items():
-        scores[name] = lambda weight=weight: hash_scores(q, k, weight)
-    return {
-        name: float(attention_mass(probabilities, select(make(), positions, budget)).mean())
-        for name, make in scores.items()
-    }

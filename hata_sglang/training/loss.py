@@ -68,6 +68,7 @@ def similarity_labels(
         ``[..., S]`` float32.
     """
     masked = scores.masked_fill(~valid, -torch.inf)
+    # scores that tie keep their order, so that labels do not depend on the sort
     rank = masked.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     top = (valid.sum(-1, keepdim=True) * constants.top_share).floor()
     fraction = rank / (top - 1).clamp_min(1)
@@ -85,9 +86,8 @@ def paper_loss(
 ) -> torch.Tensor:
     """HATA's loss, summed over KV heads.
 
-    ``epsilon * mean_i s_i |h(q) - h(k_i)|^2 + balance * |mean_i h(k_i) / r|^2 * ...``
-    with means where the paper writes sums, as the published code does: sums
-    over thousands of keys make SGD at the paper's rate diverge.
+    Means over keys stand where the paper writes sums, as in the published
+    code: sums over thousands of keys make SGD at the paper's rate diverge.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def paper_loss(
 
     Notes
     -----
-    - similarity: ``epsilon`` times the mean over query heads and keys of
+    - similarity: mean over queries and keys, sum over the heads of a group, of
       ``s * |h(q) - h(k)|^2``.
     - balance: ``|mean over keys of h(k)|^2 / r^2``, per KV head.
     - decorrelation: Frobenius norm of ``W^T W - I``, per KV head.
@@ -119,7 +119,7 @@ def paper_loss(
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b avoids a [N, G, S, r] difference.
     dots = (hq.flatten(1, 2) @ hk.transpose(1, 2)).view(labels.shape)
     distance = hq.pow(2).sum(-1, keepdim=True) + hk.pow(2).sum(-1)[:, None, None] - 2 * dots
-    similarity = (labels * distance).mean((1, 2, 3)).sum()
+    similarity = (labels * distance).mean((1, 3)).sum()
     balance = (hk.mean(1) / bits).pow(2).sum()
     gram = weight.transpose(1, 2) @ weight - torch.eye(bits, device=weight.device)
     decorrelation = torch.linalg.matrix_norm(gram).sum()

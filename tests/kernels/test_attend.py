@@ -222,6 +222,10 @@ def test_sparse_decode_refuses_lengths_it_was_not_made_for() -> None:
     decode.plan(torch.tensor([64, 5], dtype=torch.int32))
     with pytest.raises(ValueError, match="at least 64, found 63"):
         decode.run(q, k_cache, v_cache, slots[..., :63].contiguous())
+    # A pool whose (slot, head) pages do not fit in int32, without its memory.
+    huge = torch.empty(2**30, 2, 128, dtype=torch.bfloat16, device="meta")
+    with pytest.raises(ValueError, match=r"less than 2\*\*31, found 2147483648"):
+        decode.run(q, huge, huge, slots)
 
 
 def test_sparse_decode_needs_a_gpu() -> None:

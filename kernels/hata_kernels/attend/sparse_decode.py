@@ -5,7 +5,7 @@ of one head. Row (b, h) of the batch is request b for KV head h, its G queries a
 that row, and its pages are ``slot * kv_heads + h`` for the slots selected for (b, h).
 
 Facts relied upon (FlashInfer 0.6.14: flashinfer/decode.py, csrc/batch_decode.cu and, under
-include/flashinfer, attention/decode.cuh, attention/scheduler.cuh, page.cuh):
+include/flashinfer, attention/decode.cuh, attention/scheduler.cuh, page.cuh; 0.7.2 reads alike):
 
 - `plan` works on host lengths. It splits rows into chunks, writes the schedule (which chunk of
   which row each block handles, chunk size, block mask) to a pinned buffer and copies it to the

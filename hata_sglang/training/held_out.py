@@ -1,0 +1,67 @@
+"""Attention mass on held-out captures, while training and for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hata_sglang.evaluation.attention_mass import (
+    Budget,
+    attention_mass,
+    group_attention,
+    hash_scores,
+    select,
+)
+from hata_sglang.training.capture import Capture
+
+
+class HeldOutLayer:
+    """Held-out captures of one layer, with the true attention kept at hand.
+
+    Parameters
+    ----------
+    captures : sequence of Capture
+    queries : int
+        Evenly spaced queries used per capture, at most.
+    device : torch.device
+    """
+
+    def __init__(self, captures: Sequence[Capture], queries: int, device: torch.device) -> None:
+        self.parts: list[tuple[Capture, torch.Tensor]] = []
+        for capture in captures:
+            count = len(capture.positions)
+            rows = torch.linspace(0, count - 1, min(queries, count)).round().long()
+            part = Capture(
+                capture.q[rows].to(device),
+                capture.k.to(device),
+                capture.positions[rows].to(device),
+                capture.scale,
+            )
+            self.parts.append((part, group_attention(part.q, part.k, part.positions, part.scale)))
+
+    def mass(self, weight: torch.Tensor, budget: Budget) -> float:
+        """Mean attention mass that the codes of `weight` keep."""
+        return self._mean(lambda part, _: hash_scores(part.q, part.k, weight), budget)
+
+    def exact(self, budget: Budget) -> float:
+        """Mean attention mass of exact top-k: the ceiling."""
+        return self._mean(lambda _, attention: attention, budget)
+
+    def streaming(self, budget: Budget) -> float:
+        """Mean attention mass of the sink tokens and, for the rest, the last ones."""
+        return self._mean(
+            lambda part, attention: torch.arange(
+                len(part.k), device=part.k.device, dtype=torch.float32
+            ).expand_as(attention),
+            budget,
+        )
+
+    def _mean(self, scores, budget: Budget) -> float:
+        masses = [
+            attention_mass(
+                attention, select(scores(part, attention), part.positions, budget)
+            ).mean()
+            for part, attention in self.parts
+        ]
+        return float(torch.stack(masses).mean())

@@ -1,0 +1,109 @@
+"""Captures of one layer, arranged for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hata_sglang.training.capture import Capture
+
+
+@dataclass(frozen=True)
+class SequenceData:
+    """Queries and keys of one layer and sequence, by KV head.
+
+    Attributes
+    ----------
+    q : torch.Tensor
+        ``[Hkv, N, G, D]`` float32.
+    k : torch.Tensor
+        ``[Hkv, S, D]`` float32.
+    positions : torch.Tensor
+        ``[N]`` int64.
+    scale : float
+    log_normaliser : torch.Tensor
+        ``[Hkv, N, G]`` float32: log of the softmax denominator of every query
+        over all keys it sees. With it, attention on a few keys costs only these.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    positions: torch.Tensor
+    scale: float
+    log_normaliser: torch.Tensor
+
+    @classmethod
+    def of(cls, capture: Capture, device: torch.device) -> SequenceData:
+        """Arrange a capture on `device`."""
+        count, heads, dim = capture.q.shape
+        kv_heads = capture.k.shape[1]
+        q = capture.q.to(device).reshape(count, kv_heads, heads // kv_heads, dim).transpose(0, 1)
+        k = capture.k.to(device).transpose(0, 1).contiguous()
+        positions = capture.positions.to(device)
+        tokens = torch.arange(k.shape[1], device=device)
+        parts = []
+        for start in range(0, count, 64):  # bounds the [Hkv, n, G, S] scores in memory
+            rows = slice(start, start + 64)
+            logits = torch.einsum("hngd,hsd->hngs", q[:, rows] * capture.scale, k)
+            future = tokens > positions[rows, None, None]
+            parts.append(logits.masked_fill_(future, -torch.inf).logsumexp(-1))
+        return cls(q.contiguous(), k, positions, capture.scale, torch.cat(parts, dim=1))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some queries and some keys of one sequence.
+
+    Attributes
+    ----------
+    q : torch.Tensor
+        ``[Hkv, n, G, D]`` float32.
+    k : torch.Tensor
+        ``[Hkv, s, D]`` float32.
+    logits : torch.Tensor
+        ``[Hkv, n, G, s]`` float32, scaled q.k.
+    attention : torch.Tensor
+        ``[Hkv, n, s]`` float32, attention averaged over the group; zero for
+        keys that a query does not see.
+    key_positions, query_positions : torch.Tensor
+        Int64 ``[s]`` and ``[n]``.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    logits: torch.Tensor
+    attention: torch.Tensor
+    key_positions: torch.Tensor
+    query_positions: torch.Tensor
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """``[n, s]`` bool: keys that each query sees."""
+        return self.key_positions <= self.query_positions[:, None]
+
+
+def sample_batch(
+    data: list[SequenceData], queries: int, keys: int, generator: torch.Generator
+) -> Batch:
+    """Draw one sequence, then some of its queries and of its keys, uniformly.
+
+    Parameters
+    ----------
+    data : list of SequenceData
+    queries, keys : int
+        At most this many of each.
+    generator : torch.Generator
+        On the CPU, whatever the device of `data`.
+    """
+    sequence = data[int(torch.randint(len(data), (1,), generator=generator))]
+    device = sequence.k.device
+    rows = torch.randperm(sequence.q.shape[1], generator=generator)[:queries].to(device)
+    columns = torch.randperm(sequence.k.shape[1], generator=generator)[:keys].sort().values
+    columns = columns.to(device)
+    q, k = sequence.q[:, rows], sequence.k[:, columns]
+    logits = torch.einsum("hngd,hsd->hngs", q * sequence.scale, k)
+    attention = (logits - sequence.log_normaliser[:, rows, :, None]).exp().mean(2)
+    positions = sequence.positions[rows]
+    attention = attention.masked_fill(columns > positions[:, None], 0.0)
+    return Batch(q, k, logits, attention, columns, positions)

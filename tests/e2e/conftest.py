@@ -1,0 +1,103 @@
+"""Real servers on the CPU with the demo model; one at a time, each started once per session."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.evaluation.haystack import document
+from hata_sglang.evaluation.server import ServerProcess
+
+NEW_TOKENS = 16
+#: float32, because bf16 products depend on the batch they are computed in (for SGLang alone too).
+FLAGS = ("--dtype", "float32", "--log-level", "warning")
+
+
+class Client:
+    """SGLang's native API, by token ids."""
+
+    def __init__(self, server: ServerProcess):
+        self.server = server
+
+    def post(self, path: str, body: dict | None = None):
+        request = urllib.request.Request(
+            self.server.base_url + path, json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=900) as response:
+            text = response.read().decode()
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    def generate(self, ids, new_tokens: int = NEW_TOKENS):
+        """Greedy continuation of one prompt, or of several as one batch: token ids."""
+        answer = self.post("/generate", {
+            "input_ids": ids,
+            "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
+        })
+        if isinstance(answer, list):
+            return [one["output_ids"] for one in answer]
+        return answer["output_ids"]
+
+    def together(self, prompts):
+        """The same prompts as separate requests at the same time."""
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(self.generate, prompts))
+
+    def flush(self):
+        self.post("/flush_cache")
+
+    def counters(self):
+        return self.server.counters()
+
+
+@pytest.fixture(scope="session")
+def connect():
+    """Function that makes a `Client` of a running server."""
+    return Client
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Folder of the demo model."""
+    return ensure_demo_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+@pytest.fixture(scope="session")
+def make_prompt(tokenizer):
+    """Function of (tokens, seed): that many ids of prose."""
+
+    def make(tokens: int, seed: int) -> list[int]:
+        text = document(tokenizer, tokens + 64, seed)
+        return tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start(model, tmp_path_factory):
+    """Function that makes a ServerProcess: YAML text for hata, None for the stock backend."""
+
+    def make(yaml: str | None, *flags: str, module: str = "hata_sglang.launch_server"):
+        folder = tmp_path_factory.mktemp("server")
+        if yaml is None:
+            arguments = ["--attention-backend", "torch_native"]
+        else:
+            (folder / "hata.yaml").write_text(yaml)
+            arguments = ["--hata-config", str(folder / "hata.yaml")]
+        arguments += ["--model-path", str(model), "--max-total-tokens", "40000", *FLAGS, *flags]
+        return ServerProcess(arguments, module=module, log=folder / "server.log", timeout=900,
+                             env={"HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]})
+
+    return make

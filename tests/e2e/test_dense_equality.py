@@ -1,0 +1,45 @@
+"""A budget that covers the context gives what the stock backend gives, token for token."""
+
+from __future__ import annotations
+
+import pytest
+from hata_sglang.evaluation.server import ServerProcess
+
+LENGTHS = [round(10 * 400 ** (i / 19)) for i in range(20)]  # 10 to 4,000 tokens
+COVER = "method: random\nbudget: 8192\ndense_layers: []\n"
+
+
+def answers(server: ServerProcess, connect, prompts) -> dict:
+    """Outputs one by one, then in batches of 8."""
+    with server:
+        client = connect(server)
+        single = [client.generate(ids) for ids in prompts]
+        client.flush()
+        batches = [client.generate(prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+        return {"single": single, "batch": sum(batches, []), "counters": client.counters()}
+
+
+@pytest.fixture(scope="module")
+def outputs(start, connect, make_prompt):
+    prompts = [make_prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    return {
+        "stock": answers(start(None), connect, prompts),
+        "hata": answers(start(COVER), connect, prompts),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["single", "batch"])
+def test_same_tokens_as_the_stock_backend(outputs, mode):
+    stock, hata = outputs["stock"][mode], outputs["hata"][mode]
+    different = [n for n, a, b in zip(LENGTHS, stock, hata, strict=True) if a != b]
+    assert different == [], "context lengths whose greedy tokens differ"
+
+
+@pytest.mark.slow
+def test_codes_were_written_all_the_same(outputs):
+    assert outputs["stock"]["counters"] is None
+    counters = outputs["hata"]["counters"]
+    assert counters["tokens_encoded"] >= 2 * sum(LENGTHS)
+    assert counters["decode_steps"] == 0
+    assert counters["tokens_attended"] == counters["tokens_in_context"] > 0
