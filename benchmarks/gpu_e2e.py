@@ -70,7 +70,7 @@ def run_arm(arm: str, model: str) -> dict:
         attention_backend="hata" if yaml else "flashinfer",
         cuda_graph_bs_decode=sorted(batches), cuda_graph_backend_prefill="disabled",
         max_running_requests=max(batches), random_seed=0,
-        mem_fraction_static=0.8,
+        mem_fraction_static=0.8, log_level="info",
     )
     result = {"arm": arm, "start_s": time.perf_counter() - started, "rows": []}
     ids = prompts(arm, model, tokens, max(batches))
@@ -138,6 +138,14 @@ def versions() -> dict:
     }
 
 
+def write_csv(path: str, rows: list[dict]) -> None:
+    """Write what is there so far: an arm that breaks later loses nothing."""
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """Run the arms one after the other; print and write what they measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -150,6 +158,7 @@ def main() -> None:
         Path(args.arm_json).write_text(json.dumps(run_arm(args.arms[0], args.model)))
         return
     results, rows, failed = {}, [], []
+    stamp = {**versions(), "command": " ".join(["python", *sys.argv])}
     with tempfile.TemporaryDirectory() as tmp:
         llama = Path(tmp) / "llama"
         llama.mkdir()
@@ -175,6 +184,8 @@ def main() -> None:
             answer.unlink()
             dense = results.get(arm.split("/")[0] + "/dense")
             agreement = compare(dense, result) if arm.endswith("cover") and dense else {}
+            for name in ("tokens", "logprobs"):
+                print(f"  first {name}: {result[name][0][:6]}", flush=True)
             print(f"{arm}: start {result['start_s']:.0f} s, pool {result['pool_tokens']} tokens, "
                   f"{result['hata']}, {agreement}", flush=True)
             for row in result["rows"]:
@@ -185,12 +196,7 @@ def main() -> None:
                 })
                 print(f"  batch {row['batch']} x {row['context']}: {row['step_s'] * 1e3:.2f} ms "
                       f"a step, {row['batch'] / row['step_s']:.0f} tokens/s", flush=True)
-    stamp = {**versions(), "command": " ".join(["python", *sys.argv])}
-    fields = list(dict.fromkeys(key for row in rows for key in [*row, *stamp]))
-    with open(args.out, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, fields)
-        writer.writeheader()
-        writer.writerows({**row, **stamp} for row in rows)
+            write_csv(args.out, [{**row, **stamp} for row in rows])
     if failed:
         raise SystemExit(f"arms that failed: {', '.join(failed)}")
 

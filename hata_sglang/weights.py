@@ -207,7 +207,9 @@ def load_weights(ref: str | Path) -> HashWeights:
     try:
         content = (folder / TENSORS_FILE).read_bytes()
     except OSError as error:
-        raise _refusal(folder / TENSORS_FILE, "a readable file", error.strerror or "none") from error
+        raise _refusal(
+            folder / TENSORS_FILE, "a readable file", error.strerror or "none"
+        ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
         raise _refusal(

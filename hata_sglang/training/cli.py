@@ -38,11 +38,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     need = parser.add_argument_group("what to train")
     need.add_argument("--model", type=Path, required=True, help="Hugging Face checkpoint folder")
     need.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="FILE",
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
         help="training texts: .jsonl rows with 'text' or 'messages', anything else as plain text",
     )
     need.add_argument(
-        "--held-out", type=Path, nargs="+", default=[], metavar="FILE",
+        "--held-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
         help="texts to measure on (default: the last fifth of the training sequences)",
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
@@ -52,7 +60,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = HataRecipe()
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--objective", choices=["attention", "paper"], default=recipe.objective,
+        "--objective",
+        choices=["attention", "paper"],
+        default=recipe.objective,
         help="cross entropy with the true attention (default), or HATA's own loss",
     )
     how.add_argument("--steps", type=int, default=recipe.steps, help="per layer (default 400)")
@@ -66,14 +76,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
     )
     how.add_argument(
-        "--budget", type=parse_budget, nargs="+", metavar="K:SINK:RECENT",
+        "--budget",
+        type=parse_budget,
+        nargs="+",
+        metavar="K:SINK:RECENT",
         default=[Budget(256, 16, 64), Budget(96, 16, 16)],
         help="budgets to measure at; the first chooses the weights (default 256:16:64 96:16:16)",
     )
     how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     how.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's)")
     how.add_argument(
-        "--work-dir", type=Path, default=None,
+        "--work-dir",
+        type=Path,
+        default=None,
         help="keep captures here and use those of an earlier run (default: a temporary folder)",
     )
     how.add_argument(

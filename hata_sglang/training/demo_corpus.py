@@ -22,9 +22,8 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
 from pydoc_data.topics import topics
+from typing import Any
 
 from hata_sglang.training.demo_phrases import PHRASES, Phrases
 
@@ -52,6 +51,15 @@ def library_texts(split: str) -> tuple[str, ...]:
         Topics of ``pydoc`` and, per module of the standard library, its
         docstrings of more than 200 characters.
     """
+    documents = _documents()
+    held_out = split == "held_out"
+    names = [n for n in documents if (_checksum(n) % HELD_OUT_SHARE == 0) == held_out]
+    names.sort(key=lambda name: (_checksum("order " + name), name))
+    return tuple(documents[name] for name in names)
+
+
+@lru_cache(maxsize=1)
+def _documents() -> dict[str, str]:
     documents = {f"topic {name}": text for name, text in topics.items()}
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -60,10 +68,7 @@ def library_texts(split: str) -> tuple[str, ...]:
             text = "\n\n".join(d for d in _docstrings(path) if len(d) > 200)
             if text:
                 documents["module " + "/".join(parts)] = text
-    held_out = split == "held_out"
-    names = [n for n in documents if (_checksum(n) % HELD_OUT_SHARE == 0) == held_out]
-    names.sort(key=lambda name: (_checksum("order " + name), name))
-    return tuple(documents[name] for name in names)
+    return documents
 
 
 def _checksum(text: str) -> int:
@@ -161,9 +166,11 @@ def chat(rng: random.Random, split: str, tokenizer: Any, length: int) -> list[di
     hidden = facts(rng, split, 10)
     asked = rng.sample(hidden, 8)
     opening = rng.choice(PHRASES[split].openings)
-    turns = [{"role": "user", "content": asked[0][1]}, {"role": "assistant", "content": asked[0][2]}]
-    for _, question, answer in asked[1:]:
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    turns = [
+        {"role": role, "content": content}
+        for _, question, answer in asked
+        for role, content in (("user", question), ("assistant", answer))
+    ]
 
     def assemble(blocks: list[str]) -> list[dict[str, str]]:
         document = list(blocks)

@@ -95,9 +95,7 @@ class HataTrainer:
         Same seed, data and machine, same weights.
     """
 
-    def __init__(
-        self, data: list[SequenceData], bits: int, recipe: HataRecipe, seed: int
-    ) -> None:
+    def __init__(self, data: list[SequenceData], bits: int, recipe: HataRecipe, seed: int) -> None:
         self.data, self.recipe = data, recipe
         self.generator = torch.Generator().manual_seed(seed)
         kv_heads, _, _, dim = data[0].q.shape

@@ -193,7 +193,7 @@ def attention_loss(
     torch.Tensor
         Scalar, summed over KV heads, mean over queries.
     """
-    heads, count, group, _ = q.shape
+    _, count, group, _ = q.shape
     codes = straight_through_sign(q.flatten(1, 2) @ weight * query_scale)
     votes = codes.unflatten(1, (count, group)).sum(2)
     scores = votes @ straight_through_sign(k @ weight).transpose(1, 2)

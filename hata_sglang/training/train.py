@@ -21,7 +21,6 @@ from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.captures import ensure_captures
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences, total_tokens
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.held_out import HeldOutLayer
 from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.methods import METHODS, LayerTrainer, Recipe, make_trainer

@@ -1,1 +1,1 @@
-"""Hash weights that ship with hata-sglang: one folder each, ``hash.safetensors`` and ``card.json``."""
+"""Hash weights that ship with hata-sglang: one folder each, tensors and card."""

