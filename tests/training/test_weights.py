@@ -121,7 +121,7 @@ def test_a_flipped_byte_is_refused(folder):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(Refusal, match="expected SHA-256 [0-9a-f]{64} as in its card, found"):
+    with pytest.raises(Refusal, match=r"expected SHA-256 [0-9a-f]{64} as in its card, found"):
         load_weights(folder)
 
 
