@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +51,15 @@ class Client:
             return list(pool.map(self.generate, prompts))
 
     def flush(self):
-        self.post("/flush_cache")
+        """Empty the radix cache; SGLang refuses while the last step of a request still runs."""
+        for _ in range(100):
+            try:
+                return self.post("/flush_cache")
+            except urllib.error.HTTPError as error:
+                if error.code != 400:
+                    raise
+                time.sleep(0.1)
+        raise AssertionError("the server is not idle after 10 s")
 
     def counters(self):
         return self.server.counters()

@@ -20,6 +20,11 @@ dense_layers: [0, 1]
 """
 
 
+#: Decode steps of 16 new tokens: the first comes from prefill, and SGLang's overlap scheduling
+#: may start one more step before it sees that a request has ended.
+STEPS = (15, 16)
+
+
 @pytest.fixture(scope="module")
 def client(start, connect):
     with start(SPARSE) as server:
@@ -31,7 +36,7 @@ def test_is_sparse(client, make_prompt):
     client.generate(make_prompt(1000, 100))
     after = client.counters()
     steps = after["decode_steps"] - before["decode_steps"]
-    assert steps == 15  # the first of 16 tokens comes from prefill
+    assert steps in STEPS
     sparse_layers = 28
     assert after["tokens_attended"] - before["tokens_attended"] == steps * sparse_layers * 96
     context = sum(range(1001, 1001 + steps))
@@ -43,12 +48,12 @@ def test_cached_prefix_gives_the_same_and_encodes_only_new_tokens(client, make_p
     client.flush()
     start = client.counters()["tokens_encoded"]
     cold = client.generate(prompt)
-    encoded_cold = client.counters()["tokens_encoded"] - start
+    middle = client.counters()["tokens_encoded"]
     cached = client.generate(prompt)
-    encoded_cached = client.counters()["tokens_encoded"] - start - encoded_cold
+    encoded_cold, encoded_cached = middle - start, client.counters()["tokens_encoded"] - middle
     assert cached == cold
-    assert encoded_cold == 1200 + 15  # the prompt, and every generated token that was fed back
-    assert encoded_cached <= 1 + 15  # SGLang computes the last prompt token again
+    assert encoded_cold - 1200 in STEPS  # the prompt, and every token that was fed back
+    assert encoded_cached - 1 in STEPS  # SGLang computes the last prompt token again
 
 
 def test_two_requests_share_the_codes_of_a_prefix(client, make_prompt):
@@ -63,7 +68,7 @@ def test_two_requests_share_the_codes_of_a_prefix(client, make_prompt):
     shared = [client.generate(first), client.generate(second)]
     encoded = client.counters()["tokens_encoded"] - start
     assert shared == alone
-    assert encoded <= 900 + 50 + 70 + 2 * 15 + 1
+    assert encoded <= 900 + 50 + 70 + 2 * max(STEPS) + 1
 
 
 def test_flush_and_refill(client, make_prompt):
