@@ -32,8 +32,12 @@ def to_row(number: int, arm: str, result: Measurement) -> dict:
     gaps = [gap * 1e3 for gap in result.speed.gaps_s]
     tenths = quantiles(gaps, n=10, method="inclusive")
     return {
-        "round": number, "arm": arm, "context": result.speed.prompt_tokens, "steps": len(gaps),
-        "step_ms_p20": round(tenths[1], 2), "step_ms_p50": round(median(gaps), 2),
+        "round": number,
+        "arm": arm,
+        "context": result.speed.prompt_tokens,
+        "steps": len(gaps),
+        "step_ms_p20": round(tenths[1], 2),
+        "step_ms_p50": round(median(gaps), 2),
         "step_ms_p80": round(tenths[7], 2),
         "tokens_per_s": round(result.speed.tokens_per_s, 2),
         "first_token_s": round(result.answer.first_token_s, 2),

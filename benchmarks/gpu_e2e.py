@@ -26,11 +26,22 @@ import time
 from pathlib import Path
 
 LLAMA_31_8B = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16", "hidden_act": "silu", "bos_token_id": 128000, "eos_token_id": 128001,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "hidden_act": "silu",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
 }
 RANDOM = "method: random\nsink: 16\nrecent: 64\ndense_layers: []\ninner_backend: flashinfer\n"
 DEMO = "method: hata\nweights: smollm2-135m-instruct-hata-128b\nsink: 16\nrecent: 64\n"
@@ -39,12 +50,21 @@ DEMO = "method: hata\nweights: smollm2-135m-instruct-hata-128b\nsink: 16\nrecent
 ARMS = {
     "demo/dense": (None, 6000, (1, 8), 64),
     "demo/cover": (RANDOM + "budget: 8192\n", 6000, (1, 8), 64),
-    "demo/hata-256": (DEMO + "dense_layers: [0, 1]\nbudget: 256\ninner_backend: flashinfer\n", 6000, (1, 8), 64),
+    "demo/hata-256": (
+        DEMO + "dense_layers: [0, 1]\nbudget: 256\ninner_backend: flashinfer\n",
+        6000,
+        (1, 8),
+        64,
+    ),
     "llama/dense": (None, 32768, (1, 8), 128),
     "llama/cover": (RANDOM + "budget: 34816\n", 32768, (1,), 32),
     "llama/hata-512": (RANDOM.replace("[]", "[0, 1]") + "budget: 512\n", 32768, (1, 8), 128),
-    "llama/hata-ratio": (RANDOM.replace("[]", "[0, 1]") + "budget: {ratio: 0.0156, min: 256, max: 2048}\n",
-                         32768, (1, 8), 128),
+    "llama/hata-ratio": (
+        RANDOM.replace("[]", "[0, 1]") + "budget: {ratio: 0.0156, min: 256, max: 2048}\n",
+        32768,
+        (1, 8),
+        128,
+    ),
     "wide/dense": (None, 6000, (8,), 32),
     "wide/cover": (RANDOM + "budget: 8192\n", 6000, (8,), 32),
     "wide/hata-256": (RANDOM + "budget: 256\n", 6000, (8,), 32),
@@ -80,12 +100,17 @@ def run_arm(arm: str, model: str) -> dict:
     kind = arm.split("/")[0]
     started = time.perf_counter()
     engine = sglang.Engine(
-        model_path=model, skip_tokenizer_init=True, context_length=CONTEXT[kind],
+        model_path=model,
+        skip_tokenizer_init=True,
+        context_length=CONTEXT[kind],
         load_format="dummy" if kind == "llama" else "auto",
         attention_backend="hata" if yaml else "flashinfer",
-        cuda_graph_bs_decode=sorted(batches), cuda_graph_backend_prefill="disabled",
-        max_running_requests=max(batches), random_seed=0,
-        mem_fraction_static=0.8, log_level="info",
+        cuda_graph_bs_decode=sorted(batches),
+        cuda_graph_backend_prefill="disabled",
+        max_running_requests=max(batches),
+        random_seed=0,
+        mem_fraction_static=0.8,
+        log_level="info",
     )
     result = {"arm": arm, "start_s": time.perf_counter() - started, "rows": []}
     ids = prompts(arm, model, tokens, max(batches))
@@ -93,7 +118,8 @@ def run_arm(arm: str, model: str) -> dict:
     def generate(batch: int, count: int):
         start = time.perf_counter()
         outputs = engine.generate(
-            input_ids=ids[:batch], return_logprob=count <= 16,
+            input_ids=ids[:batch],
+            return_logprob=count <= 16,
             sampling_params={"temperature": 0, "max_new_tokens": count, "ignore_eos": True},
         )
         return outputs, time.perf_counter() - start
@@ -129,8 +155,9 @@ def compare(dense: dict, cover: dict) -> dict:
     Log-probabilities come from bf16 logits: one step of these is 0.06 to 0.125 at their size.
     """
     worst, same, total = 0.0, 0, 0
-    for a, b, p, q in zip(dense["tokens"], cover["tokens"], dense["logprobs"], cover["logprobs"],
-                          strict=False):
+    for a, b, p, q in zip(
+        dense["tokens"], cover["tokens"], dense["logprobs"], cover["logprobs"], strict=False
+    ):
         equal = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
         same, total = same + equal, total + len(a)
         worst = max([worst, *(abs(x - y) for x, y in zip(p[:equal], q[:equal], strict=True))])
@@ -144,14 +171,23 @@ def versions() -> dict:
     import torch
     import triton
 
-    commit = os.environ.get("HATA_COMMIT") or subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
+    commit = (
+        os.environ.get("HATA_COMMIT")
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
+        ).stdout.strip()
+    )
     return {
-        "date": datetime.date.today().isoformat(), "commit": commit,
-        "device": torch.cuda.get_device_name(), "sglang": sglang.__version__,
-        "torch": torch.__version__, "triton": triton.__version__,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "device": torch.cuda.get_device_name(),
+        "sglang": sglang.__version__,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
         "flashinfer": flashinfer.__version__,
     }
 
@@ -183,10 +219,18 @@ def main() -> None:
         (llama / "config.json").write_text(json.dumps(LLAMA_31_8B))
         wide = Path(tmp) / "wide"
         if any(arm.startswith("wide") for arm in args.arms):
-            subprocess.run([sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1])\n"
-                            "from pathlib import Path; import gpu_e2e\n"
-                            "gpu_e2e.make_wide(Path(sys.argv[2]))",
-                            str(Path(__file__).parent), str(wide)], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    "import sys; sys.path.insert(0, sys.argv[1])\n"
+                    "from pathlib import Path; import gpu_e2e\n"
+                    "gpu_e2e.make_wide(Path(sys.argv[2]))",
+                    str(Path(__file__).parent),
+                    str(wide),
+                ],
+                check=True,
+            )
         for arm in args.arms:
             env = dict(os.environ)
             if ARMS[arm][0]:
@@ -197,8 +241,18 @@ def main() -> None:
             log = Path(args.out).with_suffix(f".{arm.replace('/', '-')}.log")
             kind = arm.split("/")[0]
             model = {"llama": str(llama), "wide": str(wide)}.get(kind, args.model)
-            command = [sys.executable, __file__, "--model", model, "--out", args.out,
-                       "--arms", arm, "--arm-json", str(answer)]
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                model,
+                "--out",
+                args.out,
+                "--arms",
+                arm,
+                "--arm-json",
+                str(answer),
+            ]
             with log.open("w") as stream:
                 code = subprocess.run(command, env=env, stdout=stream, stderr=stream).returncode
             if not answer.exists():
@@ -211,16 +265,29 @@ def main() -> None:
             agreement = compare(dense, result) if dense and not arm.endswith("dense") else {}
             for name in ("tokens", "logprobs"):
                 print(f"  first {name}: {result[name][0][:6]}", flush=True)
-            print(f"{arm}: start {result['start_s']:.0f} s, pool {result['pool_tokens']} tokens, "
-                  f"{result['hata']}, {agreement}", flush=True)
+            print(
+                f"{arm}: start {result['start_s']:.0f} s, pool {result['pool_tokens']} tokens, "
+                f"{result['hata']}, {agreement}",
+                flush=True,
+            )
             for row in result["rows"]:
-                rows.append({
-                    "arm": arm, **row, "tokens_per_s": row["batch"] / row["step_s"], **agreement,
-                    "pool_tokens": result["pool_tokens"], "prefill_s": result["prefill_s"],
-                    "start_s": result["start_s"], **(result["hata"] or {}),
-                })
-                print(f"  batch {row['batch']} x {row['context']}: {row['step_s'] * 1e3:.2f} ms "
-                      f"a step, {row['batch'] / row['step_s']:.0f} tokens/s", flush=True)
+                rows.append(
+                    {
+                        "arm": arm,
+                        **row,
+                        "tokens_per_s": row["batch"] / row["step_s"],
+                        **agreement,
+                        "pool_tokens": result["pool_tokens"],
+                        "prefill_s": result["prefill_s"],
+                        "start_s": result["start_s"],
+                        **(result["hata"] or {}),
+                    }
+                )
+                print(
+                    f"  batch {row['batch']} x {row['context']}: {row['step_s'] * 1e3:.2f} ms "
+                    f"a step, {row['batch'] / row['step_s']:.0f} tokens/s",
+                    flush=True,
+                )
             write_csv(args.out, [{**row, **stamp} for row in rows])
     if failed:
         raise SystemExit(f"arms that failed: {', '.join(failed)}")

@@ -36,17 +36,25 @@ def run_arm(
         for number, fact in enumerate(facts):
             start = time.perf_counter()
             reply = ask(server.base_url, fact.messages)
-            rows.append({
-                "arm": arm, "prompt": number, "subject": fact.subject, "depth": fact.depth,
-                "tokens": reply.prompt_tokens, "answer": fact.answer, "reply": reply.text.strip(),
-                "found": int(found(fact.answer, reply.text)),
-                "seconds": round(time.perf_counter() - start, 2),
-            })
+            rows.append(
+                {
+                    "arm": arm,
+                    "prompt": number,
+                    "subject": fact.subject,
+                    "depth": fact.depth,
+                    "tokens": reply.prompt_tokens,
+                    "answer": fact.answer,
+                    "reply": reply.text.strip(),
+                    "found": int(found(fact.answer, reply.text)),
+                    "seconds": round(time.perf_counter() - start, 2),
+                }
+            )
             console.print(
                 f"{arm} {number + 1}/{len(facts)}: depth {fact.depth:.3f}, "
                 f"{'found' if rows[-1]['found'] else 'MISSED'} {fact.answer}, "
                 f"{rows[-1]['seconds']} s: {rows[-1]['reply']!r}",
-                highlight=False, soft_wrap=True,
+                highlight=False,
+                soft_wrap=True,
             )
         totals = server.counters() or {}
     read, context = totals.get("tokens_attended"), totals.get("tokens_in_context")
@@ -82,12 +90,17 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "exact", "hata"])
     parser.add_argument("--n", type=int, default=20, help="prompts (default 20)")
     parser.add_argument("--tokens", type=int, default=6000, help="prompt length (default 6000)")
-    parser.add_argument("--documents", type=int, default=4,
-                        help="different documents among the prompts (default 4)")
+    parser.add_argument(
+        "--documents", type=int, default=4, help="different documents among the prompts (default 4)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model-path", type=Path, help="default: the demo model")
-    parser.add_argument("--hata-config", type=Path, default=demo_config(),
-                        help="YAML of the hata arm; the other sparse arms change its method")
+    parser.add_argument(
+        "--hata-config",
+        type=Path,
+        default=demo_config(),
+        help="YAML of the hata arm; the other sparse arms change its method",
+    )
     args = parser.parse_args()
     exit_on_sigterm()
     console = Console()

@@ -31,22 +31,35 @@ EXIT_FAILED = 2
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Read the demo's own flags; whatever is left is for the servers."""
     parser = argparse.ArgumentParser(
-        prog="python -m hata_sglang.demo", description=__doc__.split("\n\n")[1],
-        epilog="Other flags go to both servers.", allow_abbrev=False,
+        prog="python -m hata_sglang.demo",
+        description=__doc__.split("\n\n")[1],
+        epilog="Other flags go to both servers.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--model-path", "--model", type=Path,
-                        help="checkpoint to serve (default: the demo model)")
-    parser.add_argument("--hata-config", type=Path, default=demo_config(),
-                        help="YAML for the sparse server (default: the demo model's)")
-    parser.add_argument("--tokens", type=int, default=6000,
-                        help="length of the prompt (default 6000)")
-    parser.add_argument("--new-tokens", type=int, default=32,
-                        help="decode steps to time (default 32)")
+    parser.add_argument(
+        "--model-path", "--model", type=Path, help="checkpoint to serve (default: the demo model)"
+    )
+    parser.add_argument(
+        "--hata-config",
+        type=Path,
+        default=demo_config(),
+        help="YAML for the sparse server (default: the demo model's)",
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=6000, help="length of the prompt (default 6000)"
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, default=32, help="decode steps to time (default 32)"
+    )
     return parser.parse_known_args(argv)
 
 
 def serve_and_measure(
-    arm: str, model: Path, args: argparse.Namespace, flags: list[str], fact: HiddenFact,
+    arm: str,
+    model: Path,
+    args: argparse.Namespace,
+    flags: list[str],
+    fact: HiddenFact,
     console: Console,
 ) -> Measurement:
     """Start the server of one arm, measure, stop it; shows what it waits for."""
@@ -54,6 +67,7 @@ def serve_and_measure(
         arm_arguments(arm, model, args.hata_config) as arguments,
         console.status(f"{arm}: starting SGLang's server") as status,
     ):
+
         def show(seconds: float) -> None:
             status.update(f"{arm}: starting SGLang's server, {seconds:.0f} s")
 
@@ -82,9 +96,11 @@ def comparison(hata: Measurement, dense: Measurement) -> Table:
         table.add_column(name, justify="left" if name in ("", "answer") else "right")
     for arm, result in (("dense", dense), ("hata", hata)):
         table.add_row(
-            arm, "right" if result.right else "wrong",
+            arm,
+            "right" if result.right else "wrong",
             f"{result.read.attended:.0f}" if result.read else f"{result.speed.prompt_tokens}",
-            f"{result.answer.first_token_s:.1f}", f"{result.step_ms:.1f}",
+            f"{result.answer.first_token_s:.1f}",
+            f"{result.step_ms:.1f}",
             f"{result.speed.tokens_per_s:.1f}",
         )
     return table

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from hata_kernels.attend import attend_naive
 from hata_kernels.encode import encode_naive
 from hata_kernels.score import exact_score_naive, score_dtype, score_naive
 from hata_kernels.select import select_naive
-
 from hata_sglang.config import LayerPlan
 from hata_sglang.decoding.step import Batch, count_step, counts
 
@@ -65,7 +65,7 @@ class CpuDecoder:
         """
         shape = (q.shape[0], k_cache.shape[1], self.width)
         scale = self.scales[plan.layer]
-        forced = dict(sink=plan.sink, recent=plan.recent)
+        forced = {"sink": plan.sink, "recent": plan.recent}
         where = (self.token_slots, self.seq_lens)
         if plan.method == "exact":
             scores = torch.empty(shape, dtype=torch.float32)

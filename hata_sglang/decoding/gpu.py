@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from hata_kernels.attend import SparseDecode, workspace_bytes
 from hata_kernels.encode import encode
 from hata_kernels.score import score, score_dtype, score_levels
 from hata_kernels.select import select
-
 from hata_sglang.config import Budget, LayerPlan
 from hata_sglang.decoding.step import Batch, count_step, counts
 
@@ -27,7 +27,9 @@ class _Buffers:
         }
         # FlashInfer's index buffer, filled and read by one layer after the other.
         k_max = max(decoder.k_max(budget, decoder.context_len) for budget, _ in decoder.groups)
-        self.pages = torch.zeros(bs * heads * k_max if graph else 0, dtype=torch.int32, device=device)
+        self.pages = torch.zeros(
+            bs * heads * k_max if graph else 0, dtype=torch.int32, device=device
+        )
         self.ratio_budgets = {
             budget: torch.ones(bs, dtype=torch.int32, device=device)
             for budget, _ in decoder.groups
@@ -192,7 +194,10 @@ class GpuDecoder:
             slots = select(scores, *where, k, k_max=k)
         else:
             slots = select(
-                scores, *where, buffers.ratio_budgets[plan.budget][:bs], k_max=k,
+                scores,
+                *where,
+                buffers.ratio_budgets[plan.budget][:bs],
+                k_max=k,
                 levels=score_levels(self.group_size, plan.bits),
             )
         return self.attend[plan.budget, self.scales[plan.layer]].run(q, k_cache, v_cache, slots)

@@ -19,9 +19,30 @@ from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import count_tokens, document
 
 CITIES = (
-    "Lisbon", "Oslo", "Cairo", "Lima", "Tokyo", "Paris", "Rome", "Berlin", "Madrid", "Vienna",
-    "Prague", "Dublin", "Athens", "Boston", "Denver", "Sydney", "Nairobi", "Bogota", "Havana",
-    "Moscow", "Zurich", "Seoul", "Delhi", "Chicago",
+    "Lisbon",
+    "Oslo",
+    "Cairo",
+    "Lima",
+    "Tokyo",
+    "Paris",
+    "Rome",
+    "Berlin",
+    "Madrid",
+    "Vienna",
+    "Prague",
+    "Dublin",
+    "Athens",
+    "Boston",
+    "Denver",
+    "Sydney",
+    "Nairobi",
+    "Bogota",
+    "Havana",
+    "Moscow",
+    "Zurich",
+    "Seoul",
+    "Delhi",
+    "Chicago",
 )
 FACT = "The special magic number of {city} is {number}."
 QUESTION = "What is the special magic number of {city}?"
@@ -138,7 +159,9 @@ def make_prompts(
             depth = (rank + 0.5) / n
             frame = _chat_tokens(tokenizer, f"\n\n{question}")
             text = document(
-                tokenizer, tokens - frame, f"{seed} {which}",
+                tokenizer,
+                tokens - frame,
+                f"{seed} {which}",
                 [(depth, FACT.format(city=city, number=number))],
             )
             prompt = f"{text}\n\n{question}"
@@ -205,8 +228,12 @@ def ask(
     client = OpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=timeout, max_retries=0)
     start = time.perf_counter()
     stream = client.chat.completions.create(
-        model="default", messages=list(messages), temperature=0, max_tokens=max_tokens,
-        stream=True, stream_options={"include_usage": True},
+        model="default",
+        messages=list(messages),
+        temperature=0,
+        max_tokens=max_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
         extra_body={"ignore_eos": ignore_eos},
     )
     pieces, times, usage = [], [], None

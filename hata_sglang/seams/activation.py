@@ -33,7 +33,10 @@ class _ConfigFlag(argparse.Action):
 def add_cli_flag(result: Any, parser: argparse.ArgumentParser) -> None:
     """After SGLang's own flags: add ``--hata-config``."""
     parser.add_argument(
-        "--hata-config", metavar="FILE", action=_ConfigFlag, default=argparse.SUPPRESS,
+        "--hata-config",
+        metavar="FILE",
+        action=_ConfigFlag,
+        default=argparse.SUPPRESS,
         help="YAML of the attention backend 'hata': method, bits, weights, budgets per layer.",
     )
 

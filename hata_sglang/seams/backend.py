@@ -20,6 +20,7 @@ from hata_sglang.metrics import COUNTERS
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
 
+
 def attach(backend: AttentionBackend, runner: Any, session: Session) -> AttentionBackend:
     """Turn a stock backend into one that decodes this session's sparse layers with hata.
 
@@ -169,8 +170,9 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
     problems = []
     seen = {layer.layer_id for layer in layers}
     if missing := sorted(sparse - seen):
-        problems.append(Problem("model", "softmax attention in every sparse layer",
-                                f"none in layers {missing}"))
+        problems.append(
+            Problem("model", "softmax attention in every sparse layer", f"none in layers {missing}")
+        )
     wanted = {
         "logit_cap": (0, 0.0, None),
         "sliding_window_size": (-1, None),
@@ -186,12 +188,20 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
         for name, allowed in wanted.items():
             value = getattr(layer, name, allowed[0])
             if value not in allowed:
-                problems.append(Problem(
-                    f"attention of layer {layer.layer_id} (or list it under dense_layers)",
-                    f"{name} {allowed[0]}", f"{name} {value}",
-                ))
+                problems.append(
+                    Problem(
+                        f"attention of layer {layer.layer_id} (or list it under dense_layers)",
+                        f"{name} {allowed[0]}",
+                        f"{name} {value}",
+                    )
+                )
         if layer.qk_head_dim != layer.v_head_dim:
-            problems.append(Problem(f"attention of layer {layer.layer_id}", "head_dim of K = V",
-                                    f"{layer.qk_head_dim} and {layer.v_head_dim}"))
+            problems.append(
+                Problem(
+                    f"attention of layer {layer.layer_id}",
+                    "head_dim of K = V",
+                    f"{layer.qk_head_dim} and {layer.v_head_dim}",
+                )
+            )
     if problems:
         raise Refusal(problems)

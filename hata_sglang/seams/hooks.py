@@ -69,12 +69,14 @@ HOOKS: tuple[Hook, ...] = (
     Hook(f"{_CONFIGURATOR}._profile_available_bytes", HookType.AFTER, _available_bytes),
     Hook(
         "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
-        HookType.AFTER, _cell_size,
+        HookType.AFTER,
+        _cell_size,
     ),
     Hook("sglang.srt.models.utils.enable_fused_set_kv_buffer", HookType.AROUND, _no_fused_writer),
     Hook(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
-        HookType.AFTER, _internal_state,
+        HookType.AFTER,
+        _internal_state,
     ),
 )
 

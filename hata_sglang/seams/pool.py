@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hata_kernels.encode import encode
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
+from hata_kernels.encode import encode
 from hata_sglang.metrics import COUNTERS
 from hata_sglang.seams.session import Session
 
@@ -78,7 +78,7 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             super().set_kv_buffer(layer, loc_info, cache_k, cache_v, *args, **kwargs)
 
         def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
-            """Write the codes of ``keys [T, Hkv, D]`` to ``slots [T]`` of a layer, if it is coded."""
+            """Write the codes of ``keys [T, Hkv, D]`` to ``slots [T]`` of a coded layer."""
             weight = self.hash_weights.get(layer_id)
             if weight is None:
                 return

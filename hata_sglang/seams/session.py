@@ -110,10 +110,15 @@ def config_path() -> str:
     """Path of this server's YAML; refuses where none was named."""
     path = os.environ.get(CONFIG_ENV)
     if not path:
-        raise Refusal([Problem(
-            f"--hata-config (or the environment variable {CONFIG_ENV})",
-            "the path of a YAML file", "nothing",
-        )])
+        raise Refusal(
+            [
+                Problem(
+                    f"--hata-config (or the environment variable {CONFIG_ENV})",
+                    "the path of a YAML file",
+                    "nothing",
+                )
+            ]
+        )
     return path
 
 

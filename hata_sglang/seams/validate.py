@@ -95,8 +95,9 @@ def check_asked(server_args: Any) -> HataConfig:
     """
     problems = _arguments(server_args) + _environment()
     if server_args.prefill_attention_backend == "hata":
-        problems.append(Problem("--prefill-attention-backend", "a stock backend (hata decodes)",
-                                "hata"))
+        problems.append(
+            Problem("--prefill-attention-backend", "a stock backend (hata decodes)", "hata")
+        )
     config = None
     try:
         config = HataConfig.load(config_path())
@@ -168,14 +169,19 @@ def _devices(args: Any) -> list[Problem]:
     for phase in ("decode", "prefill"):
         name = getattr(args, f"{phase}_attention_backend", None) or args.attention_backend
         if name not in INNER_BACKENDS:
-            problems.append(Problem(
-                f"inner backend for {phase}", "one of " + ", ".join(INNER_BACKENDS), str(name)
-            ))
+            problems.append(
+                Problem(
+                    f"inner backend for {phase}", "one of " + ", ".join(INNER_BACKENDS), str(name)
+                )
+            )
         elif (args.device == "cpu") != (name == "torch_native"):
-            problems.append(Problem(
-                f"inner backend for {phase} on {args.device}",
-                "torch_native" if args.device == "cpu" else "flashinfer, fa3 or triton", name,
-            ))
+            problems.append(
+                Problem(
+                    f"inner backend for {phase} on {args.device}",
+                    "torch_native" if args.device == "cpu" else "flashinfer, fa3 or triton",
+                    name,
+                )
+            )
     return problems
 
 
@@ -196,8 +202,13 @@ def _model(model_config: Any) -> list[Problem]:
         if getattr(model_config, name, False)
     ]
     if model_config.attention_arch != AttentionArch.MHA:
-        problems.append(Problem("model", "multi-head or grouped-query attention",
-                                f"{model_config.attention_arch.name} attention"))
+        problems.append(
+            Problem(
+                "model",
+                "multi-head or grouped-query attention",
+                f"{model_config.attention_arch.name} attention",
+            )
+        )
     if not model_config.is_generation:
         problems.append(Problem("model", "a model that generates", "an embedding or reward model"))
     return problems
@@ -208,11 +219,15 @@ def _method_on_device(session: Session, device: str) -> list[Problem]:
         return []
     problems = []
     if exact := [p.layer for p in session.sparse_plans if p.method == "exact"]:
-        problems.append(Problem(f"method of layers {exact}", "hata or random on a GPU",
-                                "exact (CPU only so far)"))
+        problems.append(
+            Problem(
+                f"method of layers {exact}", "hata or random on a GPU", "exact (CPU only so far)"
+            )
+        )
     if session.shape.head_dim not in (64, 128, 256):
-        problems.append(Problem("model's head_dim", "64, 128 or 256 on a GPU",
-                                str(session.shape.head_dim)))
+        problems.append(
+            Problem("model's head_dim", "64, 128 or 256 on a GPU", str(session.shape.head_dim))
+        )
     return problems
 
 
@@ -228,9 +243,16 @@ def check_runner(runner: Any) -> Session:
 
     session = getattr(type(runner.token_to_kv_pool), "hata_session", None)
     if session is None:
-        raise Refusal([Problem("KV pool", "MHATokenToKVPool with codes",
-                               type(runner.token_to_kv_pool).__name__)])
+        raise Refusal(
+            [
+                Problem(
+                    "KV pool", "MHATokenToKVPool with codes", type(runner.token_to_kv_pool).__name__
+                )
+            ]
+        )
     check_layers(runner.model, session)
     if runner.kv_cache_dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise Refusal([Problem("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))])
+        raise Refusal(
+            [Problem("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))]
+        )
     return session

@@ -1,4 +1,4 @@
-"""Device memory beside the pool: counted before SGLang sizes the pool, so that nothing surprises."""
+"""Device memory beside the pool, counted before SGLang sizes the pool."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from hata_sglang.demo_model import ensure_demo_model
 from hata_sglang.evaluation.haystack import document
 from hata_sglang.evaluation.server import ServerProcess
@@ -28,7 +29,8 @@ class Client:
 
     def post(self, path: str, body: dict | None = None):
         request = urllib.request.Request(
-            self.server.base_url + path, json.dumps(body or {}).encode(),
+            self.server.base_url + path,
+            json.dumps(body or {}).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=900) as response:
@@ -37,10 +39,17 @@ class Client:
 
     def generate(self, ids, new_tokens: int = NEW_TOKENS):
         """Greedy continuation of one prompt, or of several as one batch: token ids."""
-        answer = self.post("/generate", {
-            "input_ids": ids,
-            "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
-        })
+        answer = self.post(
+            "/generate",
+            {
+                "input_ids": ids,
+                "sampling_params": {
+                    "temperature": 0,
+                    "max_new_tokens": new_tokens,
+                    "ignore_eos": True,
+                },
+            },
+        )
         if isinstance(answer, list):
             return [one["output_ids"] for one in answer]
         return answer["output_ids"]
@@ -107,7 +116,12 @@ def start(model, tmp_path_factory):
             (folder / "hata.yaml").write_text(yaml)
             arguments = ["--hata-config", str(folder / "hata.yaml")]
         arguments += ["--model-path", str(model), "--max-total-tokens", "40000", *FLAGS, *flags]
-        return ServerProcess(arguments, module=module, log=folder / "server.log", timeout=900,
-                             env={"HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]})
+        return ServerProcess(
+            arguments,
+            module=module,
+            log=folder / "server.log",
+            timeout=900,
+            env={"HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]},
+        )
 
     return make

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
+
 from hata_sglang.evaluation.server import ServerProcess
 
 LENGTHS = [round(10 * 400 ** (i / 19)) for i in range(20)]  # 10 to 4,000 tokens
@@ -16,7 +19,11 @@ def answers(server: ServerProcess, connect, prompts) -> dict:
         single = [client.generate(ids) for ids in prompts]
         client.flush()
         batches = [client.generate(prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
-        return {"single": single, "batch": sum(batches, []), "counters": client.counters()}
+        return {
+            "single": single,
+            "batch": list(chain.from_iterable(batches)),
+            "counters": client.counters(),
+        }
 
 
 @pytest.fixture(scope="module")

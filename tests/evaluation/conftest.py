@@ -30,7 +30,7 @@ def tokenizer() -> WordTokenizer:
     return WordTokenizer()
 
 
-FAKE_SERVER = '''
+FAKE_SERVER = """
 import argparse, json, os, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 HTTPServer((args.host, args.port), Handler).serve_forever()
-'''
+"""
 
 
 @pytest.fixture

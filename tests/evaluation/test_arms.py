@@ -39,8 +39,10 @@ def test_other_methods_change_nothing_but_the_method(arm):
 
 
 def test_unknown_arm_is_refused():
-    with pytest.raises(Refusal, match="arm: expected one of dense, exact"), \
-            arm_arguments("best", "model", demo_config()):
+    with (
+        pytest.raises(Refusal, match="arm: expected one of dense, exact"),
+        arm_arguments("best", "model", demo_config()),
+    ):
         pass
 
 

@@ -13,7 +13,9 @@ DENSE = Measurement(
     Reply("It is 48213.", 6000, 5, (20.0, 20.5)), Reply("x", 6000, 3, (1.0, 1.5, 2.0)), True, None
 )
 HATA = Measurement(
-    Reply("It is 1.", 6000, 5, (21.0, 21.2)), Reply("x", 6000, 3, (1.0, 1.25, 1.5)), False,
+    Reply("It is 1.", 6000, 5, (21.0, 21.2)),
+    Reply("x", 6000, 3, (1.0, 1.25, 1.5)),
+    False,
     Reading(steps=40, attended=256.0, context=6016.0, layers=28),
 )
 

@@ -105,7 +105,13 @@ def test_counters(fake_server, flags, expected):
 def test_default_command_is_the_launcher():
     server = ServerProcess(["--flag"], port=31_999)
     assert server.command[1:] == [
-        "-m", "hata_sglang.launch_server", "--flag", "--host", "127.0.0.1", "--port", "31999",
+        "-m",
+        "hata_sglang.launch_server",
+        "--flag",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "31999",
     ]
 
 

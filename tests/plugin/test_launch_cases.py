@@ -11,86 +11,116 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hata_sglang.seams.validate import ALLOWED, ENVIRONMENT_OFF, MODEL_OFF
 
 WORKER = Path(__file__).with_name("launch_cases.py")
 
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128,
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "torch_dtype": "float32",
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "torch_dtype": "float32",
 }
 
 GOOD = "method: random\nbudget: 64\nsink: 4\nrecent: 16\n"
+TRAINED = "method: hata\nweights: smollm2-135m-instruct-hata-128b\nbudget: 128\n"
 
-#: Flags that make SGLang ask for what hata refuses, and the line that must name it.
-FLAGS = {
-    "speculative": (["--speculative-algorithm", "NGRAM"], "--speculative-algorithm: expected not set, found NGRAM"),
-    "dllm": (["--dllm-algorithm", "LowConfidence"], "--dllm-algorithm: expected not set"),
-    "mixed chunk": (["--enable-mixed-chunk"], "--enable-mixed-chunk: expected not set, found True"),
-    "two batch overlap": (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: expected not set"),
-    "pdmux": (["--enable-pdmux"], "--enable-pdmux: expected not set"),
-    "torch compile": (["--enable-torch-compile"], "--enable-torch-compile: expected not set"),
-    "megakernel": (["--enable-nvidia-megakernel"], "--enable-nvidia-megakernel: expected not set"),
-    "monokernel": (["--enable-amd-monokernel"], "--enable-amd-monokernel: expected not set"),
-    "tensor parallel": (["--tp-size", "2"], "--tp-size: expected 1, found 2"),
-    "pipeline parallel": (["--pp-size", "2"], "--pp-size: expected 1, found 2"),
-    "data parallel": (["--dp-size", "2"], "--dp-size: expected 1, found 2"),
-    "attention dp": (["--attn-dp-size", "2"], "--attn-dp-size: expected 1, found 2"),
-    "dp attention": (["--enable-dp-attention"], "--enable-dp-attention: expected not set"),
-    "decode context parallel": (["--dcp-size", "2"], "--dcp-size: expected 1, found 2"),
-    "attention context parallel": (["--attn-cp-size", "2"], "--attn-cp-size: expected 1, found 2"),
-    "prefill context parallel": (["--enable-prefill-cp"], "--enable-prefill-cp: expected not set"),
-    "dwdp": (["--dwdp-size", "2"], "--dwdp-size: expected 1, found 2"),
-    "elastic ep": (["--elastic-ep-backend", "mooncake"], "--elastic-ep-backend: expected not set"),
-    "ray": (["--use-ray"], "--use-ray: expected not set"),
-    "fp8 cache": (["--kv-cache-dtype", "fp8_e4m3"], "--kv-cache-dtype: expected auto, found fp8_e4m3"),
-    "no cache": (["--prefill-only-disable-kv-cache"], "--prefill-only-disable-kv-cache: expected not set"),
-    "page major": (["--enable-page-major-kv-layout"], "--enable-page-major-kv-layout: expected not set"),
-    "unified memory": (["--enable-unified-memory"], "--enable-unified-memory: expected not set"),
-    "sharded cache": (["--enable-kv-cache-sharding"], "--enable-kv-cache-sharding: expected not set"),
-    "hicache": (["--enable-hierarchical-cache"], "--enable-hierarchical-cache: expected not set"),
-    "lmcache": (["--enable-lmcache"], "--enable-lmcache: expected not set"),
-    "flexkv": (["--enable-flexkv"], "--enable-flexkv: expected not set"),
-    "external linker": (["--enable-unified-cache-external-linker"], "--enable-unified-cache-external-linker: expected not set"),
-    "memory saver": (["--enable-memory-saver"], "--enable-memory-saver: expected not set"),
-    "disaggregation": (["--disaggregation-mode", "decode"], "--disaggregation-mode: expected null, found decode"),
-    "encoder only": (["--encoder-only"], "--encoder-only: expected not set"),
-    "language only": (["--language-only"], "--language-only: expected not set"),
-    "hisparse": (["--enable-hisparse"], "--enable-hisparse: expected not set"),
-    "deterministic": (["--enable-deterministic-inference"], "--enable-deterministic-inference: expected not set"),
-    "multi-item scoring": (["--enable-mis"], "--enable-mis: expected not set"),
-    "embedding": (["--is-embedding"], "--is-embedding: expected not set"),
-    "lora": (["--enable-lora"], "--enable-lora: expected not set"),
-    "lora paths": (["--lora-paths", "a=/nowhere"], "--lora-paths: expected not set"),
-    "hata prefill": (["--prefill-attention-backend", "hata"], "--prefill-attention-backend: expected a stock backend"),
-    "other inner prefill": (["--prefill-attention-backend", "flex_attention"], "inner backend for prefill: expected one of flashinfer"),
+#: Flags that make SGLang ask for what hata refuses.
+FLAGS = (
+    "--speculative-algorithm NGRAM",
+    "--dllm-algorithm LowConfidence",
+    "--enable-mixed-chunk",
+    "--enable-two-batch-overlap",
+    "--enable-pdmux",
+    "--enable-torch-compile",
+    "--enable-nvidia-megakernel",
+    "--enable-amd-monokernel",
+    "--tp-size 2",
+    "--pp-size 2",
+    "--dp-size 2",
+    "--attn-dp-size 2",
+    "--enable-dp-attention",
+    "--dcp-size 2",
+    "--attn-cp-size 2",
+    "--enable-prefill-cp",
+    "--dwdp-size 2",
+    "--elastic-ep-backend mooncake",
+    "--use-ray",
+    "--kv-cache-dtype fp8_e4m3",
+    "--prefill-only-disable-kv-cache",
+    "--enable-page-major-kv-layout",
+    "--enable-unified-memory",
+    "--enable-kv-cache-sharding",
+    "--enable-hierarchical-cache",
+    "--enable-lmcache",
+    "--enable-flexkv",
+    "--enable-unified-cache-external-linker",
+    "--enable-memory-saver",
+    "--disaggregation-mode decode",
+    "--encoder-only",
+    "--language-only",
+    "--enable-hisparse",
+    "--enable-deterministic-inference",
+    "--enable-mis",
+    "--is-embedding",
+    "--enable-lora",
+    "--lora-paths a=/nowhere",
+)
+
+#: Backends for prefill that hata does not go with, and the line that must say so.
+PREFILL = {
+    "hata": "--prefill-attention-backend: expected a stock backend",
+    "flex_attention": "inner backend for prefill: expected one of flashinfer",
 }
 
 YAMLS = {
     "unknown key": (GOOD + "bugdet: 3\n", "budget"),
-    "inner backend of a GPU": (GOOD + "inner_backend: flashinfer\n",
-                               "inner backend for decode on cpu: expected torch_native, found flashinfer"),
-    "missing weights": ("method: hata\nweights: no-such-weights\nbudget: 64\nsink: 4\nrecent: 16\n", "no-such-weights"),
-    "weights of another model": ("method: hata\nweights: smollm2-135m-instruct-hata-128b\nbudget: 128\n",
-                                 "num_hidden_layers"),
-    "bits of other weights": ("method: hata\nbits: 64\nweights: smollm2-135m-instruct-hata-128b\nbudget: 128\n",
-                              "64"),
+    "inner backend of a GPU": (
+        GOOD + "inner_backend: flashinfer\n",
+        "inner backend for decode on cpu: expected torch_native, found flashinfer",
+    ),
+    "missing weights": (TRAINED.replace("smollm2", "no-such"), "no-such-135m"),
+    "weights of another model": (TRAINED, "num_hidden_layers"),
+    "bits of other weights": (TRAINED + "bits: 64\n", "64"),
     "layer out of range": (GOOD + "layers: {'3-9': {budget: 128}}\n", "3-9"),
     "all dense": (GOOD + "dense_layers: ['0-3']\n", "dense"),
 }
 
-GPT_OSS = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "sliding_window": 128,
-           "layer_types": ["sliding_attention", "full_attention"] * 2}
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 
 MODELS = {
-    "mla": ({"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
-             "kv_lora_rank": 16, "q_lora_rank": None, "qk_nope_head_dim": 16,
-             "qk_rope_head_dim": 8, "v_head_dim": 16, "first_k_dense_replace": 4},
-            "model: expected multi-head or grouped-query attention, found MLA attention"),
-    "encoder-decoder": ({"architectures": ["MllamaForConditionalGeneration"]},
-                        "model: expected a decoder-only model"),
+    "mla": (
+        {
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "kv_lora_rank": 16,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+            "first_k_dense_replace": 4,
+        },
+        "model: expected multi-head or grouped-query attention, found MLA attention",
+    ),
+    "encoder-decoder": (
+        {"architectures": ["MllamaForConditionalGeneration"]},
+        "model: expected a decoder-only model",
+    ),
     "multimodal": ({"architectures": ["LlavaLlamaForCausalLM"]}, "model: expected a text model"),
     "sinks": (GPT_OSS, "model: expected attention without learned sinks"),
     "hybrid sliding windows": (GPT_OSS, "model: expected full attention"),
@@ -107,8 +137,18 @@ def _cases(tmp):
         (folder / "config.json").write_text(json.dumps({**LLAMA, **(model or {})}))
         config = tmp / f"{len(cases)}.yaml"
         config.write_text(yaml)
-        argv = ["--model-path", str(folder), "--device", "cpu", "--skip-tokenizer-init",
-                "--load-format", "dummy", "--attention-backend", backend, *extra]
+        argv = [
+            "--model-path",
+            str(folder),
+            "--device",
+            "cpu",
+            "--skip-tokenizer-init",
+            "--load-format",
+            "dummy",
+            "--attention-backend",
+            backend,
+            *extra,
+        ]
         env = {"HATA_CONFIG": str(config), **(env or {})}
         cases.append({"name": name, "argv": argv, "env": env})
 
@@ -116,8 +156,10 @@ def _cases(tmp):
     add("stock", backend="torch_native")
     add("no config", env={"HATA_CONFIG": ""})
     add("two reasons", extra=["--tp-size", "2", "--enable-lora"], yaml="methd: hata\n")
-    for name, (extra, _) in FLAGS.items():
-        add(name, extra=extra)
+    for flag in FLAGS:
+        add(flag, extra=flag.split())
+    for backend in PREFILL:
+        add(f"prefill {backend}", extra=["--prefill-attention-backend", backend])
     for name, (yaml, _) in YAMLS.items():
         add(name, yaml=yaml)
     for name in ENVIRONMENT_OFF:
@@ -132,27 +174,39 @@ def results(tmp_path_factory):
     """All launches, run once; by name."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HATA_")}
     done = subprocess.run(
-        [sys.executable, str(WORKER)], input=json.dumps(_cases(tmp_path_factory.mktemp("cases"))),
-        capture_output=True, text=True, env={**env, "HF_HUB_OFFLINE": "1"}, timeout=900,
+        [sys.executable, str(WORKER)],
+        input=json.dumps(_cases(tmp_path_factory.mktemp("cases"))),
+        capture_output=True,
+        text=True,
+        env={**env, "HF_HUB_OFFLINE": "1"},
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout[done.stdout.index("{"):])
+    return json.loads(done.stdout[done.stdout.index("{") :])
 
 
 def _refused(result, line):
     if "unrecognized arguments" in result["output"]:
         pytest.skip("this SGLang has no such flag")
     assert "hata cannot run:" in result["output"], result["output"][-3000:]
-    refusal = result["output"][result["output"].index("hata cannot run:"):]
+    refusal = result["output"][result["output"].index("hata cannot run:") :]
     assert line in refusal, refusal
     assert "Traceback" not in refusal
     assert result["code"] == 2
     assert "backend" not in result, "the launch went on"
 
 
-@pytest.mark.parametrize("name", FLAGS)
-def test_flag_is_refused(results, name):
-    _refused(results[name], FLAGS[name][1])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flag_is_refused(results, flag):
+    name, *value = flag.split()
+    _refused(results[flag], f"  - {name}: expected ")
+    if value and "=" not in value[0]:
+        _refused(results[flag], f", found {value[0]}")
+
+
+@pytest.mark.parametrize("backend", PREFILL)
+def test_prefill_backend_is_refused(results, backend):
+    _refused(results[f"prefill {backend}"], PREFILL[backend])
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -177,12 +231,14 @@ def test_no_config_is_refused(results):
 def test_all_reasons_in_one_error(results):
     output = results["two reasons"]["output"]
     for line in ("--tp-size: expected 1", "--enable-lora: expected not set", "methd"):
-        assert line in output[output.index("hata cannot run:"):]
+        assert line in output[output.index("hata cannot run:") :]
 
 
 def test_accepted_under_the_inner_name(results):
     good = results["good"]
-    assert (good["code"], good["backend"], good["active"]) == (0, "torch_native", "1"), good["output"]
+    assert (good["code"], good["backend"], good["active"]) == (0, "torch_native", "1"), good[
+        "output"
+    ]
 
 
 def test_stock_backend_passes_untouched(results):
@@ -192,6 +248,6 @@ def test_stock_backend_passes_untouched(results):
 
 def test_every_rule_has_a_case():
     """A rule without a test is a claim."""
-    words = {word for extra, _ in FLAGS.values() for word in extra if word.startswith("--")}
-    assert set(ALLOWED) - {word[2:].replace("-", "_") for word in words} == set()
+    tested = {flag.split()[0][2:].replace("-", "_") for flag in FLAGS}
+    assert set(ALLOWED) - tested == set()
     assert len(MODELS) >= len(MODEL_OFF)

@@ -29,7 +29,8 @@ def where(function):
 
 classes = (TorchNativeAttnBackend, MHATokenToKVPool, KVCacheConfigurator, DefaultPoolConfigurator,
            Scheduler)
-methods = {f"{c.__name__}.{n}": where(m) for c in classes for n, m in vars(c).items() if callable(m)}
+methods = {f"{c.__name__}.{n}": where(m)
+           for c in classes for n, m in vars(c).items() if callable(m)}
 factories = {name: where(f) for name, f in ATTENTION_BACKENDS.items()}
 parser = argparse.ArgumentParser()
 server_args.ServerArgs.add_cli_args(parser)
@@ -44,8 +45,13 @@ print("PROBE" + json.dumps({
 
 def _probe(**env):
     base = {k: v for k, v in os.environ.items() if not k.startswith("HATA_")}
-    done = subprocess.run([sys.executable, "-c", PROBE], env={**base, **env}, capture_output=True,
-                          text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**base, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("PROBE")[1])
 
@@ -69,6 +75,7 @@ def test_a_server_that_asked_patches_every_seam():
     assert len(set(asked["patched"]) - set(plain["patched"])) == 5
     changed = {n for n, f in asked["factories"].items() if f != plain["factories"][n]}
     assert changed == {"flashinfer", "fa3", "triton", "torch_native"}
-    assert asked["methods"]["TorchNativeAttnBackend.forward_decode"] == (
-        plain["methods"]["TorchNativeAttnBackend.forward_decode"]
+    assert (
+        asked["methods"]["TorchNativeAttnBackend.forward_decode"]
+        == (plain["methods"]["TorchNativeAttnBackend.forward_decode"])
     )
