@@ -73,7 +73,10 @@ def main() -> int:
                 ):
                     result = measure(server, fact, args.new_tokens)
                 rows.append(to_row(number, arm, result))
-                console.print(rows[-1], highlight=False, soft_wrap=True)
+                console.print(
+                    " ".join(f"{key}={value}" for key, value in rows[-1].items()),
+                    highlight=False, soft_wrap=True,
+                )
                 write_csv(args.out, rows)
     except HataError as error:
         print(error, file=sys.stderr)

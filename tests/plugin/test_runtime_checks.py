@@ -1,0 +1,142 @@
+"""Checks that run in the scheduler process, or only on a GPU: what they refuse, in what words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hata_sglang.config import HataConfig
+from hata_sglang.errors import HataError, Refusal
+from hata_sglang.seams.session import ModelShape, Session
+
+SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, context_len=512)
+
+
+def make_session(method: str = "random", shape: ModelShape = SHAPE) -> Session:
+    config = HataConfig.parse({"method": method, "budget": 128, "dense_layers": [0]})
+    plans = config.resolve(shape.num_layers, shape.context_len)
+    weights = {p.layer: torch.randn(2, shape.head_dim, 128) for p in plans if p.bits}
+    return Session(config, shape, plans, weights)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    """`hata_sglang.seams.backend`; it imports all of SGLang's attention."""
+    from hata_sglang.seams import cpu_preview
+
+    cpu_preview.enable()
+    from hata_sglang.seams import backend
+
+    return backend
+
+
+def make_layers(backend, **changed):
+    """Three attention layers; the keywords change layer 1."""
+    model = torch.nn.Module()
+    for i in range(3):
+        layer = backend.RadixAttention(4, 16, 0.25, 2, i, **(changed if i == 1 else {}))
+        model.add_module(f"layer{i}", layer)
+    return model
+
+
+def test_plain_layers_pass(backend):
+    backend.check_layers(make_layers(backend), make_session())
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"logit_cap": 30.0}, "logit_cap 30.0"),
+        ({"sliding_window_size": 128}, "sliding_window_size 128"),
+        ({"is_cross_attention": True}, "is_cross_attention True"),
+        ({"use_irope": True}, "use_irope True"),
+        ({"v_head_dim": 8}, "found 16 and 8"),
+    ],
+)
+def test_other_attention_is_refused(backend, changed, found):
+    with pytest.raises(Refusal, match="attention of layer 1") as refusal:
+        backend.check_layers(make_layers(backend, **changed), make_session())
+    assert found in str(refusal.value)
+
+
+def test_other_attention_passes_in_a_dense_layer(backend):
+    session = make_session()
+    dense = HataConfig.parse({"method": "random", "budget": 128, "dense_layers": [0, 1]})
+    plans = dense.resolve(3, 512)
+    model = make_layers(backend, logit_cap=30.0)
+    backend.check_layers(model, Session(dense, SHAPE, plans, session.weights))
+
+
+def test_layers_without_softmax_attention_are_refused(backend):
+    with pytest.raises(Refusal, match=r"none in layers \[1, 2\]"):
+        backend.check_layers(torch.nn.Linear(1, 1), make_session())
+
+
+def test_keys_written_past_the_pool_stop_the_server(backend):
+    layer, here = SimpleNamespace(layer_id=1), SimpleNamespace(hata_plans={1: None})
+    backend._require_keys(here, layer, k=torch.zeros(1), save_kv_cache=True)
+    for k, save in ((None, True), (torch.zeros(1), False)):
+        with pytest.raises(HataError, match="layer 1: expected the attention backend to write"):
+            backend._require_keys(here, layer, k=k, save_kv_cache=save)
+
+
+def test_a_hook_that_did_not_apply_is_refused(monkeypatch):
+    from hata_sglang.seams import hooks
+
+    targets = [hook.target for hook in hooks.HOOKS]
+    monkeypatch.setattr(hooks.HookRegistry, "_patched", set(targets))
+    hooks.require_applied()
+    monkeypatch.setattr(hooks.HookRegistry, "_patched", set(targets[1:]))
+    with pytest.raises(Refusal) as refusal:
+        hooks.require_applied()
+    assert f"expected {targets[0]} to be patched, found not patched" in str(refusal.value)
+
+
+def test_a_pool_without_codes_is_refused(backend):
+    from hata_sglang.seams.validate import check_runner
+
+    runner = SimpleNamespace(token_to_kv_pool=SimpleNamespace())
+    with pytest.raises(Refusal, match="KV pool: expected MHATokenToKVPool with codes"):
+        check_runner(runner)
+
+
+def test_what_a_gpu_cannot_do_yet():
+    from hata_sglang.seams.validate import _method_on_device
+
+    assert _method_on_device(make_session("exact"), "cpu") == []
+    lines = [str(p) for p in _method_on_device(make_session("exact"), "cuda")]
+    assert any("method of layers [1, 2]: expected hata or random on a GPU" in x for x in lines)
+    assert any("head_dim: expected 64, 128 or 256 on a GPU, found 16" in x for x in lines)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend_name", "line"),
+    [
+        ("xpu", "triton", "--device: expected cuda (NVIDIA) or cpu, found xpu"),
+        ("cuda", "torch_native", "expected flashinfer, fa3 or triton, found torch_native"),
+        ("cuda", "trtllm_mha", "expected one of flashinfer, fa3, triton, torch_native"),
+    ],
+)
+def test_devices_and_inner_backends(device, backend_name, line):
+    from hata_sglang.seams.validate import _devices
+
+    args = SimpleNamespace(device=device, attention_backend=backend_name)
+    assert any(line in str(problem) for problem in _devices(args))
+
+
+def test_code_bytes_are_counted_per_token():
+    """Two coded layers, two KV heads, 128 bits: 64 bytes a token; layer 0 is dense."""
+    assert make_session().code_bytes_per_token == 2 * 2 * 16
+    assert make_session("exact").code_bytes_per_token == 0
+
+
+def test_random_weights_are_the_same_in_every_process():
+    from hata_sglang.seams.session import random_weights
+
+    plan = make_session().plans[1]
+    assert torch.equal(random_weights(plan, SHAPE), random_weights(plan, SHAPE))
+    assert not torch.equal(
+        random_weights(plan, SHAPE), random_weights(make_session().plans[2], SHAPE)
+    )
