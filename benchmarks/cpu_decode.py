@@ -75,7 +75,8 @@ def main() -> int:
                 rows.append(to_row(number, arm, result))
                 console.print(
                     " ".join(f"{key}={value}" for key, value in rows[-1].items()),
-                    highlight=False, soft_wrap=True,
+                    highlight=False,
+                    soft_wrap=True,
                 )
                 write_csv(args.out, rows)
     except HataError as error:

@@ -7,8 +7,12 @@ in a model.
 from __future__ import annotations
 
 import csv
+import datetime
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +177,12 @@ def time_plan(decode: SparseDecode, counts: torch.Tensor, k_max: int) -> list[fl
     return times
 
 
+def commit() -> str:
+    """Commit of this checkout, or ``unknown`` outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
 def run_timings(path: Path, only: str) -> list[str]:
     """Time the scenarios, append each to the CSV as it is done, print a table; return failures."""
     failed = []
@@ -181,6 +191,9 @@ def run_timings(path: Path, only: str) -> list[str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "flashinfer": flashinfer.__version__,
+        "date": datetime.date.today().isoformat(),
+        "commit": os.environ.get("HATA_COMMIT") or commit(),
+        "command": " ".join(["PYTHONPATH=kernels python", *sys.argv]),
     }
     columns = ["model", "batch", "context", "k", "stage", "us_p20", "us_p50", "us_p80", *versions]
     with path.open("w", newline="") as file:

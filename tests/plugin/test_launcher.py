@@ -1,0 +1,81 @@
+"""What ``python -m hata_sglang.launch_server`` adds to the user's command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hata_sglang import demo_model
+from hata_sglang.launch_server import complete_arguments
+from hata_sglang.seams import cpu_preview
+
+
+@pytest.fixture(autouse=True)
+def demo(monkeypatch):
+    monkeypatch.delenv("HATA_CONFIG", raising=False)
+    monkeypatch.setattr(demo_model, "ensure_demo_model", lambda: Path("demo-folder"))
+
+
+def pairs(argv):
+    return dict(zip(argv[::2], argv[1::2], strict=True))
+
+
+def test_nothing_given_on_a_cpu():
+    argv, notes = complete_arguments([], on_cpu=True)
+    flags = pairs(argv)
+    assert flags["--device"] == "cpu"
+    assert flags["--attention-backend"] == "hata"
+    assert flags["--model-path"] == "demo-folder"
+    assert Path(flags["--hata-config"]).name == "demo.yaml"
+    assert int(flags["--max-total-tokens"]) >= 8192
+    assert len(notes) == len(flags)  # every choice is explained
+    assert "no CUDA device found" in notes[0]
+
+
+def test_nothing_given_on_a_gpu():
+    flags = pairs(complete_arguments([], on_cpu=False)[0])
+    assert set(flags) == {"--attention-backend", "--model-path", "--hata-config"}
+
+
+def test_what_is_given_stays():
+    given = [
+        "--model-path",
+        "mine",
+        "--attention-backend=torch_native",
+        "--device",
+        "cpu",
+        "--mem-fraction-static",
+        "0.5",
+    ]
+    assert complete_arguments(given, on_cpu=True) == (given, [])
+
+
+def test_own_model_needs_its_own_config():
+    """The demo's weights are of no use to another model: SGLang's side refuses."""
+    flags = pairs(complete_arguments(["--model-path", "mine"], on_cpu=False)[0])
+    assert set(flags) == {"--model-path", "--attention-backend"}
+
+
+def test_own_config_with_the_demo_model(monkeypatch):
+    flags = pairs(complete_arguments(["--hata-config", "my.yaml"], on_cpu=False)[0])
+    assert flags["--hata-config"] == "my.yaml"
+    monkeypatch.setenv("HATA_CONFIG", "env.yaml")
+    assert "--hata-config" not in pairs(complete_arguments([], on_cpu=False)[0])
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--version"])
+def test_help_is_sglangs(flag):
+    assert complete_arguments([flag], on_cpu=True) == ([flag], [])
+
+
+def test_the_preview_is_for_machines_without_a_driver(monkeypatch):
+    monkeypatch.setattr(cpu_preview, "has_cuda_driver", lambda: True)
+    monkeypatch.delitem(sys.modules, "common_ops", raising=False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    assert cpu_preview.enable() is False
+    assert "common_ops" not in sys.modules
+    monkeypatch.setattr(cpu_preview, "has_cuda_driver", lambda: False)
+    assert cpu_preview.enable() is True
+    assert sys.modules["common_ops"].__file__
