@@ -6,6 +6,8 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+from hata_sglang.seams.versions import resolution_target
+
 PROBE = """
 from hata_sglang.seams import cpu_preview
 cpu_preview.enable()
@@ -66,8 +68,9 @@ def test_only_the_name_and_the_flag_are_added():
     assert set(with_hata["names"]) - set(without["names"]) == {"hata"}
     assert set(with_hata["flags"]) - set(without["flags"]) == {"--hata-config"}
     added = set(with_hata["patched"]) - set(without["patched"])
-    assert len(added) == 2
-    assert all(".ServerArgs." in target for target in added)
+    allowed = {"sglang.srt.server_args.ServerArgs.add_cli_args", resolution_target()}
+    assert resolution_target() in added
+    assert added <= allowed  # another plugin may have wrapped the flags already
 
 
 def test_a_server_that_asked_patches_every_seam():
