@@ -27,6 +27,9 @@ hata_setup "$newest_venv" "$NEWEST_SGLANG"
 hata_say "tests of the seams with SGLang $NEWEST_SGLANG"
 "$newest_venv/bin/python" -m pytest tests/plugin tests/e2e 2>&1 | tee "$logs/2" || status=1
 
-hata_say "SGLang $HATA_SGLANG_VERSION, all tests: $(tail -n 1 "$logs/1")"
-hata_say "SGLang $NEWEST_SGLANG, tests/plugin and tests/e2e: $(tail -n 1 "$logs/2")"
+# A library may still print after pytest's summary line.
+summary() { grep -E '^=+ .* in [0-9.]+s.* =+$' "$1" | tail -n 1 || true; }
+hata_say "SGLang $HATA_SGLANG_VERSION, all tests; then SGLang $NEWEST_SGLANG, tests/plugin and tests/e2e"
+summary "$logs/1"
+summary "$logs/2"
 exit "$status"

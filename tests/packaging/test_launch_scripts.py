@@ -129,10 +129,7 @@ def test_both_releases(launch):
     ]
     tests = [call for call in calls if "pytest" in call]
     assert tests == ["python -m pytest", "python -m pytest tests/plugin tests/e2e"]
-    assert done.stdout.splitlines()[-2:] == [
-        "[hata] SGLang 0.5.16, all tests: ==== 3 passed in 0.1s ====",
-        "[hata] SGLang 0.5.23, tests/plugin and tests/e2e: ==== 3 passed in 0.1s ====",
-    ]
+    assert done.stdout.splitlines()[-2:] == ["==== 3 passed in 0.1s ===="] * 2
 
 
 @pytest.mark.parametrize("fail_on", ["-m pytest", "tests/plugin"])
