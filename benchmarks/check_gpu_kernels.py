@@ -22,6 +22,7 @@ from pathlib import Path
 import flashinfer
 import torch
 import triton
+from check_gpu_encoders import encoder_checks
 from gpu_layer import (
     BITS,
     CUDA,
@@ -34,6 +35,7 @@ from gpu_layer import (
     Model,
     capture,
     make_decode,
+    require,
 )
 from time_gpu_kernels import run_timings
 
@@ -46,12 +48,6 @@ from hata_kernels.select.flashinfer_topk import select_flashinfer
 from hata_kernels.select.triton import select_triton
 
 # ---- what is right ----------------------------------------------------------------------------
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise AssertionError unless ``condition``, also under ``python -O``."""
-    if not condition:
-        raise AssertionError(message)
 
 
 def require_codes(codes: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
@@ -69,7 +65,8 @@ def require_scores(layer: Layer, q_codes: torch.Tensor) -> None:
     """Scores within the lengths equal the reference, those beyond are untouched NaN."""
     expected = torch.full(layer.scores.shape, float("nan"), dtype=layer.scores.dtype)
     arguments = (q_codes, layer.codes, layer.token_slots, layer.seq_lens)
-    score_naive(*(a.cpu() for a in arguments), sink=SINK, recent=RECENT, out=expected)
+    options = {"plane_weights": layer.model.plane_weights, "sink": SINK, "recent": RECENT}
+    score_naive(*(a.cpu() for a in arguments), **options, out=expected)
     torch.testing.assert_close(layer.scores.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -153,11 +150,13 @@ def check_score_shapes() -> None:
         q_codes = torch.randint(-(2**31), 2**31, (2, kv_heads * group, words), dtype=torch.int32)
         table = torch.randint(0, 999, (2, 700), dtype=torch.int32)
         lengths = torch.tensor([700, 333])
-        expected = torch.zeros(2, kv_heads, 700, dtype=score_dtype(group, 32 * words))
+        weights = (1,) * group
+        expected = torch.zeros(2, kv_heads, 700, dtype=score_dtype(weights, 32 * words))
         found = expected.to(CUDA)
         arguments = (q_codes, codes, table, lengths)
-        score_naive(*arguments, sink=3, recent=5, out=expected)
-        score(*(a.to(CUDA) for a in arguments), sink=3, recent=5, out=found)
+        options = {"plane_weights": weights, "sink": 3, "recent": 5}
+        score_naive(*arguments, **options, out=expected)
+        score(*(a.to(CUDA) for a in arguments), **options, out=found)
         require(torch.equal(found.cpu(), expected), f"heads {kv_heads}, G {group}, W {words}")
 
 
@@ -170,7 +169,7 @@ def check_select(model: Model, width: int, k_max: int) -> None:
     layer.score(encode(layer.q, layer.weight))
     arguments = (layer.scores, layer.token_slots, layer.seq_lens)
     host = tuple(a.cpu() for a in arguments)
-    levels = score_levels(model.group, BITS)
+    levels = score_levels(model.plane_weights, BITS)
     require_selection(layer, select(*arguments, k_max, k_max=k_max), [k_max] * len(lengths))
     expected = select_naive(*host, k_max, k_max=k_max)
     if k_max <= 2048:
@@ -246,7 +245,7 @@ class Chain:
         self.selected = select(
             layer.scores, layer.token_slots, layer.seq_lens,
             self.budgets if self.ratio else self.k_max,
-            k_max=self.k_max, levels=score_levels(layer.model.group, BITS),
+            k_max=self.k_max, levels=score_levels(layer.model.plane_weights, BITS),
         )  # fmt: skip
         self.decode.run(layer.q, layer.k_cache, layer.v_cache, self.selected, out=self.out)
 
@@ -339,6 +338,7 @@ def all_checks() -> dict[str, Callable[[], None]]:
             name = f"select {model.name} width {width} k {k_max}"
             checks[name] = lambda m=model, w=width, k=k_max: check_select(m, w, k)
     checks["score other shapes"] = check_score_shapes
+    checks.update(encoder_checks())
     for model in (LLAMA, SMOLLM, QWEN):
         for graph in (False, True):
             name = f"attend {model.name} {'graph buffers' if graph else 'eager'}"

@@ -15,6 +15,12 @@ CUDA = torch.device("cuda")
 BITS, SINK, RECENT = 128, 16, 32
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise AssertionError unless ``condition``, also under ``python -O``."""
+    if not condition:
+        raise AssertionError(message)
+
+
 @dataclass(frozen=True)
 class Model:
     """Attention shape of one layer."""
@@ -28,6 +34,11 @@ class Model:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.q_heads // self.kv_heads
+
+    @property
+    def plane_weights(self) -> tuple[int, ...]:
+        """One query plane per head of the group: symmetric codes."""
+        return (1,) * self.group
 
 
 LLAMA = Model("Llama-3.1-8B", 32, 8, 128)
@@ -58,7 +69,7 @@ class Layer:
         self.codes = encode(self.k_cache, self.weight)
         self.token_slots = torch.zeros(batch, width, device=CUDA, dtype=torch.int32)
         self.seq_lens = torch.ones(batch, device=CUDA, dtype=torch.int64)
-        dtype = score_dtype(model.group, BITS)
+        dtype = score_dtype(model.plane_weights, BITS)
         self.scores = torch.empty(batch, model.kv_heads, width, device=CUDA, dtype=dtype)
 
     def fill(self, lengths: list[int]) -> None:
@@ -80,7 +91,7 @@ class Layer:
         """Score into the layer's buffer."""
         return score(
             q_codes, self.codes, self.token_slots, self.seq_lens,
-            sink=SINK, recent=RECENT, out=self.scores,
+            plane_weights=self.model.plane_weights, sink=SINK, recent=RECENT, out=self.scores,
         )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def time_scenario(model: Model, batch: int, length: int, k_max: int) -> dict[str
     layers = [Layer(model, batch, length, slots) for _ in range(count)]
     for layer in layers:
         layer.fill([length] * batch)
-    levels = score_levels(model.group, BITS)
+    levels = score_levels(model.plane_weights, BITS)
     budgets = torch.full((batch,), k_max, dtype=torch.int32, device=CUDA)
     new_keys = torch.randn(batch, model.kv_heads, model.dim, device=CUDA).bfloat16()
     places = torch.randint(1, slots, (batch,), device=CUDA)

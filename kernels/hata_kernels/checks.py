@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def expect(condition: bool, name: str, expected: object, found: object) -> None:
     """Raise ``ValueError`` naming an argument unless ``condition`` holds.

@@ -30,6 +30,9 @@ def load_interpreted_kernels() -> None:
         )
     import hata_kernels.attend.triton
     import hata_kernels.encode.triton
+    import hata_kernels.encode.triton_planes
+    import hata_kernels.encode.triton_residual
+    import hata_kernels.score.exact_triton
     import hata_kernels.score.triton
     import hata_kernels.select.triton  # noqa: F401
 
@@ -49,6 +52,12 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
         pytest.skip("Triton's interpreter and compiler do not share a process")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     return torch.device("cpu")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def any_device(request: pytest.FixtureRequest) -> torch.device:
+    """Where plain PyTorch runs: the CPU, and with `-m gpu` the GPU."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -22,20 +22,30 @@ SHAPES = [
 ]
 
 
-def projections(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def projections(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Projections ``[T, H, r]`` in float64, one product at a time, and their scale."""
     x, weight = x.double().cpu(), weight.double().cpu()
+    offset = torch.zeros(weight[:, 0].shape) if bias is None else bias.double().cpu()
     group = x.shape[1] // weight.shape[0]
     result = torch.stack(
-        [torch.stack([token[h] @ weight[h // group] for h in range(x.shape[1])]) for token in x]
+        [
+            torch.stack(
+                [token[h] @ weight[h // group] + offset[h // group] for h in range(x.shape[1])]
+            )
+            for token in x
+        ]
     )
     norms = weight.norm(dim=1).repeat_interleave(group, dim=0)
     return result, x.norm(dim=-1, keepdim=True) * norms
 
 
-def assert_codes(codes: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+def assert_codes(
+    codes: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> None:
     """Every bit is the projection's sign, but for those within rounding of zero."""
-    value, scale = projections(x, weight)
+    value, scale = projections(x, weight, bias)
     bits = unpack_bits(codes.cpu())
     assert bits.shape == value.shape
     clear = value.abs() > CLOSE * scale
@@ -82,6 +92,22 @@ def test_triton_bfloat16(weight_dtype, tokens, heads, kv_heads, dim, bits) -> No
     x = torch.randn(tokens, heads, dim, device="cuda").bfloat16()
     weight = torch.randn(kv_heads, dim, bits, device="cuda").to(weight_dtype)
     assert_codes(encode(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("implementation", ["naive", "triton"])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim", "bits"), SHAPES)
+def test_bias_moves_the_threshold(
+    device, implementation, tokens, heads, kv_heads, dim, bits
+) -> None:
+    if implementation == "naive" and device.type == "cuda":
+        pytest.skip("encode_naive runs on the CPU")
+    run = encode_naive if implementation == "naive" else encode_triton
+    x = torch.randn(tokens, heads, dim, device=device)
+    weight = torch.randn(kv_heads, dim, bits, device=device)
+    bias = 2 * dim**0.5 * torch.randn(kv_heads, bits, device=device)
+    codes = run(x, weight, bias=bias)
+    assert_codes(codes, x, weight, bias)
+    assert not torch.equal(codes, run(x, weight))
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
@@ -133,10 +159,11 @@ CODES, SLOTS = torch.zeros(8, 6, 2, dtype=torch.int32), torch.arange(4)
         ({"x": X.int()}, r"x\.dtype: expected .*found torch\.int32"),
         ({"slots": SLOTS}, "out: expected the codes buffer, because slots is given"),
         ({"slots": SLOTS[:3], "out": CODES}, r"slots\.shape: expected \[4\], found \[3\]"),
+        ({"bias": torch.zeros(64)}, r"bias\.shape: expected \[3, 64\], found \[64\]"),
         ({"out": CODES}, r"out\.shape: expected \[4, 6, 2\], found \[8, 6, 2\]"),
         ({"slots": SLOTS, "out": CODES.long()}, r"out\.dtype: expected torch\.int32"),
     ],
-    ids=["heads", "bits", "dim", "dtype", "no-out", "slots", "out-shape", "out-dtype"],
+    ids=["heads", "bits", "dim", "dtype", "no-out", "slots", "bias", "out-shape", "out-dtype"],
 )
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
     for implementation in (encode, encode_triton):

@@ -2,91 +2,137 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hata_kernels.score import (
-    exact_score_naive,
     score,
     score_dtype,
     score_levels,
     score_naive,
 )
-from hata_kernels.score.naive import vote_planes
+from hata_kernels.score.naive import score_shift, vote_planes
 from hata_kernels.score.triton import score_triton
 
 SLOTS = 1500
 
-# lengths, width, KV heads, group, words, sink, recent
+# lengths, width, KV heads, plane weights, words, sink, recent
 CASES = [
-    pytest.param([1], 1, 3, 3, 4, 0, 0, id="ctx1-width1"),
-    pytest.param([1, 7], 600, 2, 1, 1, 4, 8, id="shorter-than-sink-and-recent"),
-    pytest.param([512, 513, 511], 513, 1, 4, 4, 1, 1, id="around-a-block"),
-    pytest.param([63, 1200, 640], 1200, 3, 3, 4, 16, 32, id="ragged-G3"),
-    pytest.param([700], 1024, 2, 8, 3, 0, 64, id="three-words-G8"),
-    pytest.param([300, 20], 301, 1, 16, 4, 2, 0, id="float32-scores-G16"),
-    pytest.param([129], 200, 2, 5, 2, 3, 200, id="all-recent-G5"),
+    pytest.param([1], 1, 3, (1,) * 3, 4, 0, 0, id="ctx1-width1"),
+    pytest.param([1, 7], 600, 2, (1,), 1, 4, 8, id="shorter-than-sink-and-recent"),
+    pytest.param([512, 513, 511], 513, 1, (1,) * 4, 4, 1, 1, id="around-a-block"),
+    pytest.param([63, 1200, 640], 1200, 3, (1,) * 3, 4, 16, 32, id="ragged-G3"),
+    pytest.param([700], 1024, 2, (1,) * 8, 3, 0, 64, id="three-words-G8"),
+    pytest.param([300, 20], 301, 1, (1,) * 16, 4, 2, 0, id="float32-scores-G16"),
+    pytest.param([129], 200, 2, (1,) * 5, 2, 3, 200, id="all-recent-G5"),
+    pytest.param([65, 400], 400, 2, (1, 2, 4, 8), 4, 2, 4, id="four-bit-query"),
+    pytest.param([150], 155, 3, (1, 2), 3, 0, 5, id="two-bit-query-three-words"),
+    pytest.param([90, 4], 91, 1, tuple(2**p for p in range(8)), 8, 1, 0, id="eight-bit-query"),
+    pytest.param([80], 80, 2, (3, 1, 3, 5, 3), 1, 0, 0, id="any-weights"),
 ]
+SCALE_BITS = pytest.mark.parametrize("scale_bits", [0, 8, 16], ids="scales{}".format)
 
 
 def hamming(a: int, b: int) -> int:
     return bin((a ^ b) & 0xFFFFFFFF).count("1")
 
 
-def brute_force(q_codes, codes, token_slots, lengths, sink, recent) -> dict:
-    """Scores by (batch, head, token), bit by bit."""
-    batch, q_heads, words = q_codes.shape
-    kv_heads = codes.shape[1]
-    group = q_heads // kv_heads
+def brute_force(q_codes, codes, token_slots, lengths, weights, sink, recent, scales, bits) -> dict:
+    """Scores by (batch, head, token), bit by bit, in Python's unbounded integers."""
+    batch, _, words = q_codes.shape
+    kv_heads, planes = codes.shape[1], len(weights)
     q_words, k_words, table = q_codes.tolist(), codes.tolist(), token_slots.tolist()
+    full = sum(weights) * words * 32
+    most, shift, highest = 2**bits - 1, 0, full
+    if bits:
+        while 2 * full * most >> shift >= 2047:
+            shift += 1
+        highest = 2 * full * most >> shift
     scores = {}
     for b in range(batch):
         for h in range(kv_heads):
             for t in range(lengths[b]):
                 if t < sink or t >= lengths[b] - recent:
-                    scores[b, h, t] = group * words * 32 + 1
+                    scores[b, h, t] = highest + 1
                     continue
                 key = k_words[table[b][t]][h]
-                scores[b, h, t] = sum(
-                    32 - hamming(query, word)
-                    for query_words in q_words[b][h * group : (h + 1) * group]
+                agreement = sum(
+                    weight * (32 - hamming(query, word))
+                    for weight, query_words in zip(
+                        weights, q_words[b][h * planes : (h + 1) * planes], strict=True
+                    )
                     for query, word in zip(query_words, key, strict=True)
                 )
+                if bits:
+                    scale = int(scales[table[b][t], h]) % 2**bits
+                    agreement = ((2 * agreement - full) * scale + full * most) >> shift
+                scores[b, h, t] = agreement
     return scores
+
+
+def random_scales(scale_bits: int, *shape: int) -> torch.Tensor | None:
+    """Any bit pattern, the largest and 0 among them."""
+    if scale_bits == 0:
+        return None
+    values = torch.randint(0, 2**scale_bits, shape)
+    values[torch.rand(shape) < 0.1] = 2**scale_bits - 1
+    values[torch.rand(shape) < 0.1] = 0
+    return values.to({8: torch.uint8, 16: torch.int16}[scale_bits])
 
 
 def random_words(*shape: int) -> torch.Tensor:
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
 
 
+@SCALE_BITS
 @pytest.mark.parametrize(
-    ("lengths", "width", "kv_heads", "group", "words", "sink", "recent"), CASES
+    ("lengths", "width", "kv_heads", "weights", "words", "sink", "recent"), CASES
 )
 def test_naive_counts_agreeing_bits(
-    poison, make_token_slots, lengths, width, kv_heads, group, words, sink, recent
+    poison, make_token_slots, lengths, width, kv_heads, weights, words, sink, recent, scale_bits
 ) -> None:
     codes = random_words(SLOTS, kv_heads, words)
-    q_codes = random_words(len(lengths), kv_heads * group, words)
+    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
+    # The extremes of the range: a key that agrees in every bit, and one that disagrees in all.
+    q_codes[:, : len(weights)] = q_codes[:, :1]
+    codes[::7, 0], codes[1::7, 0] = q_codes[0, 0], ~q_codes[0, 0]
+    scales = random_scales(scale_bits, SLOTS, kv_heads)
     token_slots = make_token_slots(lengths, width, SLOTS)
-    out = poison(len(lengths), kv_heads, width, dtype=score_dtype(group, words * 32))
+    dtype = score_dtype(weights, words * 32, scale_bits)
+    out = poison(len(lengths), kv_heads, width, dtype=dtype)
     score_naive(
-        q_codes, codes, token_slots, torch.tensor(lengths), sink=sink, recent=recent, out=out
+        q_codes,
+        codes,
+        token_slots,
+        torch.tensor(lengths),
+        plane_weights=weights,
+        sink=sink,
+        recent=recent,
+        out=out,
+        scales=scales,
+        scale_bits=scale_bits,
     )
-    expected = brute_force(q_codes, codes, token_slots, lengths, sink, recent)
+    expected = brute_force(
+        q_codes, codes, token_slots, lengths, weights, sink, recent, scales, scale_bits
+    )
     for (b, h, t), value in expected.items():
         assert out[b, h, t] == value, (b, h, t)
     for b, length in enumerate(lengths):
         assert out[b, :, length:].isnan().all()
-    assert out.nan_to_num().max() < score_levels(group, words * 32)
+    levels = score_levels(weights, words * 32, scale_bits)
+    assert out.nan_to_num().min() >= 0
+    assert out.nan_to_num().max() < levels
+    if scale_bits:
+        assert dtype == torch.float16
+        assert 1024 <= levels <= 2048
 
 
+@SCALE_BITS
 @pytest.mark.parametrize("length_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(
-    ("lengths", "width", "kv_heads", "group", "words", "sink", "recent"), CASES
+    ("lengths", "width", "kv_heads", "weights", "words", "sink", "recent"), CASES
 )
 def test_triton_equals_naive(
     device,
@@ -96,21 +142,27 @@ def test_triton_equals_naive(
     lengths,
     width,
     kv_heads,
-    group,
+    weights,
     words,
     sink,
     recent,
+    scale_bits,
 ) -> None:
     codes = random_words(SLOTS, kv_heads, words)
-    q_codes = random_words(len(lengths), kv_heads * group, words)
+    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
+    q_codes[:, : len(weights)] = q_codes[:, :1]
+    codes[::7, 0], codes[1::7, 0] = q_codes[0, 0], ~q_codes[0, 0]
+    scales = random_scales(scale_bits, SLOTS, kv_heads)
     # A wider table than the scores, as a view of SGLang's req_to_token may be.
     token_slots = make_token_slots(lengths, width + 4, SLOTS)
-    dtype = score_dtype(group, words * 32)
+    dtype = score_dtype(weights, words * 32, scale_bits)
     arguments = (q_codes, codes, token_slots, torch.tensor(lengths, dtype=length_dtype))
+    options = {"plane_weights": weights, "sink": sink, "recent": recent, "scale_bits": scale_bits}
     expected = poison(len(lengths), kv_heads, width, dtype=dtype)
-    score_naive(*arguments, sink=sink, recent=recent, out=expected)
+    score_naive(*arguments, **options, out=expected, scales=scales)
     out = poison(len(lengths), kv_heads, width, dtype=dtype, device=device)
-    score_triton(*(a.to(device) for a in arguments), sink=sink, recent=recent, out=out)
+    moved = None if scales is None else scales.to(device)
+    score_triton(*(a.to(device) for a in arguments), **options, out=out, scales=moved)
     torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -120,72 +172,73 @@ def test_triton_keeps_the_next_row_when_a_length_exceeds_the_width(device, poiso
     out = poison(2, 1, 20, dtype=torch.float16, device=device)
     lengths = torch.tensor([40, 3])
     score_triton(
-        *(a.to(device) for a in (q_codes, codes, token_slots, lengths)), sink=0, recent=0, out=out
+        *(a.to(device) for a in (q_codes, codes, token_slots, lengths)),
+        plane_weights=(1,),
+        sink=0,
+        recent=0,
+        out=out,
     )
     assert out[1, :, 3:].isnan().all()
 
 
-@given(st.integers(1, 12), st.data())
-def test_merged_queries_have_the_same_summed_distance(group: int, data) -> None:
+WEIGHTS = st.one_of(
+    st.lists(st.just(1), min_size=1, max_size=12),
+    st.lists(st.integers(1, 6), min_size=1, max_size=9),
+    st.integers(1, 8).map(lambda planes: [2**plane for plane in range(planes)]),
+)
+
+
+@given(WEIGHTS, st.data())
+def test_merged_planes_have_the_same_summed_distance(weights: list[int], data) -> None:
     word = st.integers(-(2**31), 2**31 - 1)
+    size = len(weights)
     queries = torch.tensor(
-        data.draw(st.lists(word, min_size=group, max_size=group)), dtype=torch.int32
+        data.draw(st.lists(word, min_size=size, max_size=size)), dtype=torch.int32
     )
     key = data.draw(word)
-    planes = vote_planes(queries.view(group, 1))
-    assert sum(weight for weight, _ in planes) == group
-    assert len(planes) <= group
+    planes = vote_planes(queries.view(size, 1), weights)
+    assert sum(weight for weight, _ in planes) == sum(weights)
+    assert len(planes) <= size
     merged = sum(weight * hamming(key, int(query)) for weight, query in planes)
-    assert merged == sum(hamming(key, query) for query in queries.tolist())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_exact_score_sums_the_groups_softmax(poison, make_token_slots, dtype) -> None:
-    lengths, kv_heads, group, dim, scale = [1, 37, 90], 2, 3, 16, 0.3
-    k_cache = torch.randn(100, kv_heads, dim).to(dtype)
-    q = torch.randn(3, kv_heads * group, dim).to(dtype)
-    token_slots = make_token_slots(lengths, 90, 100)
-    out = poison(3, kv_heads, 90, dtype=torch.float32)
-    exact_score_naive(
-        q, k_cache, token_slots, torch.tensor(lengths), scale=scale, sink=2, recent=3, out=out
-    )
-    for b, length in enumerate(lengths):
-        table = token_slots[b].tolist()
-        for h in range(kv_heads):
-            expected = [0.0] * length
-            for member in range(group):
-                query = q[b, h * group + member].double()
-                logits = [
-                    scale * float(query @ k_cache[table[t], h].double()) for t in range(length)
-                ]
-                peak = max(logits)
-                total = sum(math.exp(logit - peak) for logit in logits)
-                for t, logit in enumerate(logits):
-                    expected[t] += math.exp(logit - peak) / total
-            for t in range(length):
-                if t < 2 or t >= length - 3:
-                    assert out[b, h, t] == math.inf
-                else:
-                    assert float(out[b, h, t]) == pytest.approx(expected[t], rel=1e-4)
-        assert out[b, :, length:].isnan().all()
+    expected = zip(weights, queries.tolist(), strict=True)
+    assert merged == sum(weight * hamming(key, query) for weight, query in expected)
 
 
 @pytest.mark.parametrize(
-    ("group", "bits", "dtype"),
-    [(4, 128, torch.float16), (8, 256, torch.float32), (1, 2016, torch.float16)],
+    ("weights", "bits", "dtype"),
+    [
+        ((1,) * 4, 128, torch.float16),
+        ((1,) * 8, 256, torch.float32),
+        ((1,), 2016, torch.float16),
+        ((1, 2, 4, 8), 128, torch.float16),
+        ((1, 2, 4, 8), 256, torch.float32),
+    ],
     ids=str,
 )
-def test_score_dtype_holds_every_level(group: int, bits: int, dtype: torch.dtype) -> None:
-    assert score_dtype(group, bits) == dtype
-    levels = torch.arange(score_levels(group, bits))
+def test_score_dtype_holds_every_level(weights, bits: int, dtype: torch.dtype) -> None:
+    assert score_dtype(weights, bits) == dtype
+    levels = torch.arange(score_levels(weights, bits))
     assert torch.equal(levels.to(dtype).long(), levels)
 
 
+@given(st.integers(1, 8), st.integers(1, 8), st.sampled_from([8, 16]))
+def test_scaled_scores_are_exact_in_float16_and_no_bit_is_wasted(planes, words, scale_bits) -> None:
+    weights = [2**plane for plane in range(planes)]
+    full, most = sum(weights) * words * 32, 2**scale_bits - 1
+    shift = score_shift(full, scale_bits)
+    levels = score_levels(weights, words * 32, scale_bits)
+    assert levels == (2 * full * most >> shift) + 2 <= 2048
+    assert shift == 0 or 2 * full * most >> (shift - 1) >= 2047
+    assert score_dtype(weights, words * 32, scale_bits) == torch.float16
+
+
+SCALES = torch.zeros(50, 3, dtype=torch.uint8)
 GOOD = {
     "q_codes": torch.zeros(2, 6, 4, dtype=torch.int32),
     "codes": torch.zeros(50, 3, 4, dtype=torch.int32),
     "token_slots": torch.zeros(2, 10, dtype=torch.int32),
     "seq_lens": torch.tensor([5, 10]),
+    "plane_weights": (1, 1),
     "sink": 1,
     "recent": 1,
     "out": torch.zeros(2, 3, 10, dtype=torch.float16),
@@ -197,14 +250,44 @@ GOOD = {
     [
         ({"out": GOOD["out"].float()}, r"out\.dtype: expected torch\.float16"),
         ({"out": torch.zeros(2, 3, 11).half()}, "at least .* = 11, found 10"),
-        ({"q_codes": GOOD["q_codes"][..., :2].contiguous()}, r"q_codes\.shape: expected \[any, a"),
-        ({"q_codes": torch.zeros(2, 4, 4, dtype=torch.int32)}, "a multiple of 3, found 4"),
+        (
+            {"q_codes": GOOD["q_codes"][..., :2].contiguous()},
+            r"q_codes\.shape: expected \[any, 6, 4",
+        ),
+        ({"q_codes": torch.zeros(2, 4, 4, dtype=torch.int32)}, r"\[any, 6, 4\], found \[2, 4, 4\]"),
+        ({"plane_weights": (1,)}, r"q_codes\.shape: expected \[any, 3, 4\], found \[2, 6, 4\]"),
+        ({"plane_weights": ()}, "plane_weights: expected positive integers"),
+        ({"plane_weights": (1, 0)}, "plane_weights: expected positive integers"),
+        ({"plane_weights": (1, 2**16)}, r"sum of plane_weights: expected less than 2\*\*20"),
+        ({"scale_bits": 4}, "scale_bits: expected 0, 8 or 16, found 4"),
+        ({"scale_bits": 8}, "scales: expected a tensor, found None"),
+        ({"scales": SCALES}, "scales: expected None, because scale_bits is 0"),
+        ({"scales": SCALES, "scale_bits": 16}, r"scales\.dtype: expected torch\.int16"),
+        ({"scales": SCALES[:9], "scale_bits": 8}, r"scales\.shape: expected \[50, 3\]"),
         ({"codes": GOOD["codes"].transpose(0, 1)}, "codes strides: expected a contiguous tensor"),
         ({"token_slots": GOOD["token_slots"].long()}, r"token_slots\.dtype"),
         ({"sink": -1}, "sink: expected at least 0, found -1"),
         ({"seq_lens": torch.tensor([5.0, 10.0])}, r"seq_lens\.dtype"),
     ],
-    ids=["out-dtype", "width", "words", "heads", "strides", "slots-dtype", "sink", "lens-dtype"],
+    ids=[
+        "out-dtype",
+        "width",
+        "words",
+        "heads",
+        "planes",
+        "no-planes",
+        "weight",
+        "weights",
+        "scale-bits",
+        "no-scales",
+        "needless-scales",
+        "scales-dtype",
+        "scales-shape",
+        "strides",
+        "slots-dtype",
+        "sink",
+        "lens-dtype",
+    ],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
     for implementation in (score, score_triton):

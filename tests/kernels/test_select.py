@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hata_kernels.score import score_levels
-from hata_kernels.select import select, select_naive
+from hata_kernels.select import select, select_naive, select_streaming, select_topk
 from hata_kernels.select import triton as counting
 from hata_kernels.select.triton import select_triton
 
@@ -187,10 +187,151 @@ def test_a_tensor_of_budgets_takes_the_counting_select_on_a_gpu(make_token_slots
     lengths, budgets = [900, 30], torch.tensor([100, 100], dtype=torch.int32)
     scores = make_scores(lengths, 900, 2, 385)
     arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
-    out = select(*(a.cuda() for a in arguments), k_max=100, levels=score_levels(3, 128))
+    out = select(*(a.cuda() for a in arguments), k_max=100, levels=score_levels((1,) * 3, 128))
     assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
-    with pytest.raises(ValueError, match="levels: expected score_levels"):
-        select(*(a.cuda() for a in arguments), k_max=100)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("levels", [None, 5000], ids=["real", "many-levels"])
+def test_a_tensor_of_budgets_takes_topk_where_counting_cannot(make_token_slots, levels) -> None:
+    lengths, budgets = [900, 30], torch.tensor([100, 7], dtype=torch.int32)
+    scores = make_scores(lengths, 900, 2, 4998, torch.float32)
+    arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
+    out = select(*(a.cuda() for a in arguments), k_max=100, levels=levels)
+    assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
+
+
+@pytest.mark.gpu
+def test_topk_and_streaming_replay_with_other_lengths(make_token_slots) -> None:
+    scores = make_scores([900, 900], 900, 2, 400, torch.float32)
+    table = make_token_slots([900, 900], 900, SLOTS)
+    lengths = torch.tensor([900, 900], device="cuda")
+    budgets = torch.tensor([100, 100], dtype=torch.int32, device="cuda")
+    inputs = (scores.cuda(), table.cuda(), lengths, budgets)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        select_topk(*inputs, k_max=100)
+        select_streaming(*inputs[1:], kv_heads=2, k_max=100, sink=4)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        best = select_topk(*inputs, k_max=100)
+        ends = select_streaming(*inputs[1:], kv_heads=2, k_max=100, sink=4)
+    for new_lengths, new_budgets in (([900, 40], [3, 100]), ([5, 101], [100, 100])):
+        lengths.copy_(torch.tensor(new_lengths))
+        budgets.copy_(torch.tensor(new_budgets))
+        graph.replay()
+        host = tuple(a.cpu() for a in inputs)
+        assert torch.equal(best.cpu(), select_naive(*host, k_max=100))
+        assert torch.equal(ends.cpu(), select_streaming(*host[1:], kv_heads=2, k_max=100, sink=4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
+def test_topk_equals_naive(
+    any_device,
+    poison,
+    make_token_slots,
+    dtype,
+    lengths,
+    width,
+    kv_heads,
+    highest,
+    budgets,
+) -> None:
+    scores = make_scores(lengths, width, kv_heads, highest, dtype)
+    token_slots = make_token_slots(lengths, width + 3, SLOTS)
+    arguments = (
+        scores,
+        token_slots,
+        torch.tensor(lengths),
+        torch.tensor(budgets, dtype=torch.int32),
+    )
+    for k_max in (max(budgets), max(budgets) + 2, width + 5):
+        expected = select_naive(*arguments, k_max=k_max)
+        out = poison(len(lengths), kv_heads, k_max, dtype=torch.int32, device=any_device)
+        moved = tuple(a.to(any_device) for a in arguments)
+        assert select_topk(*moved, k_max=k_max, out=out) is out
+        assert torch.equal(out.cpu(), expected)
+        one = select_topk(*moved[:3], k_max, k_max=k_max)
+        assert torch.equal(one.cpu(), select_naive(*arguments[:3], k_max, k_max=k_max))
+
+
+def test_topk_ranks_real_valued_scores_and_infinities(any_device, make_token_slots) -> None:
+    lengths = [400, 390, 20]
+    scores = torch.rand(3, 3, 400) ** 8
+    scores[:, :, :5] = scores[:, :, 380:] = float("inf")
+    scores[:, :, 100:200] = scores[:, :, 100:101]
+    scores[:, :, 200:250] = 0
+    for b, garbage in enumerate((0.0, float("inf"), float("nan"))):
+        scores[b, :, lengths[b] :] = garbage
+    token_slots = make_token_slots(lengths, 400, SLOTS)
+    arguments = (scores, token_slots, torch.tensor(lengths, dtype=torch.int32))
+    budgets = torch.tensor([25, 399, 64], dtype=torch.int32)
+    out = select_topk(*(a.to(any_device) for a in (*arguments, budgets)), k_max=399)
+    assert torch.equal(out.cpu(), select_naive(*arguments, budgets, k_max=399))
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    st.lists(st.integers(1, 40), min_size=4, max_size=4),
+    st.integers(0, 45),
+    st.booleans(),
+    st.sampled_from([torch.int32, torch.int64]),
+)
+def test_streaming_keeps_the_first_and_the_last(lengths, budgets, sink, one, length_dtype) -> None:
+    width = max(lengths) + 2
+    # Garbage after the lengths, as in a page table.
+    table = torch.full((len(lengths), width), -5, dtype=torch.int32)
+    for b, length in enumerate(lengths):
+        table[b, :length] = 1000 * b + torch.arange(length, dtype=torch.int32)
+    k_max = budgets[0] if one else 40
+    keep = [k_max] * len(lengths) if one else budgets[: len(lengths)]
+    out = torch.full((len(lengths), 3, k_max), -987654321, dtype=torch.int32)
+    selected = select_streaming(
+        table,
+        torch.tensor(lengths, dtype=length_dtype),
+        k_max if one else torch.tensor(keep, dtype=torch.int32),
+        kv_heads=3,
+        k_max=k_max,
+        sink=sink,
+        out=out,
+    )
+    assert selected is out
+    for b, (length, budget) in enumerate(zip(lengths, keep, strict=True)):
+        tokens = list(range(length))
+        if length > budget:
+            first = min(sink, budget)
+            tokens = tokens[:first] + tokens[length - (budget - first) :]
+        expected = [1000 * b + token for token in tokens] + [-1] * (k_max - len(tokens))
+        assert out[b].tolist() == [expected] * 3
+
+
+STREAM = {
+    "token_slots": torch.zeros(2, 10, dtype=torch.int32),
+    "seq_lens": torch.tensor([5, 10]),
+    "budgets": 4,
+    "kv_heads": 3,
+    "k_max": 4,
+    "sink": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"token_slots": STREAM["token_slots"].long()}, r"token_slots\.dtype"),
+        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
+        ({"budgets": 3}, "budgets: expected k_max = 4, found 3"),
+        ({"sink": -1}, "sink: expected at least 0, found -1"),
+        ({"kv_heads": 0}, "kv_heads: expected at least 1, found 0"),
+        ({"out": torch.zeros(2, 3, 5, dtype=torch.int32)}, r"out\.shape: expected \[2, 3, 4\]"),
+    ],
+    ids=["slots", "lengths", "budget", "sink", "heads", "out"],
+)
+def test_streaming_names_wrong_arguments(changed, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_streaming(**{**STREAM, **changed})
 
 
 GOOD = {

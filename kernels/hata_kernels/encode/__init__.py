@@ -13,6 +13,7 @@ def encode(
     x: torch.Tensor,
     weight: torch.Tensor,
     *,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -25,5 +26,5 @@ def encode(
     if x.is_cuda:
         from .triton import encode_triton
 
-        return encode_triton(x, weight, out=out, slots=slots)
-    return encode_naive(x, weight, out=out, slots=slots)
+        return encode_triton(x, weight, bias=bias, out=out, slots=slots)
+    return encode_naive(x, weight, bias=bias, out=out, slots=slots)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..bits import WORD_BITS, pack_bits
-from ..checks import expect, expect_tensor
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from ..checks import FLOATS, expect, expect_tensor
 
 
 def check_encode(
     x: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     out: torch.Tensor | None,
     slots: torch.Tensor | None,
 ) -> tuple[int, int]:
@@ -37,6 +36,9 @@ def check_encode(
     expect(bits > 0 and bits % WORD_BITS == 0, "weight.shape[2]", "a multiple of 32", bits)
     expect(heads % kv_heads == 0, "x.shape[1]", f"a multiple of {kv_heads} KV heads", heads)
     words = bits // WORD_BITS
+    if bias is not None:
+        shape = (kv_heads, bits)
+        expect_tensor("bias", bias, shape=shape, dtypes=FLOATS, device=x.device, contiguous=True)
     if slots is not None:
         expect(out is not None, "out", "the codes buffer, because slots is given", None)
         expect_tensor(
@@ -58,10 +60,11 @@ def encode_naive(
     x: torch.Tensor,
     weight: torch.Tensor,
     *,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode keys or queries: bit = (x @ weight of its KV head > 0), packed into int32 words.
+    """Encode keys or queries: bit = (x @ weight + bias of its KV head > 0), packed into words.
 
     Parameters
     ----------
@@ -70,6 +73,8 @@ def encode_naive(
         head h uses the weight of KV head ``h // (H // kv_heads)``).
     weight : torch.Tensor
         ``[kv_heads, D, r]``, contiguous, r a multiple of 32. The product is computed in float32.
+    bias : torch.Tensor, optional
+        ``[kv_heads, r]``, contiguous.
     out : torch.Tensor, optional
         int32, contiguous: ``[T, H, r // 32]``, or with ``slots`` the codes buffer
         ``[S, H, r // 32]``. Allocated when None.
@@ -92,12 +97,14 @@ def encode_naive(
     Sums of a few thousand products may round differently for different T, so a bit whose
     projection is within rounding of zero can differ between calls; all others cannot.
     """
-    group, words = check_encode(x, weight, out, slots)
+    group, words = check_encode(x, weight, bias, out, slots)
     tokens, heads, dim = x.shape
     kv_heads = heads // group
     # [kv_heads, T * G, D]: one product per KV head, whatever the group size.
     rows = x.unflatten(1, (kv_heads, group)).transpose(0, 1).reshape(kv_heads, -1, dim)
     projection = torch.bmm(rows.float(), weight.float())
+    if bias is not None:
+        projection += bias.float().unsqueeze(1)
     codes = pack_bits(projection > 0)
     codes = codes.view(kv_heads, tokens, group, words).transpose(0, 1).reshape(tokens, heads, words)
     if out is None:

@@ -1,4 +1,4 @@
-"""Triton encoder: project, take signs, pack and scatter in one launch."""
+"""Triton encoder: project, take signs, pack and scatter, in one launch with the keys' scales."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import torch
 import triton
 import triton.language as tl
 
-from ..checks import expect
+from ..checks import expect, expect_tensor
 from .naive import check_encode
+
+
+@triton.jit
+def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST):
+    """Round the sizes of rows of one KV head to its steps and store them in the rows' slots."""
+    step = tl.load(scale_step_ptr + head)
+    scale = tl.minimum(tl.floor(size / step + 0.5), MOST).to(tl.int32)
+    # 16 bits are kept by an int16: its low ones, whatever the sign.
+    scales = scales_ptr + place * KV_HEADS + head
+    tl.store(scales, scale.to(scales_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit
 def _encode_kernel(
     x_ptr,
     weight_ptr,
+    bias_ptr,
     out_ptr,
     slots_ptr,
+    scales_ptr,
+    scale_step_ptr,
     rows,
     x_stride_token,
     x_stride_head,
@@ -23,59 +36,107 @@ def _encode_kernel(
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_SLOTS: tl.constexpr,
+    OF_NORM: tl.constexpr,
+    OF_PROJECTIONS: tl.constexpr,
+    MOST: tl.constexpr,
     SAME_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCKS_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: BLOCK_M (token, group member) rows of one KV head, BLOCK_R projections.
+    """One program: BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits.
 
     The G query heads of a KV head share its weight, so they are rows of the same product: a
     decode batch of one still fills G rows of the tile.
     """
     head = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    first = tl.program_id(2) * BLOCK_R
     valid = row < rows
     token = (row // GROUP).to(tl.int64)
     x_head = head * GROUP + row % GROUP
     x_rows = x_ptr + token * x_stride_token + x_head * x_stride_head
-    column = first + tl.arange(0, BLOCK_R)
     weight_head = weight_ptr + head * DIM * BITS
-
-    projection = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    for start in range(0, DIM, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        x = tl.load(x_rows[:, None] + d[None, :], mask=valid[:, None] & (d < DIM)[None, :], other=0)
-        w = tl.load(
-            weight_head + d[:, None] * BITS + column[None, :], mask=(d < DIM)[:, None], other=0
-        )
-        if not SAME_DTYPE:
-            x = x.to(tl.float32)
-            w = w.to(tl.float32)
-        # ieee: tf32 would drop 13 bits of float32 inputs and flip signs far from zero.
-        projection = tl.dot(x, w, acc=projection, input_precision="ieee")
-
-    WORDS: tl.constexpr = BLOCK_R // 32
-    bit = (projection > 0).to(tl.int32) << (tl.arange(0, BLOCK_R) % 32)[None, :]
-    # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
-    packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
     if HAS_SLOTS:
         place = tl.load(slots_ptr + token, mask=valid, other=0).to(tl.int64)
     else:
         place = token
-    out_rows = out_ptr + (place * (KV_HEADS * GROUP) + x_head) * (BITS // 32) + first // 32
+    out_rows = out_ptr + (place * (KV_HEADS * GROUP) + x_head) * (BITS // 32)
+    WORDS: tl.constexpr = BLOCK_R // 32
     word = tl.arange(0, WORDS)
-    tl.store(out_rows[:, None] + word[None, :], packed, mask=valid[:, None])
+    size = tl.zeros((BLOCK_M,), dtype=tl.float32)
+
+    for block in tl.static_range(BLOCKS_R):
+        first = (tl.program_id(2) * BLOCKS_R + block) * BLOCK_R
+        column = first + tl.arange(0, BLOCK_R)
+        projection = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+        for start in range(0, DIM, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            in_x = valid[:, None] & (d < DIM)[None, :]
+            x = tl.load(x_rows[:, None] + d[None, :], mask=in_x, other=0)
+            w = tl.load(
+                weight_head + d[:, None] * BITS + column[None, :], mask=(d < DIM)[:, None], other=0
+            )
+            if not SAME_DTYPE:
+                x = x.to(tl.float32)
+                w = w.to(tl.float32)
+            # ieee: tf32 would drop 13 bits of float32 inputs and flip signs far from zero.
+            projection = tl.dot(x, w, acc=projection, input_precision="ieee")
+            if OF_NORM and block == 0:
+                wide = x.to(tl.float32)
+                size += tl.sum(wide * wide, axis=1)
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + head * BITS + column).to(tl.float32)
+            projection += bias[None, :]
+        if OF_PROJECTIONS:
+            size += tl.sum(tl.abs(projection), axis=1)
+        bit = (projection > 0).to(tl.int32) << (tl.arange(0, BLOCK_R) % 32)[None, :]
+        # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
+        packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
+        tl.store(out_rows[:, None] + first // 32 + word[None, :], packed, mask=valid[:, None])
+
+    if OF_NORM or OF_PROJECTIONS:
+        if OF_NORM:
+            size = tl.sqrt(size)
+        else:
+            size = size / BITS
+        store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
+
+
+def check_scales(
+    scales: torch.Tensor, scale_step: torch.Tensor | None, out: torch.Tensor, kv_heads: int
+) -> int:
+    """Check the buffer of scales beside codes ``out`` and the step of each KV head.
+
+    Returns
+    -------
+    int
+        The largest scale that fits.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype or device does not fit, or the steps are missing.
+    """
+    shape, dtypes = (out.shape[0], kv_heads), (torch.uint8, torch.int16)
+    expect_tensor("scales", scales, shape=shape, dtypes=dtypes, device=out.device, contiguous=True)
+    expect(scale_step is not None, "scale_step", "a tensor, because scales is given", None)
+    expect_tensor("scale_step", scale_step, shape=(kv_heads,), dtypes=(torch.float32,))
+    return 2 ** (8 * scales.element_size()) - 1
 
 
 def encode_triton(
     x: torch.Tensor,
     weight: torch.Tensor,
     *,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    scale_step: torch.Tensor | None = None,
+    scale_of: str = "norm",
 ) -> torch.Tensor:
     """Encode keys or queries on the GPU; same contract as `encode_naive`.
 
@@ -83,17 +144,36 @@ def encode_triton(
     ``weight`` in ``x``'s dtype uses the tensor cores (bf16, fp16) with float32 accumulation; in
     another dtype both are converted to float32 first.
 
+    Parameters
+    ----------
+    x, weight, bias, out, slots
+        As in `encode_naive`.
+    scales : torch.Tensor, optional
+        ``[S, kv_heads]``, contiguous, uint8 or int16 (the low 16 bits): for keys, also write their
+        scales, ``floor(m / scale_step[h] + 1/2)`` and at most the largest that fits, to the slots.
+    scale_step : torch.Tensor, optional
+        float32 ``[kv_heads]``; needed with ``scales``.
+    scale_of : str
+        ``"norm"``: m is the key's L2 norm; ``"projections"``: the mean of its projections'
+        absolute values.
+
     Raises
     ------
     ValueError
-        As `encode_naive`, and when ``x``'s last dimension is not contiguous.
+        As `encode_naive`, when ``x``'s last dimension is not contiguous, and when ``scales`` do
+        not fit or come for queries.
     """
-    group, words = check_encode(x, weight, out, slots)
+    group, words = check_encode(x, weight, bias, out, slots)
     tokens, heads, dim = x.shape
     expect(x.stride(2) == 1, "x.stride(2)", 1, x.stride(2))
     kv_heads, _, bits = weight.shape
     if out is None:
         out = torch.empty((tokens, heads, words), dtype=torch.int32, device=x.device)
+    most = 0
+    if scales is not None:
+        expect(group == 1, "x with scales", "keys", f"{group} queries per KV head")
+        expect(scale_of in ("norm", "projections"), "scale_of", "norm or projections", scale_of)
+        most = check_scales(scales, scale_step, out, kv_heads)
     rows = tokens * group
     if rows == 0:
         return out
@@ -103,12 +183,17 @@ def encode_triton(
     # float32 products keep their operands in registers: smaller tiles avoid spills.
     block_r = next(size for size in ((128, 64, 32) if wide else (64, 32)) if bits % size == 0)
     block_d = min(64 if wide else 32, max(16, triton.next_power_of_2(dim)))
-    grid = (triton.cdiv(rows, block_m), kv_heads, bits // block_r)
+    # A scale may need every projection of its key, so one program computes all of them.
+    blocks_r = 1 if scales is None else bits // block_r
+    grid = (triton.cdiv(rows, block_m), kv_heads, bits // block_r // blocks_r)
     _encode_kernel[grid](
         x,
         weight,
+        bias,
         out,
         slots,
+        scales,
+        scale_step,
         rows,
         x.stride(0),
         x.stride(1),
@@ -116,10 +201,15 @@ def encode_triton(
         GROUP=group,
         DIM=dim,
         BITS=bits,
+        HAS_BIAS=bias is not None,
         HAS_SLOTS=slots is not None,
+        OF_NORM=scales is not None and scale_of == "norm",
+        OF_PROJECTIONS=scales is not None and scale_of == "projections",
+        MOST=most,
         SAME_DTYPE=same,
         BLOCK_M=block_m,
         BLOCK_R=block_r,
+        BLOCKS_R=blocks_r,
         BLOCK_D=block_d,
         num_warps=4,
     )

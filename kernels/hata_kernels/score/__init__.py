@@ -1,12 +1,22 @@
-"""Score cached keys against the current queries (HATA, section 3.2, Algorithm 1)."""
+"""Score cached keys against the current queries: by codes, or by exact attention."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from .naive import exact_score_naive, score_dtype, score_levels, score_naive
+from .exact import exact_score_naive
+from .naive import score_dtype, score_levels, score_naive
 
-__all__ = ["exact_score_naive", "score", "score_dtype", "score_levels", "score_naive"]
+__all__ = [
+    "exact_score",
+    "exact_score_naive",
+    "score",
+    "score_dtype",
+    "score_levels",
+    "score_naive",
+]
 
 
 def score(
@@ -15,9 +25,12 @@ def score(
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
     *,
+    plane_weights: Sequence[int],
     sink: int,
     recent: int,
     out: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    scale_bits: int = 0,
 ) -> torch.Tensor:
     """Score with the implementation for ``codes``'s device; see `score_naive` for the contract.
 
@@ -25,9 +38,40 @@ def score(
     a CUDA graph and replayed with other lengths.
     """
     if codes.is_cuda:
-        from .triton import score_triton
+        from .triton import score_triton as run
+    else:
+        run = score_naive
+    return run(
+        q_codes,
+        codes,
+        token_slots,
+        seq_lens,
+        plane_weights=plane_weights,
+        sink=sink,
+        recent=recent,
+        out=out,
+        scales=scales,
+        scale_bits=scale_bits,
+    )
 
-        return score_triton(
-            q_codes, codes, token_slots, seq_lens, sink=sink, recent=recent, out=out
-        )
-    return score_naive(q_codes, codes, token_slots, seq_lens, sink=sink, recent=recent, out=out)
+
+def exact_score(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    scale: float,
+    sink: int,
+    recent: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Score with the implementation for ``k_cache``'s device; see `exact_score_naive`.
+
+    On CUDA the two launches depend on shapes only: safe to capture.
+    """
+    if k_cache.is_cuda:
+        from .exact_triton import exact_score_triton as run
+    else:
+        run = exact_score_naive
+    return run(q, k_cache, token_slots, seq_lens, scale=scale, sink=sink, recent=recent, out=out)

@@ -1,6 +1,8 @@
-"""CPU scores: hamming agreement of codes, and the exact attention they stand in for."""
+"""CPU scores: weighted hamming agreement of codes, and what scorers share."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,29 +11,94 @@ from ..bits import WORD_BITS
 from ..checks import expect, expect_tensor
 
 LENGTHS = (torch.int32, torch.int64)
+SCALE_DTYPES = {8: torch.uint8, 16: torch.int16}
+
+# Scaled scores, forced ones included, stay below it: float16 is exact on integers up to there.
+HALF_EXACT = 2048
 
 
-def score_dtype(group: int, bits: int) -> torch.dtype:
+def full_score(plane_weights: Sequence[int], bits: int) -> int:
+    """Return M, the score of a token that agrees in every bit of every plane."""
+    return sum(plane_weights) * bits
+
+
+def score_shift(full: int, scale_bits: int) -> int:
+    """Return by how many bits scaled scores are shifted to the right.
+
+    Parameters
+    ----------
+    full : int
+        M of `full_score`.
+    scale_bits : int
+        Bits of a scale, 8 or 16.
+
+    Returns
+    -------
+    int
+        The smallest shift that leaves ``2 * M * (2**scale_bits - 1)`` below 2047.
+    """
+    highest = 2 * full * (2**scale_bits - 1)
+    return next(shift for shift in range(64) if highest >> shift < HALF_EXACT - 1)
+
+
+def score_dtype(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) -> torch.dtype:
     """Return the dtype that holds every score exactly.
 
     Parameters
     ----------
-    group : int
-        Query heads per KV head, G.
+    plane_weights : sequence of int
+        Weight of each query plane of a KV head.
     bits : int
         Bits per code, r.
+    scale_bits : int
+        Bits of the keys' scales, 0 for none.
 
     Returns
     -------
     torch.dtype
-        float16 while ``G * r + 1 <= 2048`` (float16 is exact on integers up to 2048), else float32.
+        float16 while no score exceeds 2048 (float16 is exact on integers up to 2048), else float32.
     """
-    return torch.float16 if group * bits + 1 <= 2048 else torch.float32
+    levels = score_levels(plane_weights, bits, scale_bits)
+    return torch.float16 if levels <= HALF_EXACT + 1 else torch.float32
 
 
-def score_levels(group: int, bits: int) -> int:
-    """Return how many values a score can take: 0 to ``G * r``, and ``G * r + 1`` if forced."""
-    return group * bits + 2
+def score_levels(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) -> int:
+    """Return how many values a score can take: 0 to the highest, and one more if forced.
+
+    Parameters are those of `score_dtype`; the highest is ``M = r * sum(plane_weights)``, with
+    scales ``2 * M * (2**scale_bits - 1) >> shift``.
+    """
+    full = full_score(plane_weights, bits)
+    if scale_bits == 0:
+        return full + 2
+    return (2 * full * (2**scale_bits - 1) >> score_shift(full, scale_bits)) + 2
+
+
+def scaled_scores(
+    signed: torch.Tensor, scales: torch.Tensor, full: int, scale_bits: int
+) -> torch.Tensor:
+    """Weight signed agreement by the keys' scales, as small integers that are not negative.
+
+    Parameters
+    ----------
+    signed : torch.Tensor
+        int32, ``2 * agreement - M``: minus M to M.
+    scales : torch.Tensor
+        Integers of 0 to ``2**scale_bits - 1``, of a shape that broadcasts.
+    full : int
+        M.
+    scale_bits : int
+        8 or 16.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(signed * scale + M * (2**scale_bits - 1)) >> score_shift(M, scale_bits)``; int32, or
+        int64 where the product needs it.
+    """
+    most = 2**scale_bits - 1
+    dtype = torch.int32 if 2 * full * most < 2**31 else torch.int64
+    return (signed.to(dtype) * scales.to(dtype) + full * most) >> score_shift(full, scale_bits)
 
 
 def check_score(
@@ -39,39 +106,56 @@ def check_score(
     codes: torch.Tensor,
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
+    plane_weights: Sequence[int],
     sink: int,
     recent: int,
     out: torch.Tensor,
-) -> tuple[int, int]:
-    """Check the arguments of `score_naive` and of its Triton counterpart.
-
-    Returns
-    -------
-    tuple of int
-        Query heads per KV head and words per code.
+    scales: torch.Tensor | None,
+    scale_bits: int,
+) -> int:
+    """Check the arguments of `score_naive` and of its Triton counterpart; return words per code.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+        When a shape, dtype, device, ``plane_weights``, ``scale_bits``, ``sink`` or ``recent`` does
+        not fit.
     """
     device = codes.device
     expect_tensor("codes", codes, shape=(None, None, None), dtypes=(torch.int32,), contiguous=True)
-    _, kv_heads, words = codes.shape
+    slots, kv_heads, words = codes.shape
+    valid = len(plane_weights) > 0 and all(type(w) is int and w > 0 for w in plane_weights)
+    expect(valid, "plane_weights", "positive integers", plane_weights)
     expect_tensor(
         "q_codes",
         q_codes,
-        shape=(None, None, words),
+        shape=(None, kv_heads * len(plane_weights), words),
         dtypes=(torch.int32,),
         device=device,
         contiguous=True,
     )
-    batch, q_heads, _ = q_codes.shape
-    expect(q_heads % kv_heads == 0, "q_codes.shape[1]", f"a multiple of {kv_heads}", q_heads)
-    group = q_heads // kv_heads
-    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
-    expect_tensor("out", out, dtypes=(score_dtype(group, words * WORD_BITS),), device=device)
-    return group, words
+    full = full_score(plane_weights, words * WORD_BITS)
+    expect(full < 2**20, "bits times the sum of plane_weights", "less than 2**20", full)
+    expect(scale_bits in (0, *SCALE_DTYPES), "scale_bits", "0, 8 or 16", scale_bits)
+    expect(
+        (scales is None) == (scale_bits == 0),
+        "scales",
+        "a tensor" if scale_bits else "None, because scale_bits is 0",
+        "None" if scales is None else "a tensor",
+    )
+    if scales is not None:
+        expect_tensor(
+            "scales",
+            scales,
+            shape=(slots, kv_heads),
+            dtypes=(SCALE_DTYPES[scale_bits],),
+            device=device,
+            contiguous=True,
+        )
+    check_rows(token_slots, seq_lens, q_codes.shape[0], kv_heads, sink, recent, out)
+    dtype = score_dtype(plane_weights, words * WORD_BITS, scale_bits)
+    expect_tensor("out", out, dtypes=(dtype,), device=device)
+    return words
 
 
 def check_rows(
@@ -120,25 +204,28 @@ def host_lengths(seq_lens: torch.Tensor, scores: torch.Tensor) -> list[int]:
     return lengths
 
 
-def vote_planes(queries: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    """Merge a group of query codes into fewer words with the same summed hamming distance.
+def vote_planes(queries: torch.Tensor, weights: Sequence[int]) -> list[tuple[int, torch.Tensor]]:
+    """Merge query planes into fewer words with the same summed, weighted hamming distance.
 
-    For three queries a, b, c and any key k, bit by bit, ``(k^a) + (k^b) + (k^c)`` equals
-    ``(k ^ (a^b^c)) + 2 * (k ^ majority(a, b, c))``: a full adder whose outputs both flip when all
-    inputs flip. Merging three queries of equal weight until none are left turns G popcounts per
-    key word into about log2(G) + 1, once per query instead of once per key.
+    For three planes a, b, c of equal weight and any key k, bit by bit, ``(k^a) + (k^b) + (k^c)``
+    equals ``(k ^ (a^b^c)) + 2 * (k ^ majority(a, b, c))``: a full adder whose outputs both flip
+    when all inputs flip. Merging three planes of equal weight until none are left turns the G
+    popcounts per key word of a group of equal weights into about log2(G) + 1, once per query
+    instead of once per key. Weights that all differ stay as they are.
 
     Parameters
     ----------
     queries : torch.Tensor
-        int32 ``[..., G, words]``.
+        int32 ``[..., P, words]``.
+    weights : sequence of int
+        Weight of each of the P planes.
 
     Returns
     -------
     list of (int, torch.Tensor)
-        Weight and int32 ``[..., words]`` of each merged query; the weights sum to G.
+        Weight and int32 ``[..., words]`` of each merged plane; the sum of weights stays.
     """
-    pending = [(1, query) for query in queries.unbind(-2)]
+    pending = list(zip(weights, queries.unbind(-2), strict=True))
     planes = []
     while pending:
         weight = min(weight for weight, _ in pending)
@@ -158,31 +245,42 @@ def score_naive(
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
     *,
+    plane_weights: Sequence[int],
     sink: int,
     recent: int,
     out: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    scale_bits: int = 0,
 ) -> torch.Tensor:
-    """Score tokens by the summed agreement of the group's query codes with the key's code.
+    """Score tokens by the weighted agreement of the query planes with the key's code.
 
-    Score of (request b, KV head h, token t) = sum over the G query heads of r - hamming(q, k), an
-    integer in ``[0, G * r]``; tokens with ``t < sink`` or ``t >= seq_len - recent`` get
-    ``G * r + 1``.
+    Score of (request b, KV head h, token t) = sum over the planes p of
+    ``plane_weights[p] * (r - hamming(q_p, k))``, an integer A in ``[0, M]``; with scales it is
+    ``((2 * A - M) * scale + M * (2**scale_bits - 1)) >> shift`` (`score_shift`). Tokens with
+    ``t < sink`` or ``t >= seq_len - recent`` get one more than the highest.
 
     Parameters
     ----------
     q_codes : torch.Tensor
-        int32 ``[bs, q_heads, words]``, contiguous.
+        int32 ``[bs, kv_heads * P, words]``, contiguous; plane p of KV head h is row ``h * P + p``.
     codes : torch.Tensor
         int32 ``[slots, kv_heads, words]``, contiguous, on the CPU.
     token_slots : torch.Tensor
         int32 ``[bs, at least width]``; row b lists the slots of request b in position order.
     seq_lens : torch.Tensor
         int32 or int64 ``[bs]``, tokens of each request, the current one included; at most width.
+    plane_weights : sequence of int
+        Weight of each of the P planes: all 1 for a group of symmetric codes, ``2**p`` for the bits
+        of a quantised query.
     sink, recent : int
         How many first and last tokens are always kept.
     out : torch.Tensor
-        ``[bs, kv_heads, width]``, contiguous, of dtype ``score_dtype(G, r)``. Only
-        ``out[b, :, :seq_lens[b]]`` is written.
+        ``[bs, kv_heads, width]``, contiguous, of dtype ``score_dtype(plane_weights, r,
+        scale_bits)``. Only ``out[b, :, :seq_lens[b]]`` is written.
+    scales : torch.Tensor, optional
+        ``[slots, kv_heads]``, contiguous: uint8, or int16 that holds the low 16 bits.
+    scale_bits : int
+        Bits of a scale: 8 or 16, 0 without scales.
 
     Returns
     -------
@@ -192,85 +290,39 @@ def score_naive(
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+        When a shape, dtype, device, ``plane_weights``, ``scale_bits``, ``sink`` or ``recent`` does
+        not fit.
     """
-    group, words = check_score(q_codes, codes, token_slots, seq_lens, sink, recent, out)
+    words = check_score(
+        q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, out, scales, scale_bits
+    )
     slots, kv_heads, _ = codes.shape
-    full = group * words * WORD_BITS
-    expect(full < 2**15, "query heads per KV head times bits", "less than 32768", full)
+    full = full_score(plane_weights, words * WORD_BITS)
+    forced = score_levels(plane_weights, words * WORD_BITS, scale_bits) - 1
     # numpy, because its bitwise_count is the processor's popcount and PyTorch has none (shifts and
     # masks over tensors took twice as long), and because these steps of tens of microseconds lose
     # more than they gain when PyTorch spreads them over busy cores. Unsigned, because numpy counts
     # the bits of the absolute value of signed integers.
     flat = codes.view(slots, kv_heads * words).numpy().view(np.uint32)
     table = token_slots.numpy()
+    sums = np.int16 if full < 2**15 else np.int32
     for row, length in enumerate(host_lengths(seq_lens, out)):
         # Word-major, so that every step below runs over contiguous vectors of tokens.
         keys = np.ascontiguousarray(flat.take(table[row, :length], axis=0).T)
-        distance = np.zeros((kv_heads, length), dtype=np.int16)
-        for weight, query in vote_planes(q_codes[row].view(kv_heads, group, words)):
+        distance = np.zeros((kv_heads, length), dtype=sums)
+        planes = q_codes[row].view(kv_heads, len(plane_weights), words)
+        for weight, query in vote_planes(planes, plane_weights):
             differing = np.bitwise_count(keys ^ query.numpy().view(np.uint32).reshape(-1, 1))
-            differing = differing.reshape(kv_heads, words, length).sum(axis=1, dtype=np.int16)
+            differing = differing.reshape(kv_heads, words, length).sum(axis=1, dtype=sums)
             distance += weight * differing
         scores = out[row, :, :length]
-        scores.copy_(torch.from_numpy(full - distance))
-        force(scores, sink, recent, full + 1)
-    return out
-
-
-def exact_score_naive(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    scale: float,
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Score tokens by the attention the group really pays them: the ceiling of every selector.
-
-    Score of (b, h, t) = sum over the G query heads of softmax over the request's tokens of
-    ``scale * q . k``, in float32; forced tokens get +inf.
-
-    Parameters
-    ----------
-    q : torch.Tensor
-        ``[bs, q_heads, D]``, floating point.
-    k_cache : torch.Tensor
-        ``[slots, kv_heads, D]``, on the CPU.
-    token_slots, seq_lens, sink, recent
-        As in `score_naive`.
-    scale : float
-        Softmax scale.
-    out : torch.Tensor
-        float32 ``[bs, kv_heads, width]``, contiguous. Only ``out[b, :, :seq_lens[b]]`` is written.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``.
-
-    Raises
-    ------
-    ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
-    """
-    expect_tensor("k_cache", k_cache, shape=(None, None, None), device=torch.device("cpu"))
-    _, kv_heads, dim = k_cache.shape
-    expect_tensor("q", q, shape=(None, None, dim), device=k_cache.device)
-    batch, q_heads, _ = q.shape
-    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
-    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
-    expect_tensor("out", out, dtypes=(torch.float32,), device=k_cache.device)
-    queries = q.float().unflatten(1, (kv_heads, -1)) * scale
-    for row, length in enumerate(host_lengths(seq_lens, out)):
-        keys = k_cache.index_select(0, token_slots[row, :length]).float()
-        logits = torch.bmm(queries[row], keys.permute(1, 2, 0))
-        scores = out[row, :, :length]
-        torch.sum(torch.softmax(logits, dim=-1), dim=1, out=scores)
-        force(scores, sink, recent, float("inf"))
+        agreement = torch.from_numpy(full - distance)
+        if scales is not None:
+            factors = scales.index_select(0, token_slots[row, :length]).T.int()
+            factors &= 2**scale_bits - 1  # int16 is read as unsigned
+            agreement = scaled_scores(2 * agreement.int() - full, factors, full, scale_bits)
+        scores.copy_(agreement)
+        force(scores, sink, recent, forced)
     return out
 
 

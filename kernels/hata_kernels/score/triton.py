@@ -1,12 +1,15 @@
-"""Triton scorer: XOR, popcount and group sum over the tokens' codes."""
+"""Triton scorer: XOR, popcount and weighted sum over the query planes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
-from .naive import check_score
+from ..bits import WORD_BITS
+from .naive import check_score, full_score, score_levels, score_shift
 
 # Tokens per program. With 16-byte codes every thread of 4 warps has four 16-byte loads in flight.
 BLOCK = 512
@@ -30,6 +33,7 @@ def _popcount(x, PTX: tl.constexpr):
 def _score_kernel(
     q_codes_ptr,
     codes_ptr,
+    scales_ptr,
     token_slots_ptr,
     seq_lens_ptr,
     out_ptr,
@@ -38,16 +42,22 @@ def _score_kernel(
     sink,
     recent,
     HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PLANES: tl.constexpr,
     WORDS: tl.constexpr,
     WORDS_POW2: tl.constexpr,
+    FULL: tl.constexpr,
+    FORCED: tl.constexpr,
+    MOST: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """One program: BLOCK tokens of one request for one KV head.
 
     Heads are the fastest grid axis: the codes of a token's heads are neighbours in memory, so the
-    programs that share cache lines run together.
+    programs that share cache lines run together. MOST is the largest scale, 0 without scales.
     """
     head = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
@@ -59,24 +69,32 @@ def _score_kernel(
     token = start + tl.arange(0, BLOCK)
     valid = (token < length) & (token < width)
     slot = tl.load(token_slots_ptr + batch * token_slots_stride + token, mask=valid, other=0)
+    slot = slot.to(tl.int64)
     word = tl.arange(0, WORDS_POW2)
     in_code = word < WORDS
-    key_place = slot.to(tl.int64) * (HEADS * WORDS) + head * WORDS
+    key_place = slot * (HEADS * WORDS) + head * WORDS
     keys = tl.load(
         codes_ptr + key_place[:, None] + word[None, :],
         mask=valid[:, None] & in_code[None, :],
         other=0,
     )
     distance = tl.zeros((BLOCK, WORDS_POW2), dtype=tl.int32)
-    q_place = q_codes_ptr + (batch * HEADS + head) * (GROUP * WORDS)
-    for member in tl.static_range(GROUP):
+    q_place = q_codes_ptr + (batch * HEADS + head) * (PLANES * WORDS)
+    for plane in tl.static_range(PLANES):
         # Words beyond the code are 0 on both sides and add nothing.
-        query = tl.load(q_place + member * WORDS + word, mask=in_code, other=0)
-        distance += _popcount(keys ^ query[None, :], PTX)
-    FULL: tl.constexpr = GROUP * WORDS * 32
+        query = tl.load(q_place + plane * WORDS + word, mask=in_code, other=0)
+        distance += _popcount(keys ^ query[None, :], PTX) * WEIGHTS[plane]
     scores = FULL - tl.sum(distance, axis=1)
+    if MOST > 0:
+        # The cast to int32 extends the sign of an int16; the mask undoes it.
+        scale = tl.load(scales_ptr + slot * HEADS + head, mask=valid, other=0).to(tl.int32) & MOST
+        signed = 2 * scores - FULL
+        if WIDE:
+            signed = signed.to(tl.int64)
+            scale = scale.to(tl.int64)
+        scores = ((signed * scale + FULL * MOST) >> SHIFT).to(tl.int32)
     forced = (token < sink) | (token >= length - recent)
-    scores = tl.where(forced, FULL + 1, scores)
+    scores = tl.where(forced, FORCED, scores)
     out_row = out_ptr + (batch * HEADS + head) * width
     tl.store(out_row + token, scores.to(out_ptr.dtype.element_ty), mask=valid)
 
@@ -87,27 +105,35 @@ def score_triton(
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
     *,
+    plane_weights: Sequence[int],
     sink: int,
     recent: int,
     out: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    scale_bits: int = 0,
 ) -> torch.Tensor:
     """Score on the GPU; same contract as `score_naive`.
 
-    The launch depends on shapes only, never on ``seq_lens``: safe inside a CUDA graph.
+    The launch depends on shapes only, never on ``seq_lens``: safe inside a CUDA graph. Scaled
+    scores are computed in int32, in int64 where ``2 * M * (2**scale_bits - 1)`` needs it.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+        As `score_naive`.
     """
-    group, words = check_score(q_codes, codes, token_slots, seq_lens, sink, recent, out)
+    words = check_score(
+        q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, out, scales, scale_bits
+    )
     batch, kv_heads, width = out.shape
     if batch == 0 or width == 0:
         return out
+    full, most = full_score(plane_weights, words * WORD_BITS), 2**scale_bits - 1
     grid = (kv_heads, batch, triton.cdiv(width, BLOCK))
     _score_kernel[grid](
         q_codes,
         codes,
+        scales,
         token_slots,
         seq_lens,
         out,
@@ -116,9 +142,15 @@ def score_triton(
         sink,
         recent,
         HEADS=kv_heads,
-        GROUP=group,
+        WEIGHTS=tuple(plane_weights),
+        PLANES=len(plane_weights),
         WORDS=words,
         WORDS_POW2=triton.next_power_of_2(words),
+        FULL=full,
+        FORCED=score_levels(plane_weights, words * WORD_BITS, scale_bits) - 1,
+        MOST=most,
+        SHIFT=score_shift(full, scale_bits),
+        WIDE=2 * full * most >= 2**31,
         BLOCK=BLOCK,
         PTX=codes.is_cuda,
         num_warps=4,

@@ -1,4 +1,4 @@
-"""Select the best-scored tokens of every request and KV head (HATA, Algorithm 1, top-k)."""
+"""Select tokens of every request and KV head: the best scored, or the first and the last."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import torch
 
 from ..checks import expect
 from .naive import select_naive
+from .topk import select_streaming, select_topk
 
-__all__ = ["select", "select_naive"]
+__all__ = ["select", "select_naive", "select_streaming", "select_topk"]
+
+# More bins than these do not fit the counting select's registers.
+MAX_LEVELS = 4096
 
 
 def select(
@@ -23,16 +27,16 @@ def select(
     """Select with the implementation for ``scores``'s device; see `select_naive` for the contract.
 
     On CUDA, an integer budget uses FlashInfer's top-k, which breaks ties at the threshold in any
-    way and returns long rows in any order; a tensor of budgets uses the Triton counting select,
-    which breaks ties and orders as the reference does and needs ``levels``. Both launches depend
-    on shapes only.
+    way and returns long rows in any order. A tensor of budgets uses the Triton counting select
+    where scores are integers of at most 4,096 levels, else `torch.topk` (`select_topk`); both break
+    ties and order as the reference does. All launches depend on shapes only.
 
     Parameters
     ----------
     scores, token_slots, seq_lens, budgets, k_max, out
         As in `select_naive`.
     levels : int, optional
-        ``score_levels(G, r)``: scores are integers below it. Only the counting select needs it.
+        `score_levels`: scores are integers below it. None: they are any numbers of at least 0.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def select(
     Raises
     ------
     ValueError
-        As `select_naive`, and when budgets differ on CUDA and ``levels`` is not given.
+        As `select_naive`; on CUDA, lengths and tensor budgets are trusted.
     """
     if not scores.is_cuda:
         return select_naive(scores, token_slots, seq_lens, budgets, k_max=k_max, out=out)
@@ -51,9 +55,10 @@ def select(
 
         expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
         return select_flashinfer(scores, token_slots, seq_lens, k_max=k_max, out=out)
+    if levels is None or levels > MAX_LEVELS:
+        return select_topk(scores, token_slots, seq_lens, budgets, k_max=k_max, out=out)
     from .triton import select_triton
 
-    expect(levels is not None, "levels", "score_levels(group, bits)", levels)
     return select_triton(
         scores, token_slots, seq_lens, budgets, k_max=k_max, levels=levels, out=out
     )

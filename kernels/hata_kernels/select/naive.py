@@ -43,11 +43,7 @@ def check_select(
         token_slots.shape[1],
     )
     expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=device)
-    expect(k_max >= 1, "k_max", "at least 1", k_max)
-    if isinstance(budgets, int):
-        expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
-    else:
-        expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), device=device)
+    check_budgets(budgets, k_max, batch, device)
     if out is not None:
         expect_tensor(
             "out",
@@ -57,6 +53,23 @@ def check_select(
             device=device,
             contiguous=True,
         )
+
+
+def check_budgets(
+    budgets: int | torch.Tensor, k_max: int, batch: int, device: torch.device
+) -> None:
+    """Check one budget for all requests, or a tensor of budgets whose values are trusted.
+
+    Raises
+    ------
+    ValueError
+        When ``k_max``, an integer budget or the tensor's shape, dtype or device does not fit.
+    """
+    expect(k_max >= 1, "k_max", "at least 1", k_max)
+    if isinstance(budgets, int):
+        expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
+    else:
+        expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), device=device)
 
 
 def select_naive(

@@ -1,0 +1,166 @@
+"""Triton encoder of asymmetric queries: project the group, quantise, pack planes, in one launch.
+
+Its readable definition is `hata_kernels.encoders.AsymmetricEncoder.query_bits_of`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..bits import WORD_BITS
+from ..checks import FLOATS, expect, expect_tensor
+
+MAX_BITS = 1024
+
+
+@triton.jit
+def _planes_kernel(
+    q_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    tokens,
+    q_stride_token,
+    q_stride_head,
+    clip,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SAME_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: BLOCK_M tokens of one KV head, all projections, because their rms is needed."""
+    head = tl.program_id(1)
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = token < tokens
+    token = token.to(tl.int64)
+    column = tl.arange(0, BLOCK_R)
+    in_code = column < BITS
+    q_rows = q_ptr + token * q_stride_token
+    weight_head = weight_ptr + head * GROUP * DIM * BITS
+
+    u = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for start in range(0, GROUP * DIM, BLOCK_D):
+        # Entry e of the group's vector is number e % D of query head e // D.
+        entry = start + tl.arange(0, BLOCK_D)
+        inside = entry < GROUP * DIM
+        place = (head * GROUP + entry // DIM) * q_stride_head + entry % DIM
+        q = tl.load(
+            q_rows[:, None] + place[None, :], mask=valid[:, None] & inside[None, :], other=0
+        )
+        w = tl.load(
+            weight_head + entry[:, None] * BITS + column[None, :],
+            mask=inside[:, None] & in_code[None, :],
+            other=0,
+        )
+        if not SAME_DTYPE:
+            q = q.to(tl.float32)
+            w = w.to(tl.float32)
+        # ieee: tf32 would drop 13 bits of float32 inputs and move levels.
+        u = tl.dot(q, w, acc=u, input_precision="ieee")
+    bias = tl.load(bias_ptr + head * BITS + column, mask=in_code, other=0).to(tl.float32)
+    # Columns beyond the code are 0 and add nothing to the rms.
+    u += bias[None, :]
+    rms = tl.sqrt(tl.sum(u * u, axis=1) / BITS)
+    HALF: tl.constexpr = 2 ** (PLANES - 1)
+    step = clip / HALF * tl.where(rms == 0, 1.0, rms)
+    level = tl.floor(u / step[:, None])
+    code = tl.minimum(tl.maximum(level, -HALF), HALF - 1).to(tl.int32) + HALF
+
+    WORDS: tl.constexpr = BLOCK_R // 32
+    word = tl.arange(0, WORDS)
+    in_row = valid[:, None] & (word < BITS // 32)[None, :]
+    for plane in tl.static_range(PLANES):
+        bit = ((code >> plane) & 1) << (column % 32)[None, :]
+        # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
+        packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
+        out_rows = out_ptr + ((token * KV_HEADS + head) * PLANES + plane) * (BITS // 32)
+        tl.store(out_rows[:, None] + word[None, :], packed, mask=in_row)
+
+
+def encode_planes_triton(
+    q: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    planes: int,
+    clip: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Encode queries into the packed bit-planes of one quantised vector per KV head.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        float32, bfloat16 or float16 ``[T, kv_heads * G, D]``, last dimension contiguous.
+    weight : torch.Tensor
+        ``[kv_heads, G * D, r]``, contiguous, r a multiple of 32 and at most 1024. In q's dtype it
+        uses the tensor cores (bf16, fp16); in another both are converted to float32.
+    bias : torch.Tensor
+        ``[kv_heads, r]``, contiguous.
+    planes : int
+        B, 1 to 8.
+    clip : float
+        Multiple of the rms that the largest level stands for.
+    out : torch.Tensor, optional
+        int32 ``[T, kv_heads * B, r // 32]``, contiguous. Allocated when None.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``; plane p of KV head h is row ``h * B + p``.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device or stride does not fit.
+    """
+    where = {"dtypes": FLOATS, "device": q.device}
+    expect_tensor("q", q, shape=(None, None, None), dtypes=FLOATS)
+    tokens, heads, dim = q.shape
+    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
+    expect_tensor("weight", weight, shape=(None, None, None), contiguous=True, **where)
+    kv_heads, size, bits = weight.shape
+    expect(heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads} KV heads", heads)
+    group = heads // kv_heads
+    expect(size == group * dim, "weight.shape[1]", f"G * D = {group * dim}", size)
+    fits = 0 < bits <= MAX_BITS and bits % WORD_BITS == 0
+    expect(fits, "weight.shape[2]", f"a multiple of 32, at most {MAX_BITS}", bits)
+    expect_tensor("bias", bias, shape=(kv_heads, bits), contiguous=True, **where)
+    expect(1 <= planes <= 8, "planes", "1 to 8", planes)
+    shape = (tokens, kv_heads * planes, bits // WORD_BITS)
+    if out is None:
+        out = torch.empty(shape, dtype=torch.int32, device=q.device)
+    expect_tensor("out", out, shape=shape, dtypes=(torch.int32,), device=q.device, contiguous=True)
+    if tokens == 0:
+        return out
+    same = q.dtype == weight.dtype
+    block_m, block_r = 16, triton.next_power_of_2(bits)
+    _planes_kernel[(triton.cdiv(tokens, block_m), kv_heads)](
+        q,
+        weight,
+        bias,
+        out,
+        tokens,
+        q.stride(0),
+        q.stride(1),
+        float(clip),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        BITS=bits,
+        PLANES=planes,
+        SAME_DTYPE=same,
+        BLOCK_M=block_m,
+        BLOCK_R=block_r,
+        # Keeps a tile of weights within 32 KiB.
+        BLOCK_D=max(16, min(64, 16384 // block_r if same else 8192 // block_r)),
+        num_warps=4 if block_r <= 128 else 8,
+    )
+    return out

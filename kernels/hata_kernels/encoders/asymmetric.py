@@ -1,0 +1,148 @@
+"""One-bit keys against a query of a few bits per projection, one query per KV head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..checks import expect
+from .base import Encoder, expect_names, project, take
+
+MAX_QUERY_BITS = 8
+
+
+class AsymmetricEncoder(Encoder):
+    """Signs of the projected key; a query vector of the whole group, quantised to B bits.
+
+    With ``x = k @ key_weight + key_bias``, key bit j is ``x[j] > 0``. With two stages the second
+    half of the bits says what the first half, ``x1 = x[: r/2]``, left over: they are
+    ``x[r/2 :] + s1 @ residual_weight > 0`` with ``s1`` the first half's signs, 1 where ``x1 > 0``
+    and -1 elsewhere.
+
+    The G query heads of a KV head, one after
+    the other, make one vector, and ``u = [q_1 .. q_G] @ query_weight + query_bias`` has r numbers.
+    With ``step = clip * rms(u) / 2**(B-1)`` (a zero rms counts as 1), number j becomes the level
+    ``clamp(floor(u[j] / step), -2**(B-1), 2**(B-1) - 1)``, which stands for the odd integer
+    ``2 * level + 1``; plane p holds bit p of ``level + 2**(B-1)`` and weighs ``2**p``. The score
+    is then ``(M + sum_j (2 * level_j + 1) * s_j) / 2`` with key signs ``s_j`` of -1 or 1 and
+    ``M = r * (2**B - 1)``.
+
+    Ours; the nearest relative is RaBitQ's estimator with quantised queries (arXiv 2405.12497).
+
+    Parameters
+    ----------
+    tensors : mapping of str to torch.Tensor
+        ``key_weight [Hkv, D, r]``, ``key_bias [Hkv, r]``, ``query_weight [Hkv, G * D, r]``,
+        ``query_bias [Hkv, r]``, with two stages ``residual_weight [Hkv, r/2, r/2]``, and with
+        ``scale_bits`` ``scale_step [Hkv]``: a key's scale is the mean of ``|x|``, of ``|x1|``
+        with two stages, in these steps.
+    num_kv_heads, group, head_dim : int
+        KV heads, query heads per KV head, head size.
+    query_bits : int
+        B, 1 to 8.
+    clip : float
+        The largest level stands for this multiple of the query's root mean square.
+    scale_bits : int
+        0, 8 or 16.
+    stages : int
+        1 or 2.
+
+    Raises
+    ------
+    ValueError
+        When a tensor or an option does not fit.
+    """
+
+    method = "asymmetric"
+    OPTIONS = ("query_bits", "clip", "scale_bits", "stages")
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        num_kv_heads: int,
+        group: int,
+        head_dim: int,
+        query_bits: int = 4,
+        clip: float = 2.5,
+        scale_bits: int = 0,
+        stages: int = 1,
+    ) -> None:
+        expect(
+            query_bits in range(1, MAX_QUERY_BITS + 1),
+            "query_bits",
+            f"1 to {MAX_QUERY_BITS}",
+            query_bits,
+        )
+        expect(0 < clip < float("inf"), "clip", "a positive number", clip)
+        expect(stages in (1, 2), "stages", "1 or 2", stages)
+        names = ["key_weight", "key_bias", "query_weight", "query_bias"]
+        names += ["residual_weight"] * (stages == 2) + ["scale_step"] * bool(scale_bits)
+        expect_names(tensors, *names)
+        bits = take(tensors, "key_weight", num_kv_heads, head_dim, None).shape[2]
+        super().__init__(
+            tensors,
+            num_kv_heads=num_kv_heads,
+            group=group,
+            head_dim=head_dim,
+            bits=bits,
+            plane_weights=tuple(2**plane for plane in range(query_bits)),
+            scale_bits=scale_bits,
+        )
+        self.query_bits, self.clip, self.stages = query_bits, float(clip), stages
+        self.key_weight = self._tensors["key_weight"]
+        self.key_bias = self._take("key_bias", num_kv_heads, bits)
+        self.query_weight = self._take("query_weight", num_kv_heads, group * head_dim, bits)
+        self.query_bias = self._take("query_bias", num_kv_heads, bits)
+        self.residual_weight = None
+        if stages == 2:
+            self.residual_weight = self._take("residual_weight", num_kv_heads, bits // 2, bits // 2)
+
+    def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        stages = project(k, self.key_weight, self.key_bias).chunk(self.stages, dim=-1)
+        scales = None
+        if self.scale_bits:
+            scales = self._whole_scales(stages[0].abs().mean(dim=-1))
+        bits = stages[0] > 0
+        if self.residual_weight is not None:
+            second = stages[1] + project(2.0 * bits - 1.0, self.residual_weight)
+            bits = torch.cat([bits, second > 0], dim=-1)
+        return bits, scales
+
+    def query_levels(self, q: torch.Tensor) -> torch.Tensor:
+        """Return the levels of queries ``[T, Hq, D]``: int32 ``[T, Hkv, r]``.
+
+        Values from ``-2**(B-1)`` to ``2**(B-1) - 1``; level v stands for ``2 * v + 1``.
+        """
+        whole = q.reshape(q.shape[0], self.num_kv_heads, self.group * self.head_dim)
+        u = project(whole, self.query_weight, self.query_bias)
+        rms = u.square().mean(dim=-1, keepdim=True).sqrt()
+        half = 2 ** (self.query_bits - 1)
+        step = self.clip / half * torch.where(rms == 0, 1.0, rms)
+        return (u / step).floor().clamp(-half, half - 1).int()
+
+    def _queries(self, q: torch.Tensor) -> torch.Tensor:
+        codes = self.query_levels(q) + 2 ** (self.query_bits - 1)
+        planes = torch.arange(self.query_bits, dtype=torch.int32, device=q.device).unsqueeze(1)
+        return (codes.unsqueeze(2) >> planes & 1).bool()
+
+    def _launch_keys(self, k, codes, slots, scales) -> None:
+        from ..encode.triton import encode_triton
+        from ..encode.triton_residual import encode_residual_triton
+
+        where = {"out": codes, "slots": slots, "scales": scales}
+        where["scale_step"] = self._tensors.get("scale_step")
+        if self.residual_weight is None:
+            weights = {"weight": self.key_weight, "bias": self.key_bias}
+            encode_triton(k, **weights, **where, scale_of="projections")
+        else:
+            weights = (self.key_weight, self.key_bias, self.residual_weight)
+            encode_residual_triton(k, *weights, **where)
+
+    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+        from ..encode.triton_planes import encode_planes_triton
+
+        return encode_planes_triton(
+            q, self.query_weight, self.query_bias, planes=self.query_bits, clip=self.clip
+        )

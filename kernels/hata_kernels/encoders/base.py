@@ -1,0 +1,307 @@
+"""What all coded methods share: keys and queries become bits, bits become codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from ..bits import WORD_BITS, pack_bits
+from ..checks import FLOATS, expect, expect_tensor
+from ..score.naive import SCALE_DTYPES
+
+
+class Encoder(ABC):
+    """Encoder of one layer: its hash weights and what they make of keys and queries.
+
+    A key becomes r bits per KV head, and with ``scale_bits`` a small integer, its scale. A query
+    becomes P planes of r bits per KV head. A token's score is a weighted sum over the planes of
+    the bits that agree with the key's (`hata_kernels.score.score`).
+
+    Parameters
+    ----------
+    tensors : mapping of str to torch.Tensor
+        The weights by name, as `tensors` returns them; floating point.
+    num_kv_heads, group, head_dim : int
+        KV heads, query heads per KV head (G), head size (D).
+    bits : int
+        r, bits per token and KV head, a multiple of 32.
+    plane_weights : tuple of int
+        What an agreeing bit of each of the P query planes counts.
+    scale_bits : int
+        Bits of the scale that is stored with every key: 0 (none), 8 or 16.
+
+    Raises
+    ------
+    ValueError
+        When a tensor or an option does not fit.
+    """
+
+    method: ClassVar[str]
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        num_kv_heads: int,
+        group: int,
+        head_dim: int,
+        bits: int,
+        plane_weights: tuple[int, ...],
+        scale_bits: int = 0,
+    ) -> None:
+        expect(bits > 0 and bits % WORD_BITS == 0, "bits", "a multiple of 32", bits)
+        expect(scale_bits in (0, *SCALE_DTYPES), "scale_bits", "0, 8 or 16", scale_bits)
+        self.num_kv_heads, self.group, self.head_dim = num_kv_heads, group, head_dim
+        self.bits, self.plane_weights, self.scale_bits = bits, plane_weights, scale_bits
+        self._tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        if scale_bits:
+            step = self._take("scale_step", num_kv_heads)
+            expect(bool((step > 0).all()), "scale_step", "positive numbers", step.tolist())
+
+    def _take(self, name: str, *shape: int | None) -> torch.Tensor:
+        """Return one of the weights, checked."""
+        return take(self._tensors, name, *shape)
+
+    @property
+    def words(self) -> int:
+        """int32 words per code: ``bits // 32``."""
+        return self.bits // WORD_BITS
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes that a token takes per KV head, its scale included."""
+        return self.bits // 8 + self.scale_bits // 8
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """Dtype of the buffer of scales: uint8, int16 (holds the low 16 bits), or None."""
+        return SCALE_DTYPES.get(self.scale_bits)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self._tensors.values())).device
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what is stored: the weights by name, in float32."""
+        return {name: tensor.float() for name, tensor in self._tensors.items()}
+
+    def options(self) -> dict[str, int | float]:
+        """Return the keyword arguments, beside the shape, that `from_tensors` needs."""
+        return {name: getattr(self, name) for name in self.OPTIONS}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        num_kv_heads: int,
+        group: int,
+        head_dim: int,
+        **options: int | float,
+    ) -> Encoder:
+        """Make an encoder of stored weights.
+
+        Parameters
+        ----------
+        tensors : mapping of str to torch.Tensor
+            As `tensors` returns them.
+        num_kv_heads, group, head_dim : int
+            KV heads, query heads per KV head, head size.
+        **options
+            As `options` returns them; those left out take the class's defaults.
+
+        Raises
+        ------
+        ValueError
+            When a tensor is missing, not known or of another shape, or an option does not fit.
+        """
+        expect(
+            set(options) <= set(cls.OPTIONS),
+            f"options of {cls.__name__}",
+            "some of " + (", ".join(cls.OPTIONS) or "none"),
+            ", ".join(sorted(options)),
+        )
+        return cls(tensors, num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, **options)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Encoder:
+        """Return a copy on a device whose projection weights have the given dtype.
+
+        Parameters
+        ----------
+        device : torch.device or str
+        dtype : torch.dtype
+            float32 on the CPU; on a GPU that of q and k, so that the tensor cores are used. Biases
+            and scale steps stay float32.
+        """
+        tensors = {
+            name: tensor.to(device, dtype if name.endswith("weight") else torch.float32)
+            for name, tensor in self._tensors.items()
+        }
+        return type(self).from_tensors(
+            tensors,
+            num_kv_heads=self.num_kv_heads,
+            group=self.group,
+            head_dim=self.head_dim,
+            **self.options(),
+        )
+
+    def key_bits(self, k: torch.Tensor) -> torch.Tensor:
+        """Return the bits of keys ``[T, Hkv, D]``: bool ``[T, Hkv, r]``, computed in float32."""
+        return self._keys(self._check_heads("k", k, self.num_kv_heads))[0]
+
+    def key_scales(self, k: torch.Tensor) -> torch.Tensor | None:
+        """Return the scales of keys ``[T, Hkv, D]``: int32 ``[T, Hkv]``; None without scales.
+
+        A scale is a real number ``m`` of the key, stored as ``floor(m / scale_step[h] + 1/2)``,
+        at most ``2**scale_bits - 1``.
+        """
+        return self._keys(self._check_heads("k", k, self.num_kv_heads))[1]
+
+    def query_bits_of(self, q: torch.Tensor) -> torch.Tensor:
+        """Return the planes of queries ``[T, Hq, D]``: bool ``[T, Hkv, P, r]``, in float32."""
+        return self._queries(self._check_heads("q", q, self.num_kv_heads * self.group))
+
+    def encode_keys(
+        self,
+        k: torch.Tensor,
+        *,
+        codes: torch.Tensor,
+        slots: torch.Tensor,
+        scales: torch.Tensor | None = None,
+    ) -> None:
+        """Write the codes of new keys, and their scales, to their slots.
+
+        Parameters
+        ----------
+        k : torch.Tensor
+            ``[T, Hkv, D]``, floating point; on CUDA its last dimension is contiguous.
+        codes : torch.Tensor
+            int32 ``[S, Hkv, words]``, contiguous.
+        slots : torch.Tensor
+            int64 or int32 ``[T]``: token t is written to ``codes[slots[t]]``.
+        scales : torch.Tensor, optional
+            ``[S, Hkv]``, contiguous, of dtype `scale_dtype`; needed with ``scale_bits`` and only
+            then. int16 holds the low 16 bits of a number of 0 to 65535.
+
+        Raises
+        ------
+        ValueError
+            When a shape, dtype or device does not fit.
+        """
+        self._check_heads("k", k, self.num_kv_heads)
+        where = {"device": k.device, "contiguous": True}
+        shape = (None, self.num_kv_heads, self.words)
+        expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
+        integers = (torch.int64, torch.int32)
+        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, device=k.device)
+        if self.scale_bits:
+            expect(scales is not None, "scales", f"{self.scale_dtype} [S, Hkv]", None)
+            expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(self.scale_dtype,))
+            expect_tensor("scales", scales, **where)
+        else:
+            expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
+        if k.is_cuda:
+            self._launch_keys(k, codes, slots, scales)
+            return
+        bits, values = self._keys(k)
+        codes.index_copy_(0, slots.long(), pack_bits(bits))
+        if scales is not None:
+            scales.index_copy_(0, slots.long(), values.to(scales.dtype))
+
+    def encode_queries(self, q: torch.Tensor) -> torch.Tensor:
+        """Return the packed planes of queries ``[T, Hq, D]``: int32 ``[T, Hkv * P, words]``.
+
+        Plane p of KV head h is row ``h * P + p``. On CUDA the last dimension of q is contiguous.
+
+        Raises
+        ------
+        ValueError
+            When a shape or dtype does not fit.
+        """
+        self._check_heads("q", q, self.num_kv_heads * self.group)
+        if q.is_cuda:
+            return self._launch_queries(q)
+        return pack_bits(self._queries(q)).flatten(1, 2)
+
+    def _check_heads(self, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
+        expect_tensor(
+            name, x, shape=(None, heads, self.head_dim), dtypes=FLOATS, device=self.device
+        )
+        return x
+
+    def _whole_scales(self, m: torch.Tensor) -> torch.Tensor:
+        """Turn real numbers ``[T, Hkv]`` into the integers that are stored, int32."""
+        steps = (m / self._tensors["scale_step"] + 0.5).floor()
+        return steps.clamp(0, 2**self.scale_bits - 1).int()
+
+    @abstractmethod
+    def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Bits and scales of checked keys, in float32 PyTorch."""
+
+    @abstractmethod
+    def _queries(self, q: torch.Tensor) -> torch.Tensor:
+        """Planes of checked queries, in float32 PyTorch."""
+
+    @abstractmethod
+    def _launch_keys(self, k, codes, slots, scales) -> None:
+        """As `encode_keys`, by Triton."""
+
+    @abstractmethod
+    def _launch_queries(self, q) -> torch.Tensor:
+        """As `encode_queries`, by Triton."""
+
+
+def take(tensors: Mapping[str, torch.Tensor], name: str, *shape: int | None) -> torch.Tensor:
+    """Return a named weight of the given shape (None: any size).
+
+    Raises
+    ------
+    ValueError
+        When it is missing, of another shape, or not floating point.
+    """
+    expect(name in tensors, "tensors", name, ", ".join(sorted(tensors)) or "none")
+    expect_tensor(name, tensors[name], shape=shape, dtypes=FLOATS)
+    return tensors[name]
+
+
+def expect_names(tensors: Mapping[str, torch.Tensor], *names: str) -> None:
+    """Check that the weights are these and no others.
+
+    Raises
+    ------
+    ValueError
+        When names differ.
+    """
+    found = ", ".join(sorted(tensors)) or "none"
+    expect(set(tensors) == set(names), "tensors", ", ".join(sorted(names)), found)
+
+
+def project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply rows by the weight of their head, in float32.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[T, H, n]``.
+    weight : torch.Tensor
+        ``[H, n, m]``.
+    bias : torch.Tensor, optional
+        ``[H, m]``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``[T, H, m]``, a transposed view.
+    """
+    rows = x.float().transpose(0, 1)
+    result = torch.bmm(rows, weight.float())
+    if bias is not None:
+        result += bias.float().unsqueeze(1)
+    return result.transpose(0, 1)

@@ -1,0 +1,86 @@
+"""CPU scores by the exact attention that codes stand in for."""
+
+from __future__ import annotations
+
+import torch
+
+from ..checks import FLOATS, expect, expect_tensor
+from .naive import check_rows, force, host_lengths
+
+
+def check_exact(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sink: int,
+    recent: int,
+    out: torch.Tensor,
+) -> int:
+    """Check the arguments of both exact scorers; return the query heads per KV head.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+    """
+    expect_tensor("k_cache", k_cache, shape=(None, None, None), dtypes=FLOATS)
+    _, kv_heads, dim = k_cache.shape
+    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=k_cache.device)
+    batch, q_heads, _ = q.shape
+    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
+    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
+    expect_tensor("out", out, dtypes=(torch.float32,), device=k_cache.device)
+    return q_heads // kv_heads
+
+
+def exact_score_naive(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    scale: float,
+    sink: int,
+    recent: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Score tokens by the attention the group really pays them: the ceiling of every selector.
+
+    Score of (b, h, t) = sum over the G query heads of softmax over the request's tokens of
+    ``scale * q . k``, in float32; forced tokens get +inf.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        ``[bs, q_heads, D]``, floating point.
+    k_cache : torch.Tensor
+        ``[slots, kv_heads, D]``, on the CPU.
+    token_slots, seq_lens, sink, recent
+        As in `score_naive`.
+    scale : float
+        Softmax scale.
+    out : torch.Tensor
+        float32 ``[bs, kv_heads, width]``, contiguous. Only ``out[b, :, :seq_lens[b]]`` is written.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+    """
+    expect_tensor("k_cache", k_cache, device=torch.device("cpu"))
+    check_exact(q, k_cache, token_slots, seq_lens, sink, recent, out)
+    kv_heads = k_cache.shape[1]
+    queries = q.float().unflatten(1, (kv_heads, -1)) * scale
+    for row, length in enumerate(host_lengths(seq_lens, out)):
+        keys = k_cache.index_select(0, token_slots[row, :length]).float()
+        logits = torch.bmm(queries[row], keys.permute(1, 2, 0))
+        scores = out[row, :, :length]
+        torch.sum(torch.softmax(logits, dim=-1), dim=1, out=scores)
+        force(scores, sink, recent, float("inf"))
+    return out

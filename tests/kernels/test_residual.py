@@ -1,0 +1,141 @@
+"""Keys in two stages: whole numbers, for which every product is exact, against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hata_kernels.bits import unpack_bits
+from hata_kernels.encode.triton_residual import encode_residual_triton
+from hata_kernels.encoders import AsymmetricEncoder
+
+
+def whole(*shape: int, most: int = 2) -> torch.Tensor:
+    """Whole numbers up to ``most``: exact in half precision, and their sums in float32."""
+    return torch.randint(-most, most + 1, shape).float()
+
+
+def make(kv_heads: int, dim: int, bits: int, **options) -> AsymmetricEncoder:
+    """Projections of whole numbers: many first-stage ones are exactly zero."""
+    tensors = {
+        "key_weight": whole(kv_heads, dim, bits, most=1) * (torch.rand(kv_heads, dim, bits) < 0.2),
+        "key_bias": whole(kv_heads, bits),
+        "query_weight": torch.randn(kv_heads, dim, bits),
+        "query_bias": torch.randn(kv_heads, bits),
+        "residual_weight": whole(kv_heads, bits // 2, bits // 2),
+    }
+    if options.get("scale_bits"):
+        tensors["scale_step"] = torch.full((kv_heads,), 2.0**-6)
+    shape = {"num_kv_heads": kv_heads, "group": 1, "head_dim": dim}
+    return AsymmetricEncoder(tensors, **shape, stages=2, **options)
+
+
+def code_of(encoder: AsymmetricEncoder, key: list[float], head: int) -> tuple[list[bool], float]:
+    """Bits of one key, and the mean size of its first stage, bit by bit."""
+    tensors = {name: tensor[head].tolist() for name, tensor in encoder.tensors().items()}
+    half = encoder.bits // 2
+    numbers = [
+        sum(x * row[j] for x, row in zip(key, tensors["key_weight"], strict=True)) + bias
+        for j, bias in enumerate(tensors["key_bias"])
+    ]
+    signs = [1 if number > 0 else -1 for number in numbers[:half]]
+    for j in range(half):
+        for sign, row in zip(signs, tensors["residual_weight"], strict=True):
+            numbers[half + j] += sign * row[j]
+    return [number > 0 for number in numbers], sum(map(abs, numbers[:half])) / half
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kv_heads", "dim", "bits"), [(2, 20, 32), (1, 64, 64), (2, 33, 96), (1, 64, 160), (1, 64, 256)]
+)
+def test_whole_numbers_are_exact(device, poison, dtype, kv_heads, dim, bits) -> None:
+    encoder = make(kv_heads, dim, bits, scale_bits=16)
+    tokens = 19
+    k = whole(tokens, kv_heads, dim)
+    expected = [
+        [code_of(encoder, k[t, h].tolist(), h) for h in range(kv_heads)] for t in range(tokens)
+    ]
+    expected_bits = torch.tensor([[bits for bits, _ in row] for row in expected])
+    sizes = torch.tensor([[size for _, size in row] for row in expected])
+    assert torch.equal(encoder.key_bits(k), expected_bits)
+    assert (encoder.key_scales(k) - 64 * sizes).abs().max() <= 0.5 + 1e-3
+
+    there = encoder.to(device, dtype)
+    codes = poison(40, kv_heads, bits // 32, dtype=torch.int32, device=device)
+    scales = torch.full((40, kv_heads), 77, dtype=torch.int16, device=device)
+    slots = torch.randperm(40)[:tokens]
+    keys = k.to(device, dtype)
+    there._launch_keys(keys, codes, slots.to(device), scales)
+    assert torch.equal(unpack_bits(codes.cpu()[slots]), expected_bits)
+    assert (scales.cpu()[slots] - 64 * sizes).abs().max() <= 0.5 + 1e-3
+    rest = torch.ones(40, dtype=torch.bool)
+    rest[slots] = False
+    assert codes.cpu()[rest].eq(-987654321).all()
+    assert scales.cpu()[rest].eq(77).all()
+
+
+def test_what_the_first_stage_left_over_decides_the_second() -> None:
+    tensors = make(2, 16, 64).tensors()
+    tensors["key_weight"] = tensors["key_weight"].repeat(1, 1, 2)[:, :, :64]
+    shape = {"num_kv_heads": 2, "group": 1, "head_dim": 16}
+    k = torch.randn(50, 2, 16)
+    residual = tensors.pop("residual_weight")
+    one = AsymmetricEncoder(tensors, **shape).key_bits(k)
+    none = AsymmetricEncoder({**tensors, "residual_weight": 0 * residual}, stages=2, **shape)
+    assert torch.equal(none.key_bits(k), one)
+    # Far beyond every projection: second-stage bits are first-stage bits, turned round.
+    turned = -1e4 * torch.eye(32).repeat(2, 1, 1)
+    found = AsymmetricEncoder({**tensors, "residual_weight": turned}, stages=2, **shape).key_bits(k)
+    assert torch.equal(found[..., :32], one[..., :32])
+    assert torch.equal(found[..., 32:], ~one[..., :32])
+
+
+def test_mixed_dtypes_are_computed_in_float32(device, poison) -> None:
+    encoder = make(2, 32, 96)
+    weights = encoder.to(device, torch.float32).tensors()
+    k = whole(9, 2, 32)
+    codes = poison(9, 2, 3, dtype=torch.int32, device=device)
+    names = ("key_weight", "key_bias", "residual_weight")
+    encode_residual_triton(
+        k.to(device, torch.float16),
+        *(weights[name] for name in names),
+        out=codes,
+        slots=torch.arange(9, dtype=torch.int32, device=device),
+    )
+    assert torch.equal(unpack_bits(codes.cpu()), encoder.key_bits(k))
+
+
+def test_no_keys_and_wrong_arguments(device, poison) -> None:
+    codes = poison(5, 2, 2, dtype=torch.int32, device=device)
+    here = {"device": device}
+    good = {
+        "k": torch.randn(4, 2, 16, **here),
+        "weight": torch.randn(2, 16, 64, **here),
+        "bias": torch.randn(2, 64, **here),
+        "residual_weight": torch.randn(2, 32, 32, **here),
+        "out": codes,
+        "slots": torch.arange(4, **here),
+    }
+    bytes_ = torch.zeros(5, 2, dtype=torch.uint8, **here)
+    wide = {
+        "weight": torch.randn(2, 16, 1056, **here),
+        "bias": torch.randn(2, 1056, **here),
+        "out": torch.zeros(5, 2, 33, dtype=torch.int32, **here),
+    }
+    for changed, message in (
+        ({"k": torch.randn(4, 4, 16, **here), "out": codes.repeat(1, 2, 1)}, "k: expected keys"),
+        ({"k": torch.randn(4, 2, 32, **here)[..., ::2]}, r"k\.stride\(2\): expected 1, found 2"),
+        (wide, r"weight\.shape\[2\]: expected at most 1024, found 1056"),
+        ({"residual_weight": torch.randn(2, 64, 64, **here)}, r"residual_weight\.shape"),
+        ({"residual_weight": good["residual_weight"].half()}, r"residual_weight\.dtype"),
+        ({"bias": torch.randn(2, 32, **here)}, r"bias\.shape: expected \[2, 64\]"),
+        ({"slots": torch.arange(3, **here)}, r"slots\.shape: expected \[4\], found \[3\]"),
+        ({"scales": bytes_}, "scale_step: expected a tensor, because scales is given"),
+        ({"scales": bytes_[:4], "scale_step": torch.ones(2, **here)}, r"scales\.shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_residual_triton(**{**good, **changed})
+    none = {"k": good["k"][:0], "slots": good["slots"][:0]}
+    assert encode_residual_triton(**{**good, **none}) is codes
+    assert codes.eq(-987654321).all()
