@@ -17,14 +17,13 @@ from statistics import median, quantiles
 
 from rich.console import Console
 
+from hata_sglang.config import HataConfig
 from hata_sglang.demo_model import ensure_demo_model
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
 from hata_sglang.evaluation.hidden_fact import make_prompts
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
-
-ARMS = ("dense", "hata")
 
 
 def to_row(number: int, arm: str, result: Measurement) -> dict:
@@ -65,8 +64,10 @@ def main() -> int:
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         (fact,) = make_prompts(tokenizer, 1, args.tokens, documents=1)
+        method = HataConfig.load(args.hata_config).method
+        arms = ("dense", method)
         for number in range(args.rounds):
-            for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
+            for arm in arms if number % 2 == 0 else arms[::-1]:
                 with (
                     arm_arguments(arm, model, args.hata_config) as arguments,
                     ServerProcess(arguments) as server,
@@ -82,10 +83,10 @@ def main() -> int:
     except HataError as error:
         print(error, file=sys.stderr)
         return 2
-    steps = {arm: median(r["step_ms_p50"] for r in rows if r["arm"] == arm) for arm in ARMS}
+    steps = {arm: median(r["step_ms_p50"] for r in rows if r["arm"] == arm) for arm in arms}
     console.print(
-        f"median step: dense {steps['dense']:.1f} ms, hata {steps['hata']:.1f} ms; "
-        f"hata is {steps['dense'] / steps['hata']:.2f} times as fast"
+        f"median step: dense {steps['dense']:.1f} ms, {method} {steps[method]:.1f} ms; "
+        f"{method} is {steps['dense'] / steps[method]:.2f} times as fast"
     )
     return 0
 

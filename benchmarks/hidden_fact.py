@@ -1,4 +1,4 @@
-"""Share of hidden facts that dense, exact top-k and HATA find, side by side.
+"""Share of hidden facts that dense, exact top-k and hash codes find, side by side.
 
     python benchmarks/hidden_fact.py --out benchmarks/data/hidden_fact.csv
 
@@ -18,19 +18,25 @@ from rich.table import Table
 
 from hata_sglang.demo_model import ensure_demo_model
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import ARMS, arm_arguments, demo_config
+from hata_sglang.evaluation.arms import ARMS, arm_arguments, arm_weights, demo_config
 from hata_sglang.evaluation.hidden_fact import HiddenFact, ask, found, make_prompts
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
 
 
 def run_arm(
-    arm: str, facts: list[HiddenFact], model: Path, config: Path, log: Path, console: Console
+    arm: str,
+    facts: list[HiddenFact],
+    model: Path,
+    config: Path,
+    weights: dict[str, str],
+    log: Path,
+    console: Console,
 ) -> list[dict]:
     """Ask every prompt on one server; one row per prompt."""
     rows = []
     with (
-        arm_arguments(arm, model, config) as arguments,
+        arm_arguments(arm, model, config, weights) as arguments,
         ServerProcess(arguments, log=log) as server,
     ):
         for number, fact in enumerate(facts):
@@ -99,7 +105,15 @@ def main() -> int:
         "--hata-config",
         type=Path,
         default=demo_config(),
-        help="YAML of the hata arm; the other sparse arms change its method",
+        help="YAML whose method the sparse arms change (default: the demo model's, of hata)",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=arm_weights,
+        default=[],
+        metavar="ARM=WEIGHTS",
+        help="hash weights of trained arms other than the YAML's: a folder or a shipped name",
     )
     args = parser.parse_args()
     exit_on_sigterm()
@@ -114,7 +128,8 @@ def main() -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         for arm in args.arms:
             log = args.out.with_suffix(f".{arm}.log")
-            rows += run_arm(arm, facts, model, args.hata_config, log, console)
+            weights = dict(args.weights)
+            rows += run_arm(arm, facts, model, args.hata_config, weights, log, console)
             write_csv(args.out, rows)  # after every arm: a later one may fail
             log.unlink()
     except HataError as error:

@@ -35,6 +35,26 @@ def _train(argv: Sequence[str], prog: str) -> int:
     return run_train(parser.parse_args(argv))
 
 
+def _import_hashattention(argv: Sequence[str], prog: str) -> int:
+    from hata_sglang.training.import_hashattention import add_import_arguments, run_import
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Turn weights that HashAttention's authors published into a set."
+    )
+    add_import_arguments(parser)
+    return run_import(parser.parse_args(argv))
+
+
+def _eval(argv: Sequence[str], prog: str) -> int:
+    from hata_sglang.evaluation.cli import add_eval_arguments, run_eval
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Measure a model's quality under dense and sparse decoding."
+    )
+    add_eval_arguments(parser)
+    return run_eval(parser.parse_args(argv))
+
+
 def _demo_model(argv: Sequence[str], prog: str) -> int:
     from hata_sglang.demo_model import add_demo_model_arguments, run_demo_model
 
@@ -61,6 +81,8 @@ def _weights(argv: Sequence[str], prog: str) -> int:
 COMMANDS = {
     "config check": (_config_check, "check a YAML file against a model; print the table per layer"),
     "train": (_train, "train hash weights for a model"),
+    "import-hashattention": (_import_hashattention, "import HashAttention's published weights"),
+    "eval": (_eval, "measure quality, dense and per method"),
     "demo-model": (_demo_model, "get the demo model (SmolLM2-135M-Instruct), once"),
     "weights": (_weights, "list the shipped hash weights"),
 }

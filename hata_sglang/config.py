@@ -29,11 +29,12 @@ from pydantic_core import PydanticCustomError
 
 from hata_sglang.budget import EXPECTED as BUDGET_EXPECTED
 from hata_sglang.budget import Budget
-from hata_sglang.config_problems import rule_problems, schema_problems, shorten
+from hata_sglang.config_problems import schema_problems, shorten
+from hata_sglang.config_rules import rule_problems
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.layer_ranges import EXPECTED as RANGE_EXPECTED
 from hata_sglang.layer_ranges import format_layers, format_range, parse_range
-from hata_sglang.plan import LayerPlan, Method, PlanRow
+from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, LayerPlan, Method, PlanRow
 from hata_sglang.yaml_file import Source, read_mapping
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
 
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 
+#: Of method random; a trained method has the bits of its weights.
 DEFAULT_BITS = 128
 
 
@@ -74,12 +76,12 @@ def _layer_list(value: Any) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-_METHOD = "hata, exact or random"
-_BITS = "a multiple of 32 from 32 to 256"
+_METHOD = "hata, hashattention, asymmetric, random, exact or streaming"
+_BITS = "a multiple of 32 from 32 to 256 (to 1024 for hashattention)"
 _WEIGHTS = "a path or the name of shipped weights"
 _COUNT = "a number of tokens (integer, at least 0)"
 
-Bits = Annotated[int, Field(ge=32, le=256, multiple_of=32)]
+Bits = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -102,19 +104,24 @@ class HataConfig(BaseModel):
 
     Attributes
     ----------
-    method : {"hata", "exact", "random"}
-        Trained hash codes (HATA, arXiv 2506.02572), the true attention scores (the ceiling), or
-        random hyperplanes (the floor).
+    method : {"hata", "hashattention", "asymmetric", "random", "exact", "streaming"}
+        Trained hash codes (HATA, arXiv 2506.02572, or HashAttention, arXiv 2412.14468), trained
+        codes of keys against queries of a few bits, random hyperplanes (the floor of all codes),
+        the true attention scores (the ceiling), or the first and last tokens alone (StreamingLLM,
+        arXiv 2309.17453).
     bits : int or None
-        Bits per code, a multiple of 32 up to 256; None stands for 128. Not with exact.
+        Bits per code and KV head, a multiple of 32 up to 256, for hashattention (32 per query head
+        of the group) up to 1024. None stands for the bits of the weights, or 128 for random. Not
+        with exact and streaming.
     weights : str or None
-        Hash weights: required for hata, refused for the others.
+        Hash weights: required for the three trained methods, refused for the others.
     seed : int or None
         Only with method random; None stands for 0.
     budget : Budget
         Tokens attended per KV head.
     sink, recent : int
-        First and last tokens always kept (16 and 64).
+        First and last tokens always kept (16 and 64). Streaming keeps `sink` first tokens and
+        fills the rest of the budget, `recent` or more, with the last.
     dense_layers : tuple of int
         Layers left to the inner backend (0 and 1).
     inner_backend : str
@@ -308,13 +315,19 @@ class HataConfig(BaseModel):
             layer=layer,
             dense=False,
             method=method,
-            bits=0 if method == "exact" else (pick("bits") or DEFAULT_BITS),
-            weights=pick("weights") if method == "hata" else None,
+            bits=self._bits(method, pick("bits")),
+            weights=pick("weights") if method in TRAINED_METHODS else None,
             seed=(self.seed or 0) if method == "random" else None,
             budget=pick("budget"),
             sink=pick("sink"),
             recent=pick("recent"),
         )
+
+    @staticmethod
+    def _bits(method: Method, given: int | None) -> int | None:
+        if method not in CODED_METHODS:
+            return 0
+        return DEFAULT_BITS if given is None and method == "random" else given
 
     @staticmethod
     def describe(
@@ -325,7 +338,8 @@ class HataConfig(BaseModel):
         Parameters
         ----------
         plans : sequence of LayerPlan
-            What `resolve` returned.
+            What `resolve` returned, with the bits of the weights filled in
+            (`hata_sglang.encoders.load_encoders`).
         lengths : sequence of int
             Contexts, in tokens, to give the tokens read at.
 

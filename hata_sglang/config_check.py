@@ -17,7 +17,7 @@ from hata_sglang.errors import Problem, Refusal
 from hata_sglang.layer_ranges import format_layers
 
 if TYPE_CHECKING:
-    from hata_sglang.weights import Card, HashWeights
+    from hata_sglang.weights import Card
 
 # Contexts at which the table gives the tokens read, beside the model's own.
 LENGTHS = (6_000, 32_768)
@@ -111,67 +111,6 @@ def read_model(folder: str | Path) -> ModelFacts:
     )
 
 
-def check_weights(plans: Sequence[LayerPlan], model: ModelFacts) -> dict[str, HashWeights]:
-    """Load every set of hash weights that the plans name and compare it with the model.
-
-    Parameters
-    ----------
-    plans : sequence of LayerPlan
-        Of all layers.
-    model : ModelFacts
-
-    Returns
-    -------
-    dict of str to HashWeights
-        The sets, by the name or path that the configuration gave.
-
-    Raises
-    ------
-    Refusal
-        With every set that is missing or was made for another model, and every layer whose
-        weight is missing or of another shape.
-    """
-    from hata_sglang.weights import check_against_model, load_weights
-
-    sets: dict[str, HashWeights] = {}
-    problems: list[Problem] = []
-    for ref in dict.fromkeys(plan.weights for plan in plans if plan.weights is not None):
-        try:
-            sets[ref] = load_weights(ref)
-        except Refusal as error:
-            problems += error.problems
-            continue
-        # Made for another model, every layer is wrong; saying so once is enough.
-        problems += check_against_model(sets[ref], model.hf_config) or _shape_problems(
-            ref, sets[ref], plans, model
-        )
-    if problems:
-        raise Refusal(problems)
-    return sets
-
-
-def _shape_problems(
-    ref: str, weights: HashWeights, plans: Sequence[LayerPlan], model: ModelFacts
-) -> list[Problem]:
-    """Layers that use `weights` and find no tensor, or one of another shape; grouped."""
-    layers: dict[tuple[int, str], list[int]] = {}
-    for plan in plans:
-        if plan.weights != ref:
-            continue
-        tensor = weights.tensors.get(plan.layer)
-        shape = None if tensor is None else tuple(tensor.shape)
-        if shape != (model.num_kv_heads, model.head_dim, plan.bits):
-            layers.setdefault((plan.bits, str(shape or "none")), []).append(plan.layer)
-    return [
-        Problem(
-            f"weights {ref}, layers {format_layers(numbers)}",
-            f"shape {(model.num_kv_heads, model.head_dim, bits)} (KV heads, head dim, bits)",
-            found,
-        )
-        for (bits, found), numbers in layers.items()
-    ]
-
-
 def card_line(card: Card) -> str:
     """One line about a set of hash weights: what it is for, and how good it was when trained.
 
@@ -183,7 +122,8 @@ def card_line(card: Card) -> str:
     -------
     str
     """
-    line = f"{card.method}, {card.bits} bits, {len(card.layers)} layers of {card.model}"
+    options = "".join(f", {name} {value:g}" for name, value in sorted(card.options.items()))
+    line = f"{card.method}, {card.bits} bits{options}, {len(card.layers)} layers of {card.model}"
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
@@ -196,6 +136,7 @@ def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
     Parameters
     ----------
     plans : sequence of LayerPlan
+        Of all layers, with the bits of their weights.
     model : ModelFacts
 
     Returns
@@ -204,7 +145,8 @@ def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
     """
     lengths = (model.context_len, *LENGTHS)
     table = Table(
-        caption="@N: tokens attended per KV head at a context of N; code B: code bytes per token"
+        caption="@N: tokens attended per KV head at a context of N; "
+        "code B: bytes of codes and scales per token"
     )
     for column in ("layer", "mode", "method", "bits", "budget"):
         table.add_column(column, justify="left" if column in ("mode", "method") else "right")
@@ -227,7 +169,7 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
     ----------
     config : HataConfig
     plans : sequence of LayerPlan
-        Of all layers.
+        Of all layers, with the bits of their weights.
     model : ModelFacts
 
     Returns
@@ -236,7 +178,7 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
         One sentence or two per line.
     """
     sparse = [plan.layer for plan in plans if not plan.dense]
-    code_bytes = sum(plan.bits // 8 for plan in plans) * model.num_kv_heads
+    code_bytes = sum(plan.code_bytes for plan in plans) * model.num_kv_heads
     return (
         f"Model: {model.architecture}, {model.num_layers} layers, {model.num_heads} query and "
         f"{model.num_kv_heads} KV heads of {model.head_dim}, context {model.context_len:,} tokens.",
@@ -275,8 +217,12 @@ def run(args: argparse.Namespace) -> int:
     """
     config = HataConfig.load(args.file)
     model = read_model(args.model)
-    plans = config.resolve(model.num_layers, model.context_len)
-    sets = check_weights(plans, model)
+    from hata_sglang.encoders import load_encoders
+
+    loaded = load_encoders(
+        config.resolve(model.num_layers, model.context_len), model, model.hf_config
+    )
+    plans = loaded.plans
 
     # Piped output has no width of its own; the table needs about 115 columns.
     console = Console(highlight=False)
@@ -285,6 +231,6 @@ def run(args: argparse.Namespace) -> int:
     console.print(build_table(plans, model))
     for line in summarise(config, plans, model):
         console.print(escape(line), soft_wrap=True)
-    for ref, weights in sets.items():
+    for ref, weights in loaded.sets.items():
         console.print(escape(f"Weights {ref}: {card_line(weights.card)}."), soft_wrap=True)
     return 0

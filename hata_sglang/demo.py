@@ -19,6 +19,7 @@ from openai import OpenAIError
 from rich.console import Console
 from rich.table import Table
 
+from hata_sglang.config import HataConfig
 from hata_sglang.demo_model import ensure_demo_model
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
@@ -119,7 +120,8 @@ def run(argv: Sequence[str] | None, console: Console) -> None:
         f"A document of about {fact.tokens} tokens; {fact.depth:.0%} into it stands the magic "
         f"number of {fact.subject}, {fact.answer}.\nQuestion: [bold]{question}[/]"
     )
-    hata = serve_and_measure("hata", model, args, flags, fact, console)
+    method = HataConfig.load(args.hata_config).method
+    hata = serve_and_measure(method, model, args, flags, fact, console)
     describe("hata", hata, layers, console)
     if hata.read is None:
         raise HataError("the run was not sparse: the server has no counters of hata")

@@ -7,7 +7,11 @@ from typing import Literal
 
 from hata_sglang.budget import Budget
 
-Method = Literal["hata", "exact", "random"]
+Method = Literal["hata", "hashattention", "asymmetric", "random", "exact", "streaming"]
+
+#: Methods whose codes come from trained weights, and all that keep a code beside every key.
+TRAINED_METHODS = ("hata", "hashattention", "asymmetric")
+CODED_METHODS = (*TRAINED_METHODS, "random")
 
 
 @dataclass(frozen=True)
@@ -21,29 +25,46 @@ class LayerPlan:
     dense : bool
         Left to the inner backend. Then method, weights, seed and budget are None and the
         numbers are 0.
-    method : {"hata", "exact", "random"} or None
-        What ranks the cached tokens.
-    bits : int
-        Bits per code; 0 where no codes are kept (dense, or method exact).
+    method : str or None
+        What ranks the cached tokens, a `Method`.
+    bits : int or None
+        Bits per code; 0 where no codes are kept (dense, exact, streaming). None where the YAML
+        leaves it to the weights' card, until `hata_sglang.encoders.load_encoders` has read it.
     weights : str or None
-        Absolute path or shipped name of the hash weights; only for method hata.
+        Absolute path or shipped name of the hash weights; only for trained methods.
     seed : int or None
         Seed of the random hyperplanes; only for method random.
     budget : Budget or None
         Tokens attended per KV head.
     sink, recent : int
         First and last tokens that are always kept; `recent` counts the current token.
+    scale_bits : int
+        Bits of the scale kept beside each code, as the weights say; 0 for none.
     """
 
     layer: int
     dense: bool
     method: Method | None
-    bits: int
+    bits: int | None
     weights: str | None
     seed: int | None
     budget: Budget | None
     sink: int
     recent: int
+    scale_bits: int = 0
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes kept per token and KV head beside K and V.
+
+        Raises
+        ------
+        ValueError
+            If the number of bits stands in a card that has not been read.
+        """
+        if self.bits is None:
+            raise ValueError(f"bits of layer {self.layer}: expected a number, found none so far")
+        return self.bits // 8 + self.scale_bits // 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class PlanRow:
     tokens : tuple of int
         Tokens read at each of the asked lengths; the whole length in a dense layer.
     code_bytes : int
-        Bytes of codes per token and KV head.
+        Bytes of codes and scales per token and KV head.
     """
 
     layer: int
@@ -98,5 +119,5 @@ class PlanRow:
             sink=str(plan.sink),
             recent=str(plan.recent),
             tokens=tuple(plan.budget.tokens(length) for length in lengths),
-            code_bytes=plan.bits // 8,
+            code_bytes=plan.code_bytes,
         )

@@ -1,8 +1,8 @@
 """Hash weights on disk: tensors in safetensors, and a card that says where they come from.
 
-A set of weights is a folder with two files. ``hash.safetensors`` holds one
-tensor ``layers.{i}.weight`` ``[Hkv, D, r]`` float32 per trained layer;
-``card.json`` holds a `Card`. Sets that ship with the package lie in
+A set of weights is a folder with two files. ``hash.safetensors`` holds the tensors of one encoder
+(`hata_kernels.encoders`) per trained layer, named ``layers.{i}.{tensor}``, float32, or float16 for
+half the space; ``card.json`` holds a `Card`. Sets that ship with the package lie in
 ``hata_weights/<name>/``.
 """
 
@@ -12,115 +12,44 @@ import hashlib
 import importlib.resources
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
+from hata_kernels.encoders import ENCODERS, Encoder, make_encoder
 from hata_sglang.errors import Problem, Refusal
+from hata_sglang.weights_card import (
+    CARD_FILE,
+    CARD_VERSION,
+    TENSORS_FILE,
+    Card,
+    Fingerprint,
+    HeldOut,
+    TrainingData,
+    Versioned,
+)
 
-TENSORS_FILE = "hash.safetensors"
-CARD_FILE = "card.json"
-CARD_VERSION = 1
-TRAIN_COMMAND = "hata-sglang train --model DIR --data FILE... --bits R --out DIR"
+__all__ = [
+    "Card",
+    "Fingerprint",
+    "HashWeights",
+    "HeldOut",
+    "TrainingData",
+    "check_against_model",
+    "load_weights",
+    "save_weights",
+    "shipped_weights",
+]
 
-Scalar = str | int | float | bool
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Fingerprint(_Frozen):
-    """What must agree between the model that was trained on and the one that is served."""
-
-    model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    rope_theta: float | None
-
-    @classmethod
-    def of(cls, hf_config: Any) -> Fingerprint:
-        """Read the fingerprint off a transformers config.
-
-        Parameters
-        ----------
-        hf_config : transformers.PretrainedConfig
-            Of the language model, or of a multimodal model that contains one.
-        """
-        get_text_config = getattr(hf_config, "get_text_config", None)
-        config = get_text_config() if get_text_config else hf_config
-        heads = config.num_attention_heads
-        return cls(
-            model_type=config.model_type,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocab_size=config.vocab_size,
-            rope_theta=_rope_theta(config),
-        )
-
-
-def _rope_theta(config: Any) -> float | None:
-    # transformers 5 moved it into `rope_parameters`, per layer type for some models.
-    parameters = getattr(config, "rope_parameters", None) or {}
-    theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
-    if theta is None and isinstance(parameters.get("full_attention"), dict):
-        theta = parameters["full_attention"].get("rope_theta")
-    return None if theta is None else float(theta)
-
-
-class HeldOut(_Frozen):
-    """Attention mass kept on held-out texts at one budget, means over queries and KV heads."""
-
-    budget: int
-    sink: int
-    recent: int
-    mean: dict[str, float] = Field(description="selector -> mean over the layers")
-    per_layer: dict[str, dict[int, float]] = Field(description="selector -> layer -> mass")
-
-
-class TrainingData(_Frozen):
-    """What the weights were trained and measured on."""
-
-    description: str
-    files: dict[str, str] = Field(description="file name -> SHA-256")
-    sequences: int
-    tokens: int
-    held_out_files: dict[str, str]
-    held_out_sequences: int
-    held_out_tokens: int
-
-
-class Card(_Frozen):
-    """Where a set of hash weights comes from, and how good it is."""
-
-    version: int = CARD_VERSION
-    name: str
-    model: str
-    fingerprint: Fingerprint
-    revision: str = Field(description="SHA-256 of the model's weights file, with its kind")
-    method: str
-    bits: int
-    layers: tuple[int, ...]
-    shape: tuple[int, int, int] = Field(description="of every layer: [Hkv, D, bits]")
-    training_data: TrainingData
-    seed: int
-    recipe: dict[str, Scalar] = Field(description="every option that changes the weights")
-    held_out: tuple[HeldOut, ...]
-    sha256: str = Field(description=f"of {TENSORS_FILE}")
-    created_by: dict[str, str] = Field(description="versions of what made the weights")
+DTYPES = (torch.float32, torch.float16)
+TRAIN_COMMAND = "hata-sglang train --model DIR --data FILE... --method METHOD --out DIR"
 
 
 @dataclass(frozen=True)
@@ -130,15 +59,58 @@ class HashWeights:
     Attributes
     ----------
     card : Card
-    tensors : dict of int to torch.Tensor
-        Layer -> ``[Hkv, D, r]`` float32; bit ``j`` of a code is ``x @ W[head, :, j] > 0``.
+    layers : dict of int to dict of str to torch.Tensor
+        Layer -> the tensors of its encoder, float32.
     """
 
     card: Card
-    tensors: dict[int, torch.Tensor]
+    layers: dict[int, dict[str, torch.Tensor]]
+
+    def encoder(self, layer: int) -> Encoder:
+        """Build the encoder of one layer.
+
+        Parameters
+        ----------
+        layer : int
+            One of the card's.
+
+        Returns
+        -------
+        hata_kernels.encoders.Encoder
+            Float32, on the CPU.
+
+        Raises
+        ------
+        Refusal
+            If the tensors or options are not those of the card's method, model and bits.
+        """
+        card, model = self.card, self.card.fingerprint
+        setting = f"hash weights {card.name}, layer {layer}"
+        if card.method not in ENCODERS:
+            raise _refusal(setting, f"a method among {', '.join(ENCODERS)}", repr(card.method))
+        try:
+            encoder = make_encoder(
+                card.method,
+                self.layers[layer],
+                num_kv_heads=model.num_key_value_heads,
+                group=model.num_attention_heads // model.num_key_value_heads,
+                head_dim=model.head_dim,
+                **card.options,
+            )
+        except (TypeError, ValueError) as error:
+            expected = f"tensors and options of method {card.method} for {card.model}"
+            raise _refusal(setting, expected, str(error)) from error
+        if encoder.bits != card.bits:
+            raise _refusal(setting, f"{card.bits} bits, as in the card", f"{encoder.bits}")
+        return encoder
 
 
-def save_weights(folder: str | Path, card: Card, tensors: dict[int, torch.Tensor]) -> Card:
+def save_weights(
+    folder: str | Path,
+    card: Card,
+    encoders: Mapping[int, Encoder],
+    dtype: torch.dtype = torch.float32,
+) -> Card:
     """Write a set of hash weights.
 
     Parameters
@@ -147,8 +119,10 @@ def save_weights(folder: str | Path, card: Card, tensors: dict[int, torch.Tensor
         Made if missing; its two files are replaced.
     card : Card
         Its ``sha256`` is replaced by that of the tensors' file.
-    tensors : dict of int to torch.Tensor
-        Layer -> ``[Hkv, D, r]`` float32, finite, as `card` says.
+    encoders : mapping of int to hata_kernels.encoders.Encoder
+        By layer, on any device; finite, and as `card` says.
+    dtype : {torch.float32, torch.float16}
+        Of the file. Float16 takes half the space and rounds the weights.
 
     Returns
     -------
@@ -158,16 +132,34 @@ def save_weights(folder: str | Path, card: Card, tensors: dict[int, torch.Tensor
     Raises
     ------
     Refusal
-        If the tensors are not what the card says.
+        If the encoders are not what the card says, or do not fit `dtype`.
     """
-    problems = _tensor_problems(card, tensors)
+    problems = []
+    if dtype not in DTYPES:
+        problems.append(Problem("dtype of hash weights", "float32 or float16", _name(dtype)))
+    for layer, encoder in sorted(encoders.items()):
+        for field in ("method", "bits"):
+            said, is_ = getattr(card, field), getattr(encoder, field)
+            if said != is_:
+                setting = f"hash weights {card.name}, layer {layer}, {field}"
+                problems.append(Problem(setting, f"{said}, as in the card", str(is_)))
+        if encoder.options() != card.options:
+            setting = f"hash weights {card.name}, layer {layer}, options"
+            problems.append(
+                Problem(setting, f"{card.options}, as in the card", str(encoder.options()))
+            )
+    named = {
+        # A copy: safetensors refuses layers that share memory.
+        f"layers.{layer}.{name}": tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        for layer, encoder in sorted(encoders.items())
+        for name, tensor in encoder.tensors().items()
+    }
+    problems += _tensor_problems(card, named)
     if problems:
         raise Refusal(problems)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = dump_tensors(
-        {f"layers.{layer}.weight": tensors[layer].contiguous() for layer in sorted(tensors)}
-    )
+    content = dump_tensors(named)
     written = card.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
     # The card comes last: a folder without one is not a set of weights.
     (folder / CARD_FILE).unlink(missing_ok=True)
@@ -200,7 +192,7 @@ def load_weights(ref: str | Path) -> HashWeights:
     Refusal
         If nothing is found (the message lists the places tried, the shipped
         names and the training command), a file is damaged, or a tensor is not
-        what the card says: missing layer, other dtype or shape, not finite.
+        what the card says: missing, other dtype or shape, not finite.
     """
     folder = _find(ref)
     card = _read_card(folder)
@@ -221,16 +213,16 @@ def load_weights(ref: str | Path) -> HashWeights:
         named = load_tensors(content)
     except SafetensorError as error:
         raise _refusal(folder / TENSORS_FILE, "a safetensors file", str(error)) from error
-    tensors: dict[int, torch.Tensor] = {}
+    layers: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in named.items():
-        match = re.fullmatch(r"layers\.(\d+)\.weight", name)
+        match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if not match:
-            raise _refusal(folder / TENSORS_FILE, "tensors named layers.{i}.weight", repr(name))
-        tensors[int(match[1])] = tensor
-    problems = _tensor_problems(card, tensors)
+            raise _refusal(folder / TENSORS_FILE, "tensors named layers.{i}.{name}", repr(name))
+        layers.setdefault(int(match[1]), {})[match[2]] = tensor.float()
+    problems = _tensor_problems(card, named)
     if problems:
         raise Refusal(problems)
-    return HashWeights(card, tensors)
+    return HashWeights(card, layers)
 
 
 def _refusal(setting: str | Path, expected: str, found: str) -> Refusal:
@@ -259,7 +251,10 @@ def _find(ref: str | Path) -> Path:
 def _read_card(folder: Path) -> Card:
     path = folder / CARD_FILE
     try:
-        card = Card.model_validate_json(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        card = Versioned.model_validate_json(content)
+        if card.version == CARD_VERSION:
+            card = Card.model_validate_json(content)
     except OSError as error:
         raise _refusal(path, "a readable file", error.strerror or "none") from error
     except ValidationError as error:
@@ -271,19 +266,29 @@ def _read_card(folder: Path) -> Card:
     return card
 
 
-def _tensor_problems(card: Card, tensors: dict[int, torch.Tensor]) -> list[Problem]:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensor_problems(card: Card, named: Mapping[str, torch.Tensor]) -> list[Problem]:
+    expected = {
+        f"layers.{layer}.{name}": shape
+        for layer in card.layers
+        for name, shape in card.shapes.items()
+    }
     problems = []
-    for layer in sorted(set(card.layers) | set(tensors)):
-        setting = f"hash weights {card.name}, layer {layer}"
-        tensor = tensors.get(layer)
+    for name in (*expected, *(name for name in sorted(named) if name not in expected)):
+        setting = f"hash weights {card.name}, {name}"
+        tensor = named.get(name)
         if tensor is None:
             problems.append(Problem(setting, "a tensor, as in the card", "none"))
-        elif layer not in card.layers:
+        elif name not in expected:
             problems.append(Problem(setting, "no tensor, as in the card", "one"))
-        elif tensor.dtype != torch.float32:
-            problems.append(Problem(setting, "dtype float32", str(tensor.dtype).split(".")[-1]))
-        elif tuple(tensor.shape) != card.shape:
-            problems.append(Problem(setting, f"shape {list(card.shape)}", str(list(tensor.shape))))
+        elif tensor.dtype not in DTYPES:
+            problems.append(Problem(setting, "dtype float32 or float16", _name(tensor.dtype)))
+        elif tuple(tensor.shape) != expected[name]:
+            shape = str(list(expected[name]))
+            problems.append(Problem(setting, f"shape {shape}", str(list(tensor.shape))))
         elif not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             problems.append(Problem(setting, "finite numbers", f"{count} NaN or infinite"))
@@ -302,8 +307,7 @@ def check_against_model(weights: HashWeights, hf_config: Any) -> list[Problem]:
     Returns
     -------
     list of Problem
-        One per field of the fingerprint that differs, and one if the card's
-        own shape does not fit its fingerprint; empty if the weights fit.
+        One per field of the fingerprint that differs; empty if the weights fit.
     """
     card = weights.card
     served = Fingerprint.of(hf_config)
@@ -318,9 +322,4 @@ def check_against_model(weights: HashWeights, hf_config: Any) -> list[Problem]:
                     str(found),
                 )
             )
-    want = (card.fingerprint.num_key_value_heads, card.fingerprint.head_dim, card.bits)
-    if card.shape != want:
-        problems.append(
-            Problem(f"hash weights {card.name}", f"shape {list(want)}", str(list(card.shape)))
-        )
     return problems

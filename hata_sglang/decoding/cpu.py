@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from hata_kernels.attend import attend_naive
-from hata_kernels.encode import encode_naive
-from hata_kernels.score import exact_score_naive, score_dtype, score_naive
-from hata_kernels.select import select_naive
+from hata_kernels.encoders import Encoder
+from hata_kernels.select import select_naive, select_streaming
 from hata_sglang.config import LayerPlan
+from hata_sglang.decoding.scores import dtype_of_scores, write_scores
 from hata_sglang.decoding.step import Batch, count_step, counts
 
 
@@ -23,10 +23,17 @@ class CpuDecoder:
         The sparse layers.
     scales : dict of int to float
         Softmax scale per sparse layer.
+    encoders : mapping of int to hata_kernels.encoders.Encoder
+        By sparse layer, of those whose method keeps codes.
     """
 
-    def __init__(self, plans: Sequence[LayerPlan], scales: dict[int, float]):
-        self.plans, self.scales = plans, scales
+    def __init__(
+        self,
+        plans: Sequence[LayerPlan],
+        scales: dict[int, float],
+        encoders: Mapping[int, Encoder],
+    ):
+        self.plans, self.scales, self.encoders = plans, scales, encoders
 
     def prepare(self, batch: Batch, *, graph: bool = False) -> None:
         """Collect what all layers of the coming step share."""
@@ -48,7 +55,7 @@ class CpuDecoder:
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         codes: torch.Tensor | None,
-        weight: torch.Tensor | None,
+        key_scales: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
@@ -59,22 +66,24 @@ class CpuDecoder:
             After RoPE.
         k_cache, v_cache : torch.Tensor
             ``[slots, Hkv, D]``.
-        codes, weight : torch.Tensor or None
-            int32 ``[slots, Hkv, bits // 32]`` and float32 ``[Hkv, D, bits]``; None where the
-            method keeps no codes.
+        codes : torch.Tensor or None
+            int32 ``[slots, Hkv, bits // 32]``; None where the method keeps no codes.
+        key_scales : torch.Tensor or None
+            uint8 or int16 ``[slots, Hkv]``; None where the layer's encoder has no scales.
         """
-        shape = (q.shape[0], k_cache.shape[1], self.width)
         scale = self.scales[plan.layer]
-        forced = {"sink": plan.sink, "recent": plan.recent}
         where = (self.token_slots, self.seq_lens)
-        if plan.method == "exact":
-            scores = torch.empty(shape, dtype=torch.float32)
-            exact_score_naive(q, k_cache, *where, scale=scale, out=scores, **forced)
-        else:
-            scores = torch.empty(shape, dtype=score_dtype(q.shape[1] // shape[1], plan.bits))
-            score_naive(encode_naive(q, weight), codes, *where, out=scores, **forced)
         budgets = counts(plan.budget, self.seq_lens)
-        k_max = int(budgets.max())
-        slots = torch.empty(*shape[:2], k_max, dtype=torch.int32)
-        select_naive(scores, *where, budgets, k_max=k_max, out=slots)
+        kv_heads, k_max = k_cache.shape[1], int(budgets.max())
+        encoder = self.encoders.get(plan.layer)
+        dtype = dtype_of_scores(plan, encoder)
+        if dtype is None:
+            slots = select_streaming(
+                *where, budgets, kv_heads=kv_heads, k_max=k_max, sink=plan.sink
+            )
+        else:
+            scores = torch.empty(q.shape[0], kv_heads, self.width, dtype=dtype)
+            tokens = (q, k_cache, codes, key_scales)
+            write_scores(plan, encoder, *tokens, *where, scale=scale, out=scores)
+            slots = select_naive(scores, *where, budgets, k_max=k_max)
         return attend_naive(q, k_cache, v_cache, slots, budgets, scale=scale)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from hata_kernels.attend import SparseDecode, workspace_bytes
-from hata_kernels.encode import encode
-from hata_kernels.score import score, score_dtype, score_levels
-from hata_kernels.select import select
+from hata_kernels.encoders import Encoder
+from hata_kernels.select import MAX_LEVELS, select, select_streaming
 from hata_sglang.config import Budget, LayerPlan
+from hata_sglang.decoding.scores import dtype_of_scores, levels_of_scores, write_scores
 from hata_sglang.decoding.step import Batch, count_step, counts
+
+#: Bytes per score that `select_topk` takes while it runs: the sort keys, and a copy of them.
+TOPK_BYTES = 16
 
 
 class _Buffers:
@@ -23,7 +26,7 @@ class _Buffers:
         self.seq_lens = torch.ones(bs, dtype=torch.int32, device=device)
         self.scores = {
             dtype: torch.empty(bs, heads, width, dtype=dtype, device=device)
-            for dtype in decoder.score_dtypes(decoder.plans, decoder.group_size)
+            for dtype in decoder.score_dtypes(decoder.plans, decoder.encoders)
         }
         # FlashInfer's index buffer, filled and read by one layer after the other.
         k_max = max(decoder.k_max(budget, decoder.context_len) for budget, _ in decoder.groups)
@@ -51,6 +54,8 @@ class GpuDecoder:
         The sparse layers.
     scales : dict of int to float
         Softmax scale per sparse layer.
+    encoders : mapping of int to hata_kernels.encoders.Encoder
+        On the device, by sparse layer, of those whose method keeps codes.
     num_heads, num_kv_heads, head_dim : int
         Of this rank.
     context_len : int
@@ -64,6 +69,7 @@ class GpuDecoder:
         self,
         plans: Sequence[LayerPlan],
         scales: dict[int, float],
+        encoders: Mapping[int, Encoder],
         *,
         num_heads: int,
         num_kv_heads: int,
@@ -72,7 +78,7 @@ class GpuDecoder:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self.plans, self.scales = plans, scales
+        self.plans, self.scales, self.encoders = plans, scales, encoders
         # Layers of one budget and scale share a FlashInfer plan.
         self.groups = tuple(dict.fromkeys((p.budget, scales[p.layer]) for p in plans))
         self.group_size = num_heads // num_kv_heads
@@ -87,17 +93,29 @@ class GpuDecoder:
         return min(budget.k_max(self.context_len), width)
 
     @staticmethod
-    def score_dtypes(plans: Sequence[LayerPlan], group: int) -> set[torch.dtype]:
-        """Dtypes that these layers' scores need; nearly always one."""
-        return {score_dtype(group, p.bits) for p in plans}
+    def score_dtypes(
+        plans: Sequence[LayerPlan], encoders: Mapping[int, Encoder]
+    ) -> set[torch.dtype]:
+        """Dtypes that these layers' scores need: nearly always one, none for streaming."""
+        return {dtype_of_scores(p, encoders.get(p.layer)) for p in plans} - {None}
 
     @staticmethod
     def graph_bytes(
-        plans: Sequence[LayerPlan], *, max_bs: int, group: int, num_kv_heads: int, context_len: int
+        plans: Sequence[LayerPlan],
+        encoders: Mapping[int, Encoder],
+        *,
+        max_bs: int,
+        num_kv_heads: int,
+        context_len: int,
     ) -> int:
-        """Device memory in bytes that CUDA graphs of up to `max_bs` rows take for `_Buffers`."""
+        """Device memory in bytes that CUDA graphs of up to `max_bs` rows take for the layers.
+
+        That of `_Buffers`, and the scratch of top-k by PyTorch where a layer selects so.
+        """
         k_max = min(max(p.budget.k_max(context_len) for p in plans), context_len)
-        item = sum(dtype.itemsize for dtype in GpuDecoder.score_dtypes(plans, group))
+        item = sum(dtype.itemsize for dtype in GpuDecoder.score_dtypes(plans, encoders))
+        if any(_selects_by_topk(p, encoders.get(p.layer)) for p in plans):
+            item += TOPK_BYTES
         per_row = 4 * context_len + num_kv_heads * (context_len * item + 4 * k_max)
         return max_bs * per_row
 
@@ -177,27 +195,36 @@ class GpuDecoder:
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        codes: torch.Tensor,
-        weight: torch.Tensor,
+        codes: torch.Tensor | None,
+        key_scales: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
-        Parameters are those of `CpuDecoder.decode`; `weight` has q's dtype. No host
-        synchronisation; safe to capture after `prepare` with ``graph=True``.
+        Parameters are those of `CpuDecoder.decode`. No host synchronisation; safe to capture after
+        `prepare` with ``graph=True``.
         """
-        buffers, bs = self.buffers, self.bs
+        buffers, bs, encoder = self.buffers, self.bs, self.encoders.get(plan.layer)
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs])
-        scores = buffers.scores[score_dtype(self.group_size, plan.bits)][:bs]
-        score(encode(q, weight), codes, *where, sink=plan.sink, recent=plan.recent, out=scores)
-        k = self.k_max(plan.budget, scores.shape[-1])
-        if plan.budget.is_fixed:
-            slots = select(scores, *where, k, k_max=k)
-        else:
-            slots = select(
-                scores,
-                *where,
-                buffers.ratio_budgets[plan.budget][:bs],
-                k_max=k,
-                levels=score_levels(self.group_size, plan.bits),
+        scale = self.scales[plan.layer]
+        k = self.k_max(plan.budget, where[0].shape[1])
+        budgets = k if plan.budget.is_fixed else buffers.ratio_budgets[plan.budget][:bs]
+        dtype = dtype_of_scores(plan, encoder)
+        if dtype is None:
+            slots = select_streaming(
+                *where, budgets, kv_heads=self.num_kv_heads, k_max=k, sink=plan.sink
             )
-        return self.attend[plan.budget, self.scales[plan.layer]].run(q, k_cache, v_cache, slots)
+        else:
+            scores = buffers.scores[dtype][:bs]
+            tokens = (q, k_cache, codes, key_scales)
+            write_scores(plan, encoder, *tokens, *where, scale=scale, out=scores)
+            levels = None if plan.budget.is_fixed else levels_of_scores(encoder)
+            slots = select(scores, *where, budgets, k_max=k, levels=levels)
+        return self.attend[plan.budget, scale].run(q, k_cache, v_cache, slots)
+
+
+def _selects_by_topk(plan: LayerPlan, encoder: Encoder | None) -> bool:
+    """Whether `select` falls back to `select_topk`, as it does where it cannot count scores."""
+    if plan.budget.is_fixed or plan.method == "streaming":
+        return False
+    levels = levels_of_scores(encoder)
+    return levels is None or levels > MAX_LEVELS

@@ -1,27 +1,34 @@
-"""The servers that are compared with each other: dense, exact top-k, HATA, random codes."""
+"""The servers that are compared with each other: dense, and one per method from one YAML file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from argparse import ArgumentTypeError
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any, get_args
 
 import yaml
 
+from hata_sglang.config import HataConfig
+from hata_sglang.config_rules import MAX_BITS
 from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.evaluation.hidden_fact import HiddenFact, Reply, ask, found
 from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.plan import TRAINED_METHODS, Method
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
 #: `dense` is SGLang as it is; the others are values of the YAML key `method`.
-ARMS = ("dense", "exact", "hata", "random")
-#: YAML keys that `exact` and `random` take no part of from a file written for `hata`.
-WEIGHT_KEYS = ("weights",)
-CODE_KEYS = ("weights", "bits", "seed")
+ARMS = ("dense", *get_args(Method))
+#: YAML keys that belong to a method; all others are what arms have in common.
+METHOD_KEYS = ("method", "weights", "bits", "seed")
+
+NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 
 
 def demo_config() -> Path:
@@ -34,8 +41,77 @@ def dense_backend() -> str:
     return "flashinfer" if has_cuda_driver() else "torch_native"
 
 
+def arm_settings(
+    arm: str,
+    config: str | Path,
+    weights: Mapping[str, str] = NO_WEIGHTS,
+    budget: int | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Settings of one sparse arm: those of a YAML file, with the arm's method.
+
+    Where the file already has the method, it stays as it is, overrides per layer included.
+    For another method (or other weights) the file's weights, bits and methods are dropped, in the
+    whole model and per layer: a trained arm has the bits of its weights. Random keeps a number of
+    bits that the file gives and random can have.
+
+    Parameters
+    ----------
+    arm : str
+        A method.
+    config : path
+        A YAML file of any method.
+    weights : mapping of str to str
+        Arm -> a folder or shipped name of hash weights. A trained arm that is not in it has to be
+        the method of the file.
+    budget : int or mapping, optional
+        What the YAML key ``budget`` takes, for every sparse layer, instead of the file's.
+
+    Returns
+    -------
+    dict
+        What a YAML file would hold; weights paths are absolute.
+
+    Raises
+    ------
+    Refusal
+        If the file is not valid, or a trained arm has no weights.
+    """
+    base = HataConfig.load(config)
+    settings = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    layers: dict[str, dict] = settings.pop("layers", {})
+    if arm != base.method or arm in weights:
+        if arm in TRAINED_METHODS and arm not in weights:
+            expected = f"a folder or shipped name of weights for arm {arm}"
+            raise Refusal([Problem("weights", expected, f"only those of {base.method}")])
+        dropped = {key: settings.pop(key, None) for key in METHOD_KEYS}
+        settings = {"method": arm, **settings}
+        if arm in weights:
+            folder = Path(weights[arm]).expanduser()
+            settings["weights"] = str(folder.resolve()) if folder.is_dir() else weights[arm]
+        if arm == "random" and dropped["bits"] and dropped["bits"] <= MAX_BITS:
+            settings["bits"] = dropped["bits"]
+        layers = {key: _without(own, METHOD_KEYS) for key, own in layers.items()}
+    if budget is not None:
+        settings["budget"] = budget if isinstance(budget, int) else dict(budget)
+        layers = {key: _without(own, ("budget",)) for key, own in layers.items()}
+    # An override that is left without a setting would be refused.
+    if layers := {key: own for key, own in layers.items() if own}:
+        settings["layers"] = layers
+    return settings
+
+
+def _without(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
 @contextmanager
-def arm_arguments(arm: str, model: str | Path, config: str | Path) -> Iterator[list[str]]:
+def arm_arguments(
+    arm: str,
+    model: str | Path,
+    config: str | Path,
+    weights: Mapping[str, str] = NO_WEIGHTS,
+    budget: int | Mapping[str, Any] | None = None,
+) -> Iterator[list[str]]:
     """Flags of ``python -m hata_sglang.launch_server`` for one arm.
 
     All sparse arms have the budget, sink, recent and dense layers of one file; only the method
@@ -47,8 +123,8 @@ def arm_arguments(arm: str, model: str | Path, config: str | Path) -> Iterator[l
         One of `ARMS`.
     model : path
         Checkpoint folder.
-    config : path
-        A YAML file whose method is ``hata``.
+    config, weights, budget
+        As in `arm_settings`; dense takes no part of them.
 
     Yields
     ------
@@ -58,23 +134,39 @@ def arm_arguments(arm: str, model: str | Path, config: str | Path) -> Iterator[l
     Raises
     ------
     Refusal
-        If `arm` is not in `ARMS`.
+        If `arm` is not in `ARMS`, or as `arm_settings`.
     """
     if arm not in ARMS:
         raise Refusal([Problem("arm", f"one of {', '.join(ARMS)}", repr(arm))])
     base = ["--model-path", str(model)]
     if arm == "dense":
         yield [*base, "--attention-backend", dense_backend()]
-    elif arm == "hata":
+        return
+    if arm not in weights and budget is None and HataConfig.load(config).method == arm:
         yield [*base, "--hata-config", str(config)]
-    else:
-        settings = yaml.safe_load(Path(config).read_text())
-        for key in CODE_KEYS if arm == "exact" else WEIGHT_KEYS:
-            settings.pop(key, None)
-        with TemporaryDirectory(prefix="hata-arm-") as folder:
-            path = Path(folder) / f"{arm}.yaml"
-            path.write_text(yaml.safe_dump({**settings, "method": arm}, sort_keys=False))
-            yield [*base, "--hata-config", str(path)]
+        return
+    settings = arm_settings(arm, config, weights, budget)
+    HataConfig.parse(settings)  # a budget below sink + recent is refused here, not by a server
+    with TemporaryDirectory(prefix="hata-arm-") as folder:
+        path = Path(folder) / f"{arm}.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        yield [*base, "--hata-config", str(path)]
+
+
+def arm_weights(text: str) -> tuple[str, str]:
+    """Read one ``ARM=WEIGHTS`` of a command line; the type of an argument of argparse.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If there is no such arm among the trained ones, or nothing behind the sign.
+    """
+    arm, _, ref = text.partition("=")
+    if arm not in TRAINED_METHODS or not ref:
+        raise ArgumentTypeError(
+            f"expected ARM=WEIGHTS with an arm of {', '.join(TRAINED_METHODS)}, found {text!r}"
+        )
+    return arm, ref
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,15 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
         The same object.
     """
     shape, plans = session.shape, session.sparse_plans
-    device = torch.device(runner.device)
+    device, pool = torch.device(runner.device), runner.token_to_kv_pool
     scales = {layer.layer_id: float(layer.scaling) for layer in attention_layers(runner.model)}
     if device.type == "cpu":
-        decoder: Any = CpuDecoder(plans, scales)
+        decoder: Any = CpuDecoder(plans, scales, pool.encoders)
     else:
         decoder = GpuDecoder(
             plans,
             scales,
+            pool.encoders,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
@@ -55,7 +56,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     backend.__class__ = _subclass(type(backend))
     backend.hata_plans = {p.layer: p for p in plans}
     backend.hata_decoder = decoder
-    backend.hata_pool = runner.token_to_kv_pool
+    backend.hata_pool = pool
     backend.hata_requests = runner.req_to_token_pool
     backend._hata_eager = False
     return backend
@@ -134,7 +135,7 @@ def _make_subclass(base: type) -> type:
                 k_cache,
                 v_cache,
                 pool.codes.get(layer.layer_id),
-                pool.hash_weights.get(layer.layer_id),
+                pool.scales.get(layer.layer_id),
             )
             return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
 

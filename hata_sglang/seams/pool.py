@@ -1,4 +1,4 @@
-"""The code pool: hash codes beside the keys, indexed by the same slot.
+"""The code pool: hash codes, and scales, beside the keys, indexed by the same slot.
 
 A subclass of SGLang's ``MHATokenToKVPool``, so that whatever allocates, shares, frees or moves a
 slot treats the code like the key. Codes are a function of keys: where keys come back by another
@@ -13,7 +13,6 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
-from hata_kernels.encode import encode
 from hata_sglang.metrics import COUNTERS
 from hata_sglang.seams.session import Session
 
@@ -24,14 +23,15 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
     Parameters
     ----------
     session : Session
-        Its `weights` say which layers are coded and with how many bits.
+        Its `weights` say which layers are coded, with how many bits, and whether with scales.
 
     Returns
     -------
     type
         Drop-in for ``MHATokenToKVPool`` (sglang/srt/mem_cache/memory_pool.py), with
-        ``codes``: dict of layer to int32 ``[size + page_size, Hkv, bits // 32]`` and
-        ``hash_weights``: dict of layer to ``[Hkv, D, bits]``, float32 on a CPU, else the cache's
+        ``codes``: dict of layer to int32 ``[size + page_size, Hkv, bits // 32]``; ``scales``: dict
+        of layer to uint8 or int16 (low 16 bits) ``[size + page_size, Hkv]``, of the layers that
+        have them; ``encoders``: dict of layer to Encoder, in float32 on a CPU, else in the cache's
         dtype.
     """
 
@@ -44,28 +44,38 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
                 self.codes = {
                     layer: torch.zeros(
-                        slots, w.shape[0], w.shape[2] // 32, dtype=torch.int32, device=self.device
+                        slots, e.num_kv_heads, e.words, dtype=torch.int32, device=self.device
                     )
-                    for layer, w in session.weights.items()
+                    for layer, e in session.weights.items()
                 }
-            # On a GPU the projection runs on tensor cores, in the keys' dtype; the CPU
+                self.scales = {
+                    layer: torch.zeros(
+                        slots, e.num_kv_heads, dtype=e.scale_dtype, device=self.device
+                    )
+                    for layer, e in session.weights.items()
+                    if e.scale_bits
+                }
+            # On a GPU the projections run on tensor cores, in the keys' dtype; the CPU
             # reference computes in float32 and keeps the weights so.
             on_cpu = torch.device(self.device).type == "cpu"
-            self.hash_weights = {
-                layer: w.to(self.device, torch.float32 if on_cpu else self.dtype).contiguous()
-                for layer, w in session.weights.items()
+            self.encoders = {
+                layer: e.to(self.device, torch.float32 if on_cpu else self.dtype)
+                for layer, e in session.weights.items()
             }
             self._first_coded = min(session.weights, default=None)
             super()._create_buffers()
 
         def _clear_buffers(self):
-            del self.codes
+            del self.codes, self.scales
             super()._clear_buffers()
 
         def get_kv_size_bytes(self):
-            # SGLang logs K and V apart; codes belong to the keys.
+            # SGLang logs K and V apart; codes and scales belong to the keys.
             k_bytes, v_bytes = super().get_kv_size_bytes()
-            return k_bytes + sum(c.numel() * c.element_size() for c in self.codes.values()), v_bytes
+            return k_bytes + sum(buffer.nbytes for buffer in self._beside_keys()), v_bytes
+
+        def _beside_keys(self):
+            return (*self.codes.values(), *self.scales.values())
 
         def set_kv_buffer(self, layer, loc_info, cache_k, cache_v, *args, **kwargs):
             # Before super(): an fp8 pool would divide K in place.
@@ -78,27 +88,27 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             super().set_kv_buffer(layer, loc_info, cache_k, cache_v, *args, **kwargs)
 
         def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
-            """Write the codes of ``keys [T, Hkv, D]`` to ``slots [T]`` of a coded layer."""
-            weight = self.hash_weights.get(layer_id)
-            if weight is None:
+            """Write codes and scales of ``keys [T, Hkv, D]`` to ``slots [T]`` of a coded layer."""
+            encoder = self.encoders.get(layer_id)
+            if encoder is None:
                 return
-            encode(
+            encoder.encode_keys(
                 keys.reshape(-1, self.head_num, self.head_dim),
-                weight,
-                out=self.codes[layer_id],
+                codes=self.codes[layer_id],
                 slots=slots,
+                scales=self.scales.get(layer_id),
             )
             if layer_id == self._first_coded and not _capturing(keys):
                 COUNTERS.tokens_encoded += slots.numel()
 
         def move_kv_cache(self, tgt_loc, src_loc):
             super().move_kv_cache(tgt_loc, src_loc)
-            for codes in self.codes.values():
-                codes[tgt_loc] = codes[src_loc]
+            for buffer in self._beside_keys():
+                buffer[tgt_loc] = buffer[src_loc]
 
         def load_cpu_copy(self, kv_cache_cpu, indices, *args: Any, **kwargs: Any):
             super().load_cpu_copy(kv_cache_cpu, indices, *args, **kwargs)
-            for layer_id in self.hash_weights:
+            for layer_id in self.encoders:
                 self.encode_keys(layer_id, indices, self._get_key_buffer(layer_id)[indices])
 
     return HataMHATokenToKVPool

@@ -8,19 +8,15 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-
+from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
+from hata_sglang.encoders import load_encoders
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.weights import check_against_model, load_weights
 
 #: Path of the YAML. Set by ``--hata-config`` or by the user; spawned processes inherit it.
 CONFIG_ENV = "HATA_CONFIG"
 #: Set to the inner backend's name in processes whose server asked for ``hata``.
 ACTIVE_ENV = "HATA_SGLANG_ACTIVE"
-
-#: Methods that keep a hash code beside every key.
-CODED_METHODS = ("hata", "random")
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,10 @@ class ModelShape:
             context_len=model_config.context_len,
         )
 
-    @property
-    def group(self) -> int:
-        """Query heads per KV head."""
-        return self.num_heads // self.num_kv_heads
-
 
 @dataclass(frozen=True)
 class Session:
-    """Config, plan per layer and hash weights per coded layer, for one model.
+    """Config, plan per layer and encoder per coded layer, for one model.
 
     Attributes
     ----------
@@ -60,14 +51,14 @@ class Session:
     shape : ModelShape
     plans : tuple of LayerPlan
         One per layer of the model, index = layer number.
-    weights : dict of int to torch.Tensor
-        float32 ``[Hkv, D, bits]`` for every sparse layer whose method keeps codes.
+    weights : dict of int to hata_kernels.encoders.Encoder
+        Of every sparse layer whose method keeps codes; float32, on the CPU.
     """
 
     config: HataConfig
     shape: ModelShape
     plans: tuple[LayerPlan, ...]
-    weights: dict[int, torch.Tensor]
+    weights: dict[int, Encoder]
 
     @cached_property
     def sparse_plans(self) -> tuple[LayerPlan, ...]:
@@ -76,8 +67,8 @@ class Session:
 
     @cached_property
     def code_bytes_per_token(self) -> int:
-        """Bytes of codes that one token takes over all coded layers."""
-        return sum(w.shape[0] * w.shape[2] // 8 for w in self.weights.values())
+        """Bytes of codes and scales that one token takes over all coded layers."""
+        return sum(e.num_kv_heads * e.code_bytes for e in self.weights.values())
 
     @classmethod
     def open(cls, model_config: Any) -> Session:
@@ -98,8 +89,8 @@ class Session:
             config = HataConfig.load(config_path())
             shape = ModelShape.of(model_config)
             plans = config.resolve(shape.num_layers, shape.context_len)
-            weights = _layer_weights(plans, shape, model_config.hf_config)
-            _OPENED[model_config] = cls(config, shape, plans, weights)
+            loaded = load_encoders(plans, shape, model_config.hf_config)
+            _OPENED[model_config] = cls(config, shape, loaded.plans, loaded.encoders)
         return _OPENED[model_config]
 
 
@@ -120,36 +111,3 @@ def config_path() -> str:
             ]
         )
     return path
-
-
-def _layer_weights(plans, shape: ModelShape, hf_config) -> dict[int, torch.Tensor]:
-    """Weights of every sparse coded layer; one Refusal for all that do not fit."""
-    problems: list[Problem] = []
-    sets: dict[str, Any] = {}
-    weights: dict[int, torch.Tensor] = {}
-    for plan in plans:
-        if plan.dense or plan.method not in CODED_METHODS:
-            continue
-        if plan.method == "random":
-            weights[plan.layer] = random_weights(plan, shape)
-            continue
-        ref = str(plan.weights)
-        if ref not in sets:
-            sets[ref] = load_weights(plan.weights)
-            problems += check_against_model(sets[ref], hf_config)
-        tensor = sets[ref].tensors.get(plan.layer)
-        want = (shape.num_kv_heads, shape.head_dim, plan.bits)
-        if tensor is None or tuple(tensor.shape) != want:
-            found = "no tensor for it" if tensor is None else f"shape {tuple(tensor.shape)}"
-            problems.append(Problem(f"weights {ref}, layer {plan.layer}", f"shape {want}", found))
-        else:
-            weights[plan.layer] = tensor
-    if problems:
-        raise Refusal(problems)
-    return weights
-
-
-def random_weights(plan: LayerPlan, shape: ModelShape) -> torch.Tensor:
-    """Random hyperplanes ``[Hkv, D, bits]`` of ``method: random``, the same in every process."""
-    generator = torch.Generator().manual_seed(plan.seed * 100_003 + plan.layer)
-    return torch.randn(shape.num_kv_heads, shape.head_dim, plan.bits, generator=generator)

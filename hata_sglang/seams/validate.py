@@ -139,7 +139,7 @@ def check_resolved(server_args: Any) -> Session:
         model_config = versions.model_config(server_args)
         problems += _model(model_config)
         session = Session.open(model_config)
-        problems += _method_on_device(session, args.device)
+        problems += _heads_on_device(session, args.device)
     except Refusal as refusal:
         problems += refusal.problems
     if problems:
@@ -214,21 +214,11 @@ def _model(model_config: Any) -> list[Problem]:
     return problems
 
 
-def _method_on_device(session: Session, device: str) -> list[Problem]:
-    if device == "cpu":
+def _heads_on_device(session: Session, device: str) -> list[Problem]:
+    head_dim = session.shape.head_dim
+    if device == "cpu" or head_dim in (64, 128, 256):
         return []
-    problems = []
-    if exact := [p.layer for p in session.sparse_plans if p.method == "exact"]:
-        problems.append(
-            Problem(
-                f"method of layers {exact}", "hata or random on a GPU", "exact (CPU only so far)"
-            )
-        )
-    if session.shape.head_dim not in (64, 128, 256):
-        problems.append(
-            Problem("model's head_dim", "64, 128 or 256 on a GPU", str(session.shape.head_dim))
-        )
-    return problems
+    return [Problem("model's head_dim", "64, 128 or 256 on a GPU", str(head_dim))]
 
 
 def check_runner(runner: Any) -> Session:

@@ -25,8 +25,8 @@ def graph_workspace_bytes(configurator: Any) -> int:
     shape = session.shape
     return GpuDecoder.graph_bytes(
         session.sparse_plans,
+        session.weights,
         max_bs=versions.decode_graph_max_bs(configurator.server_args),
-        group=shape.group,
         num_kv_heads=shape.num_kv_heads,
         context_len=shape.context_len,
     )

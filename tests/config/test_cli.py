@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hata_sglang
+from hata_kernels.encoders import make_encoder
 from hata_sglang import cli
 from hata_sglang.config_check import read_model
 from hata_sglang.errors import Problem, Refusal
@@ -53,10 +54,20 @@ def yaml(tmp_path):
 def weights(tmp_path, model):
     """Make a set of hash weights for the model in the folder `mine`, beside conf.yaml."""
 
-    def make(layers=range(2, LAYERS), bits=64, head_dim=HEAD_DIM, model=model):
+    def make(layers=range(2, LAYERS), bits=64, head_dim=HEAD_DIM, model=model, scale_bits=0):
         fingerprint = Fingerprint.of(read_model(model).hf_config)
         fingerprint = fingerprint.model_copy(update={"head_dim": head_dim})
-        shape = (KV_HEADS, head_dim, bits)
+        tensors = {"weight": torch.ones(KV_HEADS, head_dim, bits)}
+        if scale_bits:
+            tensors["scale_step"] = torch.ones(KV_HEADS)
+        encoder = make_encoder(
+            "hata",
+            tensors,
+            num_kv_heads=KV_HEADS,
+            group=HEADS // KV_HEADS,
+            head_dim=head_dim,
+            scale_bits=scale_bits,
+        )
         card = Card(
             name="mine",
             model="tiny-llama",
@@ -65,7 +76,8 @@ def weights(tmp_path, model):
             method="hata",
             bits=bits,
             layers=tuple(layers),
-            shape=shape,
+            shapes={name: tuple(t.shape) for name, t in tensors.items()},
+            options=encoder.options(),
             training_data={
                 "description": "none",
                 "files": {},
@@ -89,7 +101,7 @@ def weights(tmp_path, model):
             sha256="",
             created_by={},
         )
-        save_weights(tmp_path / "mine", card, {layer: torch.ones(shape) for layer in layers})
+        save_weights(tmp_path / "mine", card, dict.fromkeys(layers, encoder))
 
     return make
 
@@ -121,7 +133,7 @@ def test_table_and_memory(yaml, model, weights, capsys):
     # 6 layers * 2 heads * 8 B of codes; 8 layers * 2 heads * 2 * 16 * 2 B of K and V.
     assert "codes 96 B, K and V 1,024 B (bfloat16): codes add 9.4%." in output
     assert "LlamaForCausalLM, 8 layers, 4 query and 2 KV heads of 16, context 4,096" in output
-    assert "hata, 64 bits, 6 layers of tiny-llama" in output
+    assert "hata, 64 bits, scale_bits 0, 6 layers of tiny-llama" in output
     assert "attention mass kept at 96 tokens: exact 0.990, hata 0.875" in output
 
 
@@ -133,9 +145,22 @@ def test_table_of_a_ratio(yaml, model, capsys):
     assert "5 % (128 to 1000)" in output
 
 
-def test_exact_needs_no_memory(yaml, model, capsys):
-    assert check(yaml("method: exact\nbudget: 256\n"), model) == 0
-    assert "codes 0 B, " in capsys.readouterr().out
+def test_bits_and_scales_of_the_weights_are_shown(yaml, model, weights, capsys):
+    weights(bits=96, scale_bits=16)
+    assert check(yaml(HATA.replace("bits: 64\n", "")), model) == 0
+    output = capsys.readouterr().out
+    # 96 bits and a scale of 16 bits, for each of 2 KV heads: 28 bytes a token.
+    assert cells(output, 7) == ["7", "sparse", "hata", "96", *["256"] * 4, "16", "64", "28"]
+    assert "codes 168 B, " in output
+    assert "hata, 96 bits, scale_bits 16, 6 layers" in output
+
+
+@pytest.mark.parametrize("method", ["exact", "streaming"])
+def test_methods_without_codes_need_no_memory(yaml, model, capsys, method):
+    assert check(yaml(f"method: {method}\nbudget: 256\n"), model) == 0
+    output = capsys.readouterr().out
+    assert "codes 0 B, " in output
+    assert cells(output, 7) == ["7", "sparse", method, "-", *["256"] * 4, "16", "64", "0"]
 
 
 def test_nested_text_config(yaml, tmp_path, capsys):
@@ -222,15 +247,22 @@ def test_weights_without_some_layers(yaml, model, weights, capsys):
     weights(layers=[2, 3, 7])
     error = refused(capsys, check(yaml(HATA), model))
     assert "hata cannot run: 1 problem\n" in error
-    assert "mine, layers 4-6: expected shape (2, 16, 64) (KV heads, head dim, bits)" in error
-    assert "found none" in error
+    assert "weights of layers 4-6: expected trained weights for them in mine, found none" in error
 
 
 def test_weights_of_other_bits(yaml, model, weights, capsys):
     weights(bits=32)
     error = refused(capsys, check(yaml(HATA), model))
-    assert "layers 2-7: expected shape (2, 16, 64)" in error
-    assert "found (2, 16, 32)" in error
+    assert "hata cannot run: 1 problem\n" in error
+    assert "bits of layers 2-7: expected 32 (those of weights mine), found 64" in error
+
+
+def test_weights_of_another_method(yaml, model, weights, capsys):
+    weights()
+    text = HATA.replace("method: hata", "method: asymmetric")
+    error = refused(capsys, check(yaml(text), model))
+    assert "hata cannot run: 1 problem\n" in error
+    assert "method of layers 2-7: expected hata (that of weights mine), found asymmetric" in error
 
 
 def test_weights_of_another_model(yaml, model, weights, capsys):
@@ -257,7 +289,9 @@ def test_weights_command_lists_what_is_shipped(monkeypatch, capsys, tmp_path, we
     assert cli.main(["weights"]) == 0
     name, line = capsys.readouterr().out.splitlines()
     assert name == "a-set"
-    assert line.startswith("    hata, 64 bits, 6 layers of tiny-llama; attention mass")
+    assert line.startswith(
+        "    hata, 64 bits, scale_bits 0, 6 layers of tiny-llama; attention mass"
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,22 +330,23 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "function"),
+    ("command", "module", "name"),
     [
-        ("train", "hata_sglang.training.cli", "run_train"),
-        ("demo-model", "hata_sglang.demo_model", "run_demo_model"),
+        ("train", "hata_sglang.training.cli", "train"),
+        ("import-hashattention", "hata_sglang.training.import_hashattention", "import"),
+        ("eval", "hata_sglang.evaluation.cli", "eval"),
+        ("demo-model", "hata_sglang.demo_model", "demo_model"),
     ],
 )
-def test_a_command_that_refuses(monkeypatch, capsys, command, module, function):
+def test_a_command_that_refuses(monkeypatch, capsys, command, module, name):
     from importlib import import_module
 
     def refuse(args):
         raise Refusal([Problem("disk", "1 GB free", "none")])
 
-    monkeypatch.setattr(import_module(module), function, refuse)
+    monkeypatch.setattr(import_module(module), f"run_{name}", refuse)
     # Whatever arguments the command requires are not the matter here.
-    name = {"train": "add_train_arguments", "demo-model": "add_demo_model_arguments"}[command]
-    monkeypatch.setattr(import_module(module), name, lambda parser: None)
+    monkeypatch.setattr(import_module(module), f"add_{name}_arguments", lambda parser: None)
     assert cli.main([command]) == 2
     assert capsys.readouterr().err == str(Refusal([Problem("disk", "1 GB free", "none")])) + "\n"
 

@@ -2,43 +2,51 @@
 
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from hata_sglang.config import HataConfig
-from hata_sglang.weights import load_weights
+from hata_sglang.encoders import load_encoders
+from hata_sglang.plan import CODED_METHODS, Method
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = sorted((ROOT / "launch" / "configs").glob("*.yaml"))
 DEMO = Path(str(files("hata_sglang") / "configs" / "demo.yaml"))
 
 # SmolLM2-135M-Instruct
-LAYERS, CONTEXT, KV_HEADS, HEAD_DIM = 30, 8192, 3, 64
+LAYERS, CONTEXT = 30, 8192
+HEADS = SimpleNamespace(num_heads=9, num_kv_heads=3, head_dim=64)
+CONFIG = SimpleNamespace(
+    model_type="llama",
+    hidden_size=576,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    rope_theta=100000.0,
+)
 
 
-def test_the_examples_are_there():
-    assert {path.stem for path in READY} >= {"exact", "random", "ratio", "per_layer"}
+def resolve(path):
+    return HataConfig.load(path).resolve(LAYERS, CONTEXT)
 
 
 @pytest.mark.parametrize("path", [DEMO, *READY], ids=lambda path: path.stem)
 def test_fits_the_demo_model(path):
-    plans = HataConfig.load(path).resolve(LAYERS, CONTEXT)
-    assert plans[0].dense
-    for ref in {plan.weights for plan in plans if plan.weights}:
-        tensors = load_weights(ref).tensors
-        for plan in plans:
-            if plan.weights == ref:
-                assert tensors[plan.layer].shape == (KV_HEADS, HEAD_DIM, plan.bits)
+    loaded = load_encoders(resolve(path), HEADS, CONFIG)
+    assert loaded.plans[0].dense
+    coded = {plan.layer for plan in loaded.plans if plan.method in CODED_METHODS}
+    assert set(loaded.encoders) == coded
+    assert all(loaded.encoders[p.layer].bits == p.bits for p in loaded.plans if p.bits)
 
 
-def test_methods_are_compared_at_the_same_budget():
-    demo, exact, random = (
-        HataConfig.load(path).resolve(LAYERS, CONTEXT)
-        for path in (
-            DEMO,
-            *(ROOT / "launch" / "configs" / f"{n}.yaml" for n in ("exact", "random")),
-        )
-    )
-    for plans in zip(demo, exact, random, strict=True):
+def test_there_is_a_file_per_method_at_the_same_budget():
+    by_method = {path.stem: resolve(path) for path in READY if path.stem in get_args(Method)} | {
+        "hata": resolve(DEMO)
+    }
+    assert set(by_method) == set(get_args(Method))
+    for plans in zip(*by_method.values(), strict=True):
         assert len({(p.dense, p.budget, p.sink, p.recent) for p in plans}) == 1
-    assert [plans[5].method for plans in (demo, exact, random)] == ["hata", "exact", "random"]
+    assert all(plans[5].method == method for method, plans in by_method.items())

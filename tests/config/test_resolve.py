@@ -1,5 +1,6 @@
 """From settings to one plan per layer."""
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -27,13 +28,29 @@ def refusals(mapping, **kwargs):
 def test_a_plan_per_layer():
     budget = Budget.model_validate(256)
     dense = [LayerPlan(n, True, None, 0, None, None, None, 0, 0) for n in (0, 1)]
-    sparse = [LayerPlan(n, False, "hata", 128, "shipped", None, budget, 16, 64) for n in (2, 3)]
-    assert resolve(HATA, num_layers=4) == (*dense, *sparse)
+    sparse = [LayerPlan(n, False, "hata", 64, "shipped", None, budget, 16, 64) for n in (2, 3)]
+    assert resolve({**HATA, "bits": 64}, num_layers=4) == (*dense, *sparse)
 
 
-def test_exact_keeps_no_codes():
-    plan = resolve(EXACT)[2]
-    assert (plan.bits, plan.weights, plan.seed) == (0, None, None)
+@pytest.mark.parametrize("method", ["exact", "streaming"])
+def test_methods_without_codes(method):
+    plan = resolve({**EXACT, "method": method})[2]
+    assert (plan.method, plan.bits, plan.weights, plan.seed) == (method, 0, None, None)
+    assert plan.code_bytes == 0
+
+
+@pytest.mark.parametrize("method", ["hata", "hashattention", "asymmetric"])
+def test_bits_of_a_trained_method_stand_in_its_card(method):
+    plan = resolve({**HATA, "method": method})[2]
+    assert (plan.method, plan.weights, plan.bits) == (method, "shipped", None)
+    with pytest.raises(ValueError, match="bits of layer 2: expected a number"):
+        HataConfig.describe([plan])
+    settled = dataclasses.replace(plan, bits=96, scale_bits=16)
+    assert HataConfig.describe([settled])[0].code_bytes == settled.code_bytes == 14
+
+
+def test_random_has_128_bits_unless_told():
+    assert resolve(RANDOM)[2].bits == 128
 
 
 @pytest.mark.parametrize(("given", "seed"), [({}, 0), ({"seed": 7}, 7)])

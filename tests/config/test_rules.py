@@ -4,9 +4,11 @@ import pytest
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
+from hata_sglang.plan import TRAINED_METHODS
 
 EXACT = {"method": "exact", "budget": 256}
 RANDOM = {"method": "random", "budget": 256}
+STREAMING = {"method": "streaming", "budget": 256}
 HATA = {"method": "hata", "budget": 256, "weights": "shipped"}
 
 
@@ -25,9 +27,10 @@ def only(mapping, setting) -> tuple[str, str]:
     return problems[setting]
 
 
-def test_hata_needs_weights():
-    expected, found = only({"method": "hata", "budget": 256}, "weights")
-    assert "trained weights for method hata" in expected
+@pytest.mark.parametrize("method", TRAINED_METHODS)
+def test_trained_methods_need_weights(method):
+    expected, found = only({"method": method, "budget": 256}, "weights")
+    assert f"trained weights for method {method}:" in expected
     assert "hata-sglang weights" in expected
     assert found == "nothing"
 
@@ -36,7 +39,7 @@ def test_hata_with_null_weights_is_hata_without():
     assert list(settings({**HATA, "weights": None})) == ["weights"]
 
 
-@pytest.mark.parametrize("base", [EXACT, RANDOM])
+@pytest.mark.parametrize("base", [EXACT, RANDOM, STREAMING])
 def test_other_methods_take_no_weights(base):
     expected, found = only({**base, "weights": "shipped"}, "weights")
     assert expected == f"no weights with method {base['method']}"
@@ -47,7 +50,30 @@ def test_exact_takes_no_bits():
     assert "keeps no codes" in only({**EXACT, "bits": 128}, "bits")[0]
 
 
-@pytest.mark.parametrize("base", [EXACT, HATA])
+def test_streaming_takes_no_bits():
+    expected, found = only({**STREAMING, "bits": 128}, "bits")
+    assert (
+        expected
+        == "no bits with method streaming, which keeps the first and last tokens and no codes"
+    )
+    assert found == "128"
+
+
+@pytest.mark.parametrize("method", ["hata", "asymmetric"])
+def test_codes_above_256_bits_are_for_hashattention(method):
+    expected, found = only({**HATA, "method": method, "bits": 288}, "bits")
+    assert expected == f"a multiple of 32 from 32 to 256 with method {method}"
+    assert found == "288"
+    assert settings({**HATA, "method": "hashattention", "bits": 1024}) == {}
+
+
+def test_an_override_inherits_bits_that_its_method_cannot_have():
+    base = {**HATA, "method": "hashattention", "bits": 288}
+    assert list(settings({**base, "layers": {"5": {"method": "random"}}})) == ["layers.5.bits"]
+    assert settings({**base, "layers": {"5": {"method": "exact"}, "6": {"sink": 1}}}) == {}
+
+
+@pytest.mark.parametrize("base", [EXACT, HATA, STREAMING])
 def test_seed_only_for_random(base):
     assert "no seed unless" in only({**base, "seed": 3}, "seed")[0]
 
@@ -76,6 +102,36 @@ def test_budget_must_exceed_sink_and_recent(change, setting, least):
 def test_budget_of_one_choice_is_enough():
     assert settings({**EXACT, "budget": 81}) == {}
     assert settings({**EXACT, "budget": 1, "sink": 0, "recent": 0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "setting", "least"),
+    [
+        ({"budget": 79}, "budget", 80),
+        ({"budget": {"ratio": 0.5, "min": 79, "max": 90}}, "budget.min", 80),
+        ({"layers": {"5": {"budget": 79}}}, "layers.5.budget", 80),
+    ],
+)
+def test_streaming_has_nothing_to_choose(change, setting, least):
+    expected, _ = only({**STREAMING, **change}, setting)
+    assert expected == f"at least {least} tokens (sink 16 + recent 64)"
+    assert settings({**STREAMING, "budget": 80}) == {}
+    assert settings({**STREAMING, "budget": 1, "sink": 0, "recent": 0}) == {}
+
+
+def test_an_override_that_has_to_choose_needs_a_token_more():
+    override = {"layers": {"5": {"method": "exact"}}}
+    assert list(settings({**STREAMING, "budget": 80, **override})) == ["layers.5.budget"]
+    assert settings({**STREAMING, "budget": 81, **override}) == {}
+
+
+def test_override_with_another_trained_method_needs_its_own_weights():
+    layers = {"5": {"method": "asymmetric"}}
+    expected, found = only({**HATA, "layers": layers}, "layers.5.weights")
+    assert "trained weights for method asymmetric" in expected
+    assert found == "nothing"
+    layers = {"5": {"method": "asymmetric", "weights": "x"}, "6": {"method": "hata"}}
+    assert settings({**HATA, "layers": layers}) == {}
 
 
 def test_override_with_wrong_method_settings():

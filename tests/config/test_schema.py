@@ -65,11 +65,13 @@ def test_required(key):
 @pytest.mark.parametrize(
     ("base", "key", "value", "expected", "found"),
     [
-        (EXACT, "method", "quest", "hata, exact or random", "'quest'"),
-        (EXACT, "method", 3, "hata, exact or random", "3"),
+        (EXACT, "method", "quest", "hata, hashattention, asymmetric, random, exact", "'quest'"),
+        (EXACT, "method", ["hata"], "hata, hashattention, asymmetric", "['hata']"),
+        (EXACT, "method", 3, "hata, hashattention, asymmetric, random, exact", "3"),
         (RANDOM, "bits", 100, "a multiple of 32 from 32 to 256", "100"),
         (RANDOM, "bits", 0, "a multiple of 32 from 32 to 256", "0"),
-        (RANDOM, "bits", 288, "a multiple of 32 from 32 to 256", "288"),
+        (RANDOM, "bits", 288, "a multiple of 32 from 32 to 256 with method random", "288"),
+        (RANDOM, "bits", 1056, "a multiple of 32 from 32 to 256 (to 1024 for", "1056"),
         (RANDOM, "bits", "128", "a multiple of 32 from 32 to 256", "'128'"),
         (RANDOM, "bits", 128.0, "a multiple of 32 from 32 to 256", "128.0"),
         (RANDOM, "seed", -1, "an integer, at least 0", "-1"),

@@ -1,4 +1,6 @@
+from argparse import ArgumentTypeError
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -6,9 +8,18 @@ import yaml
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation import arms
-from hata_sglang.evaluation.arms import arm_arguments, demo_config, measure, reading
+from hata_sglang.evaluation.arms import (
+    ARMS,
+    arm_arguments,
+    arm_settings,
+    arm_weights,
+    demo_config,
+    measure,
+    reading,
+)
 from hata_sglang.evaluation.hidden_fact import HiddenFact
 from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.plan import Method
 
 
 def snapshot(steps: int, context: int, attended: int) -> dict[str, int]:
@@ -27,20 +38,130 @@ def test_hata_takes_the_file_as_it_is():
         assert arguments == ["--model-path", "model", "--hata-config", str(demo_config())]
 
 
-@pytest.mark.parametrize("arm", ["exact", "random"])
+def loaded(arguments: list[str]) -> tuple[HataConfig, dict]:
+    """What the server of an arm reads, and the YAML itself."""
+    return HataConfig.load(arguments[-1]), yaml.safe_load(Path(arguments[-1]).read_text())
+
+
+def test_there_is_an_arm_for_dense_and_every_method():
+    assert ("dense", *get_args(Method)) == ARMS
+
+
+@pytest.mark.parametrize("arm", ["exact", "random", "streaming"])
 def test_other_methods_change_nothing_but_the_method(arm):
     with arm_arguments(arm, "model", demo_config()) as arguments:
-        ours, theirs = HataConfig.load(arguments[-1]), HataConfig.load(demo_config())
-        settings = yaml.safe_load(Path(arguments[-1]).read_text())
+        ours, settings = loaded(arguments)
+    theirs = HataConfig.load(demo_config())
     assert ours.method == arm
-    assert not set(settings) & ({"weights", "bits"} if arm == "exact" else {"weights"})
+    assert ours.bits == (128 if arm == "random" else None)
+    assert not set(settings) & {"weights", "seed"}
     for field in ("budget", "sink", "recent", "dense_layers", "inner_backend"):
         assert getattr(ours, field) == getattr(theirs, field)
+    assert not Path(arguments[-1]).exists()
+
+
+@pytest.mark.parametrize("arm", ["hashattention", "asymmetric"])
+def test_trained_arms_have_the_weights_given_and_their_bits(arm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with arm_arguments(arm, "model", demo_config(), {arm: "mine"}) as arguments:
+        ours, _ = loaded(arguments)
+    assert (ours.method, ours.bits, ours.weights) == (arm, None, str(tmp_path / "mine"))
+    assert arm_settings(arm, demo_config(), {arm: "shipped-name"})["weights"] == "shipped-name"
+
+
+def test_trained_arm_without_weights_is_refused():
+    with (
+        pytest.raises(Refusal, match="expected a folder or shipped name of weights for arm asym"),
+        arm_arguments("asymmetric", "model", demo_config(), {"hata": "x"}),
+    ):
+        pass
+
+
+def test_other_weights_of_the_same_method_have_other_bits():
+    settings = arm_settings("hata", demo_config(), {"hata": "other"})
+    assert (settings["weights"], settings.get("bits")) == ("other", None)
+
+
+PER_LAYER = """
+method: hata
+bits: 64
+weights: ./mine
+budget: {ratio: 0.1, min: 128, max: 512}
+sink: 4
+layers:
+  2-3: {budget: 300, bits: 32}
+  4: {method: random, recent: 8}
+  5: {weights: ./other}
+  6: {dense: true}
+"""
+
+
+@pytest.fixture
+def per_layer(tmp_path):
+    path = tmp_path / "base.yaml"
+    path.write_text(PER_LAYER)
+    return path
+
+
+def test_another_method_holds_in_every_layer(per_layer):
+    settings = arm_settings("streaming", per_layer)
+    assert settings["layers"] == {"2-3": {"budget": 300}, "4": {"recent": 8}, "6": {"dense": True}}
+    assert HataConfig.parse(settings).resolve(8, 4096)[4].method == "streaming"
+
+
+def test_a_budget_holds_in_every_layer_and_keeps_the_rest(per_layer, tmp_path):
+    with arm_arguments("hata", "model", per_layer, budget=200) as arguments:
+        ours, settings = loaded(arguments)
+    assert settings["layers"] == {
+        "2-3": {"bits": 32},
+        "4": {"method": "random", "recent": 8},
+        "5": {"weights": str(tmp_path / "other")},  # a path that holds from the base's folder
+        "6": {"dense": True},
+    }
+    plans = ours.resolve(8, 4096)
+    assert {str(plan.budget) for plan in plans if not plan.dense} == {"200"}
+    assert (plans[7].weights, plans[7].bits, plans[7].sink) == (str(tmp_path / "mine"), 64, 4)
+
+
+def test_a_budget_may_be_a_share():
+    share = {"ratio": 0.5, "min": 100, "max": 200}
+    with arm_arguments("exact", "model", demo_config(), budget=share) as arguments:
+        assert loaded(arguments)[0].budget.tokens(300) == 150
+
+
+def test_a_ratio_budget_and_the_seed_of_random_are_kept(tmp_path):
+    path = tmp_path / "base.yaml"
+    path.write_text("method: random\nseed: 3\nbudget: {ratio: 0.1, min: 128, max: 512}\n")
+    assert arm_settings("random", path)["seed"] == 3
+    settings = arm_settings("exact", path)
+    assert settings == {"method": "exact", "budget": {"ratio": 0.1, "min": 128, "max": 512}}
+
+
+def test_random_takes_no_bits_that_it_cannot_have(tmp_path):
+    path = tmp_path / "base.yaml"
+    path.write_text("method: hashattention\nbits: 512\nweights: x\nbudget: 256\n")
+    assert "bits" not in arm_settings("random", path)
+
+
+def test_a_budget_below_what_is_always_kept_is_refused():
+    with (
+        pytest.raises(Refusal, match="at least 81 tokens"),
+        arm_arguments("exact", "model", demo_config(), budget=80),
+    ):
+        pass
+
+
+def test_weights_of_arms_on_a_command_line():
+    assert arm_weights("asymmetric=some/folder=x") == ("asymmetric", "some/folder=x")
+    for text in ("exact=x", "asymmetric", "asymmetric=", "=x"):
+        with pytest.raises(ArgumentTypeError, match="expected ARM=WEIGHTS with an arm of hata,"):
+            arm_weights(text)
 
 
 def test_unknown_arm_is_refused():
     with (
-        pytest.raises(Refusal, match="arm: expected one of dense, exact"),
+        pytest.raises(Refusal, match="arm: expected one of dense, hata"),
         arm_arguments("best", "model", demo_config()),
     ):
         pass

@@ -128,7 +128,7 @@ assert hata_sglang.weights.__file__.startswith({str(installed)!r})
 config = HataConfig.load(str(files("hata_sglang") / "configs" / "demo.yaml"))
 plans = config.resolve(30, 8192)
 weights = hata_sglang.weights.load_weights(config.weights)
-assert all(plan.dense or plan.layer in weights.tensors for plan in plans)
+assert all(plan.dense or plan.layer in weights.layers for plan in plans)
 print(config.weights in hata_sglang.weights.shipped_weights())
 """
     assert run_installed(installed, tmp_path, code) == "True\n"

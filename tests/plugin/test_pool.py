@@ -7,22 +7,45 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hata_kernels.encode import encode_naive
+from hata_kernels.bits import pack_bits
+from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
 from hata_sglang.seams.session import ModelShape, Session
 
 SLOTS, HEADS, DIM, BITS = 64, 2, 16, 64
+SCALES = {"codes alone": 0, "8-bit scales": 8, "16-bit scales": 16}
 
 
-@pytest.fixture(scope="module")
-def session():
+def make_encoders(kind: str):
+    """Encoders of layers 1 and 2, of two methods, with a scale of this many bits or none."""
+    generator = torch.Generator().manual_seed(3)
+
+    def rand(*shape):
+        return torch.randn(shape, generator=generator)
+
+    shape = {"num_kv_heads": HEADS, "group": 2, "head_dim": DIM}
+    step = {"scale_step": torch.full((HEADS,), 0.125)} if SCALES[kind] else {}
+    options = {"scale_bits": SCALES[kind]}
+    asymmetric = {
+        "key_weight": rand(HEADS, DIM, BITS),
+        "key_bias": rand(HEADS, BITS),
+        "query_weight": rand(HEADS, 2 * DIM, BITS),
+        "query_bias": rand(HEADS, BITS),
+    }
+    return {
+        1: make_encoder("hata", {"weight": rand(HEADS, DIM, BITS), **step}, **shape, **options),
+        2: make_encoder("asymmetric", {**asymmetric, **step}, **shape, **options),
+    }
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def session(request):
     config = HataConfig.parse(
         {"method": "random", "bits": BITS, "budget": 128, "dense_layers": [0]}
     )
     shape = ModelShape(3, 4, HEADS, DIM, 512)
     plans = config.resolve(3, 512)
-    weights = {p.layer: torch.randn(HEADS, DIM, BITS) for p in plans if not p.dense}
-    return Session(config, shape, plans, weights)
+    return Session(config, shape, plans, make_encoders(request.param))
 
 
 @pytest.fixture
@@ -50,28 +73,45 @@ def write(pool, layer: int, slots: torch.Tensor) -> torch.Tensor:
     return keys
 
 
-def codes_of(session, layer, keys):
-    return encode_naive(keys, session.weights[layer])
+def has_codes_of(pool, session, layer, slots, keys) -> bool:
+    """Whether these slots hold what the layer's encoder makes of the keys, scales included."""
+    encoder = session.weights[layer]
+    same = torch.equal(pool.codes[layer][slots], pack_bits(encoder.key_bits(keys)))
+    if not encoder.scale_bits:
+        assert layer not in pool.scales
+        return same
+    stored = pool.scales[layer][slots].int() % 2**encoder.scale_bits
+    expected = encoder.key_scales(keys)
+    assert expected.unique().numel() > 1, "scales that are all equal test nothing"
+    return same and torch.equal(stored, expected)
 
 
 def test_codes_are_written_with_the_keys(pool, session):
     slots = torch.tensor([5, 3, 60, 11])
     keys = write(pool, 1, slots)
-    assert torch.equal(pool.codes[1][slots], codes_of(session, 1, keys))
+    assert has_codes_of(pool, session, 1, slots, keys)
     untouched = torch.ones(SLOTS + 1, dtype=torch.bool)
     untouched[slots] = False
-    assert pool.codes[1][untouched].eq(0).all()
+    for buffers in (pool.codes, pool.scales):
+        assert all(buffer[untouched].eq(0).all() for buffer in buffers.values())
     assert pool.codes[2].eq(0).all()
 
 
 def test_dense_layers_keep_no_codes(pool):
     write(pool, 0, torch.tensor([1, 2]))
-    assert set(pool.codes) == {1, 2}
+    assert set(pool.codes) == set(pool.encoders) == {1, 2}
 
 
-def test_codes_are_in_the_size_that_sglang_reports(pool):
+def test_codes_and_scales_are_in_the_size_that_sglang_reports(pool, session):
     k_bytes, v_bytes = pool.get_kv_size_bytes()
-    assert k_bytes - v_bytes == 2 * (SLOTS + 1) * HEADS * BITS // 8
+    scale_bytes = session.weights[1].scale_bits // 8
+    assert k_bytes - v_bytes == 2 * (SLOTS + 1) * HEADS * (BITS // 8 + scale_bytes)
+
+
+def test_codes_and_scales_are_freed_with_the_keys(pool):
+    pool._clear_buffers()
+    assert not hasattr(pool, "codes")
+    assert not hasattr(pool, "scales")
 
 
 def test_each_token_is_counted_once(pool):
@@ -89,7 +129,7 @@ def test_moved_keys_take_their_codes_along(pool, session):
     pool.use_native_move_kv_cache = True  # the other way is a Triton kernel
     pool.move_kv_cache(target, source)
     for layer in (1, 2):
-        assert torch.equal(pool.codes[layer][target], codes_of(session, layer, keys[layer]))
+        assert has_codes_of(pool, session, layer, target, keys[layer])
 
 
 def test_keys_from_a_cpu_copy_are_encoded_again(pool, session):
@@ -98,15 +138,16 @@ def test_keys_from_a_cpu_copy_are_encoded_again(pool, session):
     saved = pool.get_cpu_copy(source)
     pool.load_cpu_copy(saved, target)
     for layer in (1, 2):
-        assert torch.equal(pool.codes[layer][target], codes_of(session, layer, keys[layer]))
+        assert has_codes_of(pool, session, layer, target, keys[layer])
 
 
 def test_codes_count_in_sglangs_bytes_per_token(session, monkeypatch):
-    """2 coded layers x 2 KV heads x 64 bits: 32 bytes on top of what SGLang computed."""
+    """2 coded layers x 2 KV heads x 64 bits, and scales, on top of what SGLang computed."""
     from hata_sglang.seams import hooks
 
     monkeypatch.setattr(hooks.Session, "open", lambda model_config: session)
     target = SimpleNamespace(is_draft_worker=False, model_config=None)
-    assert hooks._cell_size(1000, None, target, 3) == 1032
+    more = {0: 32, 8: 36, 16: 40}[session.weights[1].scale_bits]
+    assert hooks._cell_size(1000, None, target, 3) == 1000 + more
     draft = SimpleNamespace(is_draft_worker=True, model_config=None)
     assert hooks._cell_size(1000, None, draft, 3) is None  # keep SGLang's number

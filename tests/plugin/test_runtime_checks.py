@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hata_sglang.config import HataConfig
+from hata_sglang.encoders import load_encoders, random_encoder
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams.session import ModelShape, Session
 
@@ -17,8 +19,8 @@ SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, conte
 def make_session(method: str = "random", shape: ModelShape = SHAPE) -> Session:
     config = HataConfig.parse({"method": method, "budget": 128, "dense_layers": [0]})
     plans = config.resolve(shape.num_layers, shape.context_len)
-    weights = {p.layer: torch.randn(2, shape.head_dim, 128) for p in plans if p.bits}
-    return Session(config, shape, plans, weights)
+    loaded = load_encoders(plans, shape, hf_config=None)
+    return Session(config, shape, loaded.plans, loaded.encoders)
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +104,15 @@ def test_a_pool_without_codes_is_refused(backend):
         check_runner(runner)
 
 
-def test_what_a_gpu_cannot_do_yet():
-    from hata_sglang.seams.validate import _method_on_device
+@pytest.mark.parametrize("method", ["random", "exact", "streaming"])
+def test_what_a_gpu_cannot_do_yet(method):
+    from hata_sglang.seams.validate import _heads_on_device
 
-    assert _method_on_device(make_session("exact"), "cpu") == []
-    lines = [str(p) for p in _method_on_device(make_session("exact"), "cuda")]
-    assert any("method of layers [1, 2]: expected hata or random on a GPU" in x for x in lines)
-    assert any("head_dim: expected 64, 128 or 256 on a GPU, found 16" in x for x in lines)
+    session = make_session(method)
+    assert _heads_on_device(session, "cpu") == []
+    assert _heads_on_device(make_session(method, replace(SHAPE, head_dim=64)), "cuda") == []
+    (problem,) = _heads_on_device(session, "cuda")
+    assert str(problem) == "model's head_dim: expected 64, 128 or 256 on a GPU, found 16"
 
 
 @pytest.mark.parametrize(
@@ -130,13 +134,14 @@ def test_code_bytes_are_counted_per_token():
     """Two coded layers, two KV heads, 128 bits: 64 bytes a token; layer 0 is dense."""
     assert make_session().code_bytes_per_token == 2 * 2 * 16
     assert make_session("exact").code_bytes_per_token == 0
+    assert make_session("streaming").code_bytes_per_token == 0
 
 
 def test_random_weights_are_the_same_in_every_process():
-    from hata_sglang.seams.session import random_weights
+    first, second = make_session().plans[1:]
 
-    plan = make_session().plans[1]
-    assert torch.equal(random_weights(plan, SHAPE), random_weights(plan, SHAPE))
-    assert not torch.equal(
-        random_weights(plan, SHAPE), random_weights(make_session().plans[2], SHAPE)
-    )
+    def weight(plan):
+        return random_encoder(plan, SHAPE).tensors()["weight"]
+
+    assert torch.equal(weight(first), weight(first))
+    assert not torch.equal(weight(first), weight(second))

@@ -1,5 +1,6 @@
 """Hash weights on disk: what is written comes back, and damage is refused with its reason."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hata_kernels.encoders import make_encoder
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import (
     Card,
@@ -42,7 +44,8 @@ def make_card(**changes):
         "method": "hata",
         "bits": 32,
         "layers": (0, 1),
-        "shape": (2, 16, 32),
+        "options": {"scale_bits": 0},
+        "shapes": {"weight": (2, 16, 32)},
         "training_data": TrainingData(
             description="words",
             files={"a.txt": "0"},
@@ -74,10 +77,77 @@ def make_tensors():
     return {layer: torch.randn(2, 16, 32, generator=generator) for layer in (0, 1)}
 
 
+def make_encoders(tensors=None, method="hata", **options):
+    """Encoders of the tensors of each layer; default: those of `make_tensors`."""
+    layers = tensors or {layer: {"weight": t} for layer, t in make_tensors().items()}
+    return {
+        layer: make_encoder(method, named, num_kv_heads=2, group=2, head_dim=16, **options)
+        for layer, named in layers.items()
+    }
+
+
+def randoms(**shapes):
+    """Two layers of random tensors of these shapes; ``__`` in a name stands for a dot."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        layer: {
+            name.replace("__", "."): torch.rand(shape, generator=generator) + 0.01
+            for name, shape in shapes.items()
+        }
+        for layer in (0, 1)
+    }
+
+
+#: Of every method: tensors of two layers, and options.
+METHODS = {
+    "hata": (randoms(weight=(2, 16, 32)), {"scale_bits": 0}),
+    "hata with scales": (
+        randoms(weight=(2, 16, 32), scale_step=(2,)),
+        {"scale_bits": 8},
+    ),
+    "asymmetric": (
+        randoms(
+            key_weight=(2, 16, 64),
+            key_bias=(2, 64),
+            query_weight=(2, 32, 64),
+            query_bias=(2, 64),
+            scale_step=(2,),
+        ),
+        {"query_bits": 3, "clip": 2.25, "scale_bits": 16},
+    ),
+    "hashattention": (
+        randoms(
+            key__0__weight=(4, 16, 8),
+            key__0__bias=(4, 8),
+            key__1__weight=(4, 8, 32),
+            key__1__bias=(4, 32),
+            query__0__weight=(4, 16, 8),
+            query__0__bias=(4, 8),
+            query__1__weight=(4, 8, 32),
+            query__1__bias=(4, 32),
+        ),
+        {},
+    ),
+}
+
+
+def make_set(name):
+    """Card and encoders of one entry of `METHODS`."""
+    tensors, options = METHODS[name]
+    encoders = make_encoders(tensors, name.split()[0], **options)
+    card = make_card(
+        method=name.split()[0],
+        bits=encoders[0].bits,
+        options=encoders[0].options(),
+        shapes={key: tuple(t.shape) for key, t in tensors[0].items()},
+    )
+    return card, encoders
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "tiny"
-    save_weights(folder, make_card(), make_tensors())
+    save_weights(folder, make_card(), make_encoders())
     return folder
 
 
@@ -92,10 +162,53 @@ def replace_tensors(folder, tensors):
 def test_what_is_saved_comes_back(folder):
     weights = load_weights(folder)
     for layer, tensor in make_tensors().items():
-        assert torch.equal(weights.tensors[layer], tensor)
+        assert torch.equal(weights.layers[layer]["weight"], tensor)
     content = (folder / "hash.safetensors").read_bytes()
     assert weights.card == make_card(sha256=hashlib.sha256(content).hexdigest())
     assert load_weights(str(folder)).card == weights.card
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_encoders_of_every_method_come_back(tmp_path, name):
+    card, encoders = make_set(name)
+    save_weights(tmp_path, card, encoders)
+    weights = load_weights(tmp_path)
+    keys, queries = torch.randn(5, 2, 16), torch.randn(5, 4, 16)
+    for layer, saved in encoders.items():
+        loaded = weights.encoder(layer)
+        assert (loaded.bits, loaded.options()) == (saved.bits, saved.options())
+        assert torch.equal(loaded.key_bits(keys), saved.key_bits(keys))
+        assert torch.equal(loaded.query_bits_of(queries), saved.query_bits_of(queries))
+
+
+def test_float16_takes_half_the_space_and_loads_as_float32(tmp_path, folder):
+    encoders = make_encoders()
+    save_weights(tmp_path / "half", make_card(), encoders, torch.float16)
+    loaded = load_weights(tmp_path / "half").layers
+    for layer, encoder in encoders.items():
+        (tensor,) = encoder.tensors().values()
+        assert loaded[layer]["weight"].dtype == torch.float32
+        assert torch.equal(loaded[layer]["weight"], tensor.half().float())
+    sizes = [(path / "hash.safetensors").stat().st_size for path in (tmp_path / "half", folder)]
+    assert sizes[1] - sizes[0] == pytest.approx(2 * 2 * 16 * 32 * 2, abs=8)  # two layers, 2 bytes
+    with pytest.raises(Refusal, match="expected float32 or float16, found bfloat16"):
+        save_weights(tmp_path / "x", make_card(), encoders, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "quest"}, "a method among hata, random, asymmetric, hashattention"),
+        ({"method": "asymmetric"}, "tensors and options of method asymmetric for tiny-llama"),
+        ({"options": {"clip": 1.0}}, "tensors and options of method hata for tiny-llama"),
+        ({"bits": 64}, "layer 0: expected 64 bits, as in the card, found 32"),
+    ],
+)
+def test_a_card_unlike_its_tensors_makes_no_encoder(folder, changes, message):
+    weights = load_weights(folder)
+    other = dataclasses.replace(weights, card=weights.card.model_copy(update=changes))
+    with pytest.raises(Refusal, match=message):
+        other.encoder(0)
 
 
 def test_unknown_name_lists_places_shipped_names_and_command(tmp_path, monkeypatch):
@@ -130,32 +243,37 @@ def test_a_flipped_byte_is_refused(folder):
     [
         pytest.param(
             lambda t: t.pop("layers.1.weight"),
-            "layer 1: expected a tensor, as in the card, found none",
+            "layers.1.weight: expected a tensor, as in the card, found none",
             id="missing-layer",
         ),
         pytest.param(
             lambda t: t.update({"layers.2.weight": torch.zeros(2, 16, 32)}),
-            "layer 2: expected no tensor, as in the card, found one",
+            "layers.2.weight: expected no tensor, as in the card, found one",
             id="layer-too-many",
         ),
         pytest.param(
-            lambda t: t.update({"layers.0.weight": torch.zeros(2, 16, 32).half()}),
-            "layer 0: expected dtype float32, found float16",
+            lambda t: t.update({"layers.0.bias": torch.zeros(2, 32)}),
+            "layers.0.bias: expected no tensor, as in the card, found one",
+            id="tensor-too-many",
+        ),
+        pytest.param(
+            lambda t: t.update({"layers.0.weight": torch.zeros(2, 16, 32).bfloat16()}),
+            "layers.0.weight: expected dtype float32 or float16, found bfloat16",
             id="dtype",
         ),
         pytest.param(
             lambda t: t.update({"layers.0.weight": torch.zeros(2, 16, 64)}),
-            "layer 0: expected shape [2, 16, 32], found [2, 16, 64]",
+            "layers.0.weight: expected shape [2, 16, 32], found [2, 16, 64]",
             id="shape",
         ),
         pytest.param(
             lambda t: t["layers.0.weight"][0, 0].fill_(torch.nan),
-            "layer 0: expected finite numbers, found 32 NaN or infinite",
+            "layers.0.weight: expected finite numbers, found 32 NaN or infinite",
             id="nan",
         ),
         pytest.param(
             lambda t: t.update({"other": torch.zeros(1)}),
-            "expected tensors named layers.{i}.weight, found 'other'",
+            "expected tensors named layers.{i}.{name}, found 'other'",
             id="name",
         ),
     ],
@@ -192,18 +310,34 @@ def test_a_bad_card_is_refused(folder, content, message):
 
 
 def test_a_card_of_another_version_is_refused(folder):
-    card = json.loads((folder / "card.json").read_text()) | {"version": 2}
+    card = json.loads((folder / "card.json").read_text()) | {"version": 1}
+    del card["shapes"]  # other versions have other fields; that is not the reason to give
     (folder / "card.json").write_text(json.dumps(card))
-    with pytest.raises(Refusal, match="expected version 1, found version 2"):
+    with pytest.raises(Refusal, match="expected version 2, found version 1"):
         load_weights(folder)
 
 
 def test_saving_refuses_what_loading_would(tmp_path):
     tensors = make_tensors()
     tensors[1][0, 0, 0] = torch.inf
-    with pytest.raises(Refusal, match="layer 1: expected finite numbers"):
-        save_weights(tmp_path / "x", make_card(), tensors)
+    encoders = make_encoders({layer: {"weight": t} for layer, t in tensors.items()})
+    with pytest.raises(Refusal, match=r"layers\.1\.weight: expected finite numbers"):
+        save_weights(tmp_path / "x", make_card(), encoders)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "asymmetric"}, "layer 0, method: expected asymmetric, as in the card, found"),
+        ({"bits": 64}, "layer 1, bits: expected 64, as in the card, found 32"),
+        ({"options": {}}, "layer 0, options: expected {}, as in the card, found"),
+        ({"layers": (0, 1, 2)}, "layers.2.weight: expected a tensor, as in the card, found none"),
+    ],
+)
+def test_saving_compares_encoders_with_the_card(tmp_path, changes, message):
+    with pytest.raises(Refusal, match=re.escape(message)):
+        save_weights(tmp_path / "x", make_card(**changes), make_encoders())
 
 
 def test_weights_fit_the_model_they_were_trained_on(folder):
@@ -234,7 +368,7 @@ def test_shipped_weights_load_and_beat_random_hyperplanes_in_every_layer():
         card = load_weights(name).card
         assert card.name == name
         for held_out in card.held_out:
-            assert held_out.mean["hata"] > held_out.mean["streaming"]
+            assert held_out.mean[card.method] > held_out.mean["streaming"]
             for layer in card.layers:
                 masses = {selector: by[layer] for selector, by in held_out.per_layer.items()}
-                assert masses["exact"] >= masses["hata"] > masses["random"], (name, layer)
+                assert masses["exact"] >= masses[card.method] > masses["random"], (name, layer)

@@ -1,0 +1,186 @@
+"""What is wrong between settings of a configuration, each of which may be fine alone.
+
+The rules read the raw mapping and skip what is malformed, so that one run reports it along with
+what `hata_sglang.config_problems` finds in single values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from hata_sglang.config_problems import Namer, shorten
+from hata_sglang.errors import Problem
+from hata_sglang.layer_ranges import format_layers, parse_range
+from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, Method
+from hata_sglang.yaml_file import KeyPath
+
+#: Bits per code that a method allows; hashattention, with a word per query head, has no such bound.
+MAX_BITS = 256
+NO_BITS = {
+    "exact": "which ranks by the true scores and keeps no codes",
+    "streaming": "which keeps the first and last tokens and no codes",
+}
+_UNTRAINED = set(get_args(Method)) - set(TRAINED_METHODS)
+_WITHOUT_SEED = set(get_args(Method)) - {"random"}
+
+
+def rule_problems(
+    data: Mapping[str, Any], defaults: Mapping[str, Any], name: Namer
+) -> list[Problem]:
+    """Problems between settings, each of which may be fine alone.
+
+    Parameters
+    ----------
+    data : mapping
+        The raw settings, possibly malformed.
+    defaults : mapping
+        Values of the settings that `data` leaves out.
+    name : callable
+        Gives the text of a setting from its key path.
+
+    Returns
+    -------
+    list of Problem
+        Empty when the settings go together, or are too malformed to tell.
+    """
+    merged = {**defaults, **data}
+    layers = merged["layers"] if isinstance(merged["layers"], Mapping) else {}
+    overrides = {str(key): value for key, value in layers.items() if isinstance(value, Mapping)}
+    problems = list(_level_problems((), data, merged, name))
+    for key, own in overrides.items():
+        given = {setting: value for setting, value in own.items() if value is not None}
+        level = {**merged, **given}
+        if "weights" not in given and level.get("method") != merged.get("method"):
+            level["weights"] = None  # the whole model's were trained for another method
+        problems += _level_problems(("layers", key), own, level, name)
+    problems += _seed_problems(merged, overrides, name)
+    problems += _dense_problems(merged, overrides, name, is_default="dense_layers" not in data)
+    problems += _overlap_problems(layers, name)
+    return problems
+
+
+def _level_problems(path: KeyPath, own: Mapping, merged: Mapping, name: Namer) -> Iterator[Problem]:
+    """Rules of the settings of one level: the whole model (`path` empty) or one entry of layers."""
+    if path and not own:
+        yield Problem(name(path), "at least one setting", "none")
+    if own.get("dense") is True:
+        others = sorted(str(key) for key in own if key != "dense")
+        if others:
+            yield Problem(
+                name(path),
+                "dense: true alone (a dense layer has no other settings)",
+                "also " + ", ".join(others),
+            )
+        return
+    method = _word(merged.get("method"))
+    names_method = not path or "method" in own
+    if method in TRAINED_METHODS and merged.get("weights") is None and names_method:
+        yield Problem(
+            name((*path, "weights")),
+            f"trained weights for method {method}: a path, or a name that `hata-sglang weights` "
+            "lists",
+            "nothing",
+        )
+    if method in _UNTRAINED and own.get("weights") is not None:
+        yield Problem(
+            name((*path, "weights")), f"no weights with method {method}", shorten(own["weights"])
+        )
+    if method in NO_BITS and own.get("bits") is not None:
+        yield Problem(
+            name((*path, "bits")),
+            f"no bits with method {method}, {NO_BITS[method]}",
+            shorten(own["bits"]),
+        )
+    if names_method or "bits" in own:
+        yield from _bits_problems(path, merged, name)
+    if names_method or own.keys() & {"budget", "sink", "recent"}:
+        yield from _floor_problems(path, merged, name)
+
+
+def _word(value: Any) -> str | None:
+    """`value` where it can be a method's name; a list would not even hash."""
+    return value if isinstance(value, str) else None
+
+
+def _bits_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Problem]:
+    method, bits = _word(merged.get("method")), merged.get("bits")
+    if method not in CODED_METHODS or method == "hashattention" or not isinstance(bits, int):
+        return
+    # What is malformed for every method is reported as a single value.
+    if MAX_BITS < bits <= 1024 and bits % 32 == 0:
+        expected = f"a multiple of 32 from 32 to {MAX_BITS} with method {method}"
+        yield Problem(name((*path, "bits")), expected, str(bits))
+
+
+def _floor_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Problem]:
+    budget, sink, recent = merged.get("budget"), merged["sink"], merged["recent"]
+    key: KeyPath = ("budget",)
+    if isinstance(budget, Mapping):
+        budget, key = budget.get("min"), ("budget", "min")
+    numbers = (budget, sink, recent)
+    if all(
+        isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        for number in numbers
+    ):
+        if merged.get("method") == "streaming":
+            # Chooses nothing: the rest of the budget goes to more recent tokens.
+            least, sum_ = max(1, sink + recent), f"sink {sink} + recent {recent}"
+        else:
+            least, sum_ = sink + recent + 1, f"sink {sink} + recent {recent} + 1 to choose"
+        if 0 < budget < least:
+            yield Problem(name((*path, *key)), f"at least {least} tokens ({sum_})", str(budget))
+
+
+def _seed_problems(
+    merged: Mapping, overrides: Mapping[str, Mapping], name: Namer
+) -> Iterator[Problem]:
+    methods = {
+        _word(merged.get("method")),
+        *(_word(own["method"]) for own in overrides.values() if "method" in own),
+    }
+    if merged.get("seed") is not None and methods <= _WITHOUT_SEED:
+        yield Problem(
+            name(("seed",)), "no seed unless a layer's method is random", shorten(merged["seed"])
+        )
+
+
+def _ranges(values: Any) -> Iterator[tuple[Any, range]]:
+    """The well-formed ranges among `values`; schema_problems reports the others."""
+    for value in values:
+        try:
+            yield value, parse_range(value)
+        except ValueError:
+            continue
+
+
+def _dense_problems(
+    merged: Mapping, overrides: Mapping[str, Mapping], name: Namer, is_default: bool
+) -> Iterator[Problem]:
+    listed = merged["dense_layers"]
+    items = listed if isinstance(listed, list | tuple) else [listed]
+    dense = {layer for _, layers in _ranges(items) for layer in layers}
+    for key, layers in _ranges(overrides):
+        own = overrides[key]
+        clash = dense & set(layers)
+        if clash and own and "dense" not in own:
+            where = "dense_layers (its default)" if is_default else "dense_layers"
+            yield Problem(
+                name(("layers", key)),
+                "no settings for a dense layer, or `dense: false` among them",
+                f"layers {format_layers(clash)} in {where}",
+            )
+
+
+def _overlap_problems(layers: Mapping, name: Namer) -> Iterator[Problem]:
+    known = list(_ranges(layers))
+    for index, (key, span) in enumerate(known):
+        for earlier, other in known[:index]:
+            shared = set(span) & set(other)
+            if shared:
+                both = f"{str(earlier)!r} and {str(key)!r}"
+                yield Problem(
+                    name(("layers", str(key))),
+                    "each layer in one range",
+                    f"{both} both holding layers {format_layers(shared)}",
+                )

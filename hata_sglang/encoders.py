@@ -1,0 +1,138 @@
+"""From the plan of every layer to its encoder: weights are read, compared with the YAML and model.
+
+`hata-sglang config check` and the server share this, so that what the one accepts the other runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from hata_kernels.encoders import Encoder, make_encoder
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.layer_ranges import format_layers
+from hata_sglang.plan import LayerPlan
+from hata_sglang.weights import HashWeights, check_against_model, load_weights
+
+
+class AttentionShape(Protocol):
+    """The numbers of a model's attention that encoders depend on."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class LoadedEncoders:
+    """What `load_encoders` found.
+
+    Attributes
+    ----------
+    plans : tuple of LayerPlan
+        Those given, with bits and scale bits as the weights have them.
+    encoders : dict of int to hata_kernels.encoders.Encoder
+        Of every sparse layer whose method keeps codes; float32, on the CPU.
+    sets : dict of str to HashWeights
+        By the name or path that the configuration gave.
+    """
+
+    plans: tuple[LayerPlan, ...]
+    encoders: dict[int, Encoder]
+    sets: dict[str, HashWeights]
+
+
+def load_encoders(
+    plans: Sequence[LayerPlan], model: AttentionShape, hf_config: Any
+) -> LoadedEncoders:
+    """Load every set of hash weights that the plans name; make the encoder of every coded layer.
+
+    Parameters
+    ----------
+    plans : sequence of LayerPlan
+        Of all layers.
+    model : AttentionShape
+        Heads of the model to be served.
+    hf_config : transformers.PretrainedConfig
+        Of the same model.
+
+    Returns
+    -------
+    LoadedEncoders
+
+    Raises
+    ------
+    Refusal
+        With every set that is missing, was made for another model or trained for another method,
+        and the layers that a set lacks or whose bits the YAML gives differently.
+    """
+    sets: dict[str, HashWeights] = {}
+    encoders: dict[int, Encoder] = {}
+    problems: list[Problem] = []
+    for ref in dict.fromkeys(plan.weights for plan in plans if plan.weights is not None):
+        users = [plan for plan in plans if plan.weights == ref]
+        try:
+            sets[ref] = load_weights(ref)
+            # Made for another model, every layer is wrong; saying so once is enough.
+            found = check_against_model(sets[ref], hf_config) or _plan_problems(users, sets[ref])
+            problems += found
+            if not found:
+                encoders |= {plan.layer: sets[ref].encoder(plan.layer) for plan in users}
+        except Refusal as refusal:
+            problems += refusal.problems
+    if problems:
+        raise Refusal(problems)
+    for plan in plans:
+        if plan.method == "random":
+            encoders[plan.layer] = random_encoder(plan, model)
+    settled = tuple(_settled(plan, encoders.get(plan.layer)) for plan in plans)
+    return LoadedEncoders(settled, encoders, sets)
+
+
+def _plan_problems(users: Iterable[LayerPlan], weights: HashWeights) -> list[Problem]:
+    """Why a set of weights is not what the plans that name it say; layers are grouped."""
+    card = weights.card
+    wrong: dict[tuple[str, str, str], list[int]] = {}
+    for plan in users:
+        if plan.layer not in weights.layers:
+            found = ("weights", f"trained weights for them in {card.name}", "none")
+        elif plan.method != card.method:
+            found = ("method", f"{card.method} (that of weights {card.name})", str(plan.method))
+        elif plan.bits not in (None, card.bits):
+            found = ("bits", f"{card.bits} (those of weights {card.name})", str(plan.bits))
+        else:
+            continue
+        wrong.setdefault(found, []).append(plan.layer)
+    return [
+        Problem(f"{setting} of layers {format_layers(layers)}", expected, found)
+        for (setting, expected, found), layers in wrong.items()
+    ]
+
+
+def _settled(plan: LayerPlan, encoder: Encoder | None) -> LayerPlan:
+    if encoder is None:
+        return plan
+    return replace(plan, bits=encoder.bits, scale_bits=encoder.scale_bits)
+
+
+def random_encoder(plan: LayerPlan, model: AttentionShape) -> Encoder:
+    """Random hyperplanes of ``method: random``, the same in every process.
+
+    Parameters
+    ----------
+    plan : LayerPlan
+        Its seed, layer and bits count.
+    model : AttentionShape
+    """
+    generator = torch.Generator().manual_seed(plan.seed * 100_003 + plan.layer)
+    shape = (model.num_kv_heads, model.head_dim, plan.bits)
+    return make_encoder(
+        "random",
+        {"weight": torch.randn(shape, generator=generator)},
+        num_kv_heads=model.num_kv_heads,
+        group=model.num_heads // model.num_kv_heads,
+        head_dim=model.head_dim,
+    )

@@ -1,0 +1,111 @@
+"""The card of a set of hash weights: what it is for, where it comes from, and how good it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TENSORS_FILE = "hash.safetensors"
+CARD_FILE = "card.json"
+CARD_VERSION = 2
+
+Scalar = str | int | float | bool
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fingerprint(_Frozen):
+    """What must agree between the model that was trained on and the one that is served."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float | None
+
+    @classmethod
+    def of(cls, hf_config: Any) -> Fingerprint:
+        """Read the fingerprint off a transformers config.
+
+        Parameters
+        ----------
+        hf_config : transformers.PretrainedConfig
+            Of the language model, or of a multimodal model that contains one.
+        """
+        get_text_config = getattr(hf_config, "get_text_config", None)
+        config = get_text_config() if get_text_config else hf_config
+        heads = config.num_attention_heads
+        return cls(
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            rope_theta=_rope_theta(config),
+        )
+
+
+def _rope_theta(config: Any) -> float | None:
+    # transformers 5 moved it into `rope_parameters`, per layer type for some models.
+    parameters = getattr(config, "rope_parameters", None) or {}
+    theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
+    if theta is None and isinstance(parameters.get("full_attention"), dict):
+        theta = parameters["full_attention"].get("rope_theta")
+    return None if theta is None else float(theta)
+
+
+class HeldOut(_Frozen):
+    """Attention mass kept on held-out texts at one budget, means over queries and KV heads."""
+
+    budget: int
+    sink: int
+    recent: int
+    mean: dict[str, float] = Field(description="selector -> mean over the layers")
+    per_layer: dict[str, dict[int, float]] = Field(description="selector -> layer -> mass")
+
+
+class TrainingData(_Frozen):
+    """What the weights were trained and measured on."""
+
+    description: str
+    files: dict[str, str] = Field(description="file name -> SHA-256")
+    sequences: int
+    tokens: int
+    held_out_files: dict[str, str]
+    held_out_sequences: int
+    held_out_tokens: int
+
+
+class Versioned(BaseModel):
+    """What every version of the card has."""
+
+    version: int = CARD_VERSION
+
+
+class Card(_Frozen):
+    """Where a set of hash weights comes from, and how good it is."""
+
+    version: int = CARD_VERSION
+    name: str
+    model: str
+    fingerprint: Fingerprint
+    revision: str = Field(description="SHA-256 of the model's weights file, with its kind")
+    method: str = Field(description="of hata_kernels.encoders.ENCODERS")
+    bits: int = Field(description="per token and KV head")
+    options: dict[str, Scalar] = Field(description="of the encoder, beside its tensors")
+    layers: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]] = Field(description="tensor -> shape, in every layer")
+    training_data: TrainingData
+    seed: int
+    recipe: dict[str, Scalar] = Field(description="every option that changes the weights")
+    held_out: tuple[HeldOut, ...]
+    sha256: str = Field(description=f"of {TENSORS_FILE}")
+    created_by: dict[str, str] = Field(description="versions of what made the weights")
