@@ -8,7 +8,7 @@ writes them down and calls the stock SDPA function.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from hata_sglang.errors import HataError
 from hata_sglang.training.data import TokenSequence
 
 ATTENTION_NAME = "hata_capture"
+
+
+class _EnoughLayers(Exception):
+    """Ends a forward pass whose remaining layers nobody asked for."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ class CaptureStore:
 
 
 @contextmanager
-def recording(model: Any, write: Any) -> Iterator[None]:
-    """Have `model` report q and k of every attention layer.
+def recording(model: Any, write: Any, *, values: bool = False) -> Iterator[None]:
+    """Have `model` report q and k, or q, k and v, of every attention layer.
 
     Parameters
     ----------
@@ -131,7 +136,10 @@ def recording(model: Any, write: Any) -> Iterator[None]:
         Its attention implementation is put back afterwards.
     write : callable
         Called as ``write(layer, q, k, scale)`` with q ``[B, Hq, S, D]`` and k
-        ``[B, Hkv, S, D]`` after RoPE.
+        ``[B, Hkv, S, D]`` after RoPE; with `values` as ``write(layer, q, k, v, scale)``, with v
+        ``[B, Hkv, S, D]``.
+    values : bool, default False
+        Whether to report v too.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -139,7 +147,9 @@ def recording(model: Any, write: Any) -> Iterator[None]:
 
     def attention(module, query, key, value, attention_mask, **kwargs):
         scaling = kwargs.get("scaling")
-        write(module.layer_idx, query, key, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        reported = (query, key, value) if values else (query, key)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        write(module.layer_idx, *reported, scale)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     before = model.config._attn_implementation
@@ -157,11 +167,12 @@ def capture_sequences(
     model: Any,
     sequences: Sequence[TokenSequence],
     store: CaptureStore,
+    layers: Sequence[int],
     *,
     sampling: Sampling,
     seed: int,
 ) -> Iterator[int]:
-    """Run the model on every sequence and store q and k of every layer.
+    """Run the model on every sequence and store q and k of some layers.
 
     One sequence and one layer are in memory at a time.
 
@@ -171,31 +182,59 @@ def capture_sequences(
         A causal language model in evaluation mode.
     sequences : sequence of TokenSequence
     store : CaptureStore
+    layers : sequence of int
+        The model runs no further than the last of them.
     sampling : Sampling
     seed : int
-        Of the sampled positions.
+        Of the sampled positions, which do not depend on `layers`.
 
     Yields
     ------
     int
         Number of sequences done.
+
+    Raises
+    ------
+    HataError
+        If q or k are not finite, or a layer's attention did not report them.
     """
     generator = torch.Generator().manual_seed(seed)
+    wanted = set(layers)
+    # The decoder: logits of a long sequence would need gigabytes and nobody reads them.
+    decoder = model.get_decoder()
     for index, sequence in enumerate(sequences):
         positions = sampling.positions(len(sequence.tokens), generator)
+        seen: set[int] = set()
 
-        def write(layer, q, k, scale, index=index, positions=positions):
-            rows = positions.to(q.device)
-            capture = Capture(
-                q[0].index_select(1, rows).transpose(0, 1).cpu(),
-                k[0].transpose(0, 1).cpu(),
-                positions,
-                float(scale),
-            )
-            store.write(layer, index, capture)
+        def write(layer, q, k, scale, index=index, positions=positions, seen=seen):
+            if layer in wanted:
+                store.write(layer, index, _cut(layer, q, k, scale, positions))
+                seen.add(layer)
+            if seen == wanted:
+                raise _EnoughLayers
 
         tokens = torch.tensor([sequence.tokens], device=model.device)
-        with recording(model, write):
-            # The base model: logits of a long sequence would need gigabytes and nobody reads them.
-            model.base_model(input_ids=tokens, use_cache=False)
+        with recording(model, write), suppress(_EnoughLayers):
+            decoder(input_ids=tokens, use_cache=False)
+        if seen != wanted:
+            raise HataError(
+                f"model: expected queries and keys of layers {sorted(wanted)}, found them only of "
+                f"{sorted(seen)}; the others do not go through transformers' attention interface"
+            )
         yield index + 1
+
+
+def _cut(layer: int, q, k, scale, positions: torch.Tensor) -> Capture:
+    rows = positions.to(q.device)
+    capture = Capture(
+        q[0].index_select(1, rows).transpose(0, 1).cpu(),
+        k[0].transpose(0, 1).cpu(),
+        positions,
+        float(scale),
+    )
+    if not (torch.isfinite(capture.q).all() and torch.isfinite(capture.k).all()):
+        raise HataError(
+            f"model, layer {layer}: expected finite queries and keys, found NaN or infinite ones. "
+            "Check the model's weights; the checkpoint may be damaged."
+        )
+    return capture

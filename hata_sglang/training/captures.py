@@ -1,4 +1,8 @@
-"""Running the model once over all texts, or using what an earlier run left behind."""
+"""Running the model over all texts, or using what an earlier run left behind.
+
+Captures of a layer take as much disk as its KV cache. Under a bound, layers are
+captured in groups that fit it, and the model runs once per group.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +16,59 @@ from typing import Any
 
 import torch
 
-from hata_sglang.errors import HataError
+from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.data import TokenSequence, total_tokens
 from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
 SPLITS = ("train", "held_out")
+Splits = dict[str, list[TokenSequence]]
 
 
-def capture_bytes(
-    fingerprint: Fingerprint, sequences: Sequence[TokenSequence], sampling: Sampling
-) -> int:
-    """Disk that the captures of `sequences` take, in bytes."""
+def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
+    """Disk that the captures of one layer take, in bytes."""
+    sequences = [sequence for split in SPLITS for sequence in splits[split]]
     keys = total_tokens(sequences) * fingerprint.num_key_value_heads
     queries = len(sequences) * sampling.queries * fingerprint.num_attention_heads
-    return 2 * (keys + queries) * fingerprint.head_dim * fingerprint.num_hidden_layers
+    return 2 * (keys + queries) * fingerprint.head_dim
+
+
+def group_layers(
+    layers: Sequence[int], bytes_per_layer: int, max_bytes: float | None
+) -> list[list[int]]:
+    """Cut layers into groups whose captures fit a bound.
+
+    Parameters
+    ----------
+    layers : sequence of int
+    bytes_per_layer : int
+    max_bytes : float or None
+        None: one group.
+
+    Raises
+    ------
+    Refusal
+        If not even one layer fits.
+    """
+    if max_bytes is None:
+        return [list(layers)]
+    size = int(max_bytes // bytes_per_layer)
+    if size < 1:
+        expected = f"at least {bytes_per_layer / 1e9:.4f} GB, the captures of one layer"
+        found = f"{max_bytes / 1e9:g} GB; raise it, or give fewer or shorter texts"
+        raise Refusal([Problem("--max-disk", expected, found)])
+    return [list(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 
 def ensure_captures(
     folder: Path,
     model_dir: Path,
-    revision: str,
-    splits: dict[str, list[TokenSequence]],
+    digest: str,
+    splits: Splits,
+    layers: Sequence[int],
     *,
+    bytes_per_layer: int,
     sampling: Sampling,
     seed: int,
     device: torch.device,
@@ -46,12 +79,16 @@ def ensure_captures(
     Parameters
     ----------
     folder : Path
+        Captures of other texts, models or layers in it are removed.
     model_dir : Path
         Hugging Face checkpoint.
-    revision : str
-        Of the model; captures of another one are made anew.
+    digest : str
+        From `captures_digest`.
     splits : dict of str to list of TokenSequence
         ``train`` and ``held_out``.
+    layers : sequence of int
+    bytes_per_layer : int
+        From `layer_bytes`.
     sampling : Sampling
     seed : int
     device : torch.device
@@ -68,25 +105,23 @@ def ensure_captures(
     HataError
         If the disk cannot hold the captures.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    digest = captures_digest(revision, splits, sampling, seed, device)
     stores = {split: CaptureStore(folder / split) for split in SPLITS}
     marker = folder / DIGEST_FILE
-    done = sum(total_tokens(splits[split]) for split in SPLITS)
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"digest": digest}:
-        advance(done)
+    if _holds(marker, digest, layers):
+        advance(sum(total_tokens(splits[split]) for split in SPLITS))
         return stores
     folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
     for split in SPLITS:
         shutil.rmtree(folder / split, ignore_errors=True)
-    fingerprint = Fingerprint.of(AutoConfig.from_pretrained(model_dir))
-    need = sum(capture_bytes(fingerprint, splits[split], sampling) for split in SPLITS)
-    free = shutil.disk_usage(folder).free
-    if free < 1.1 * need:
+    need, free = 1.1 * bytes_per_layer * len(layers), shutil.disk_usage(folder).free
+    if free < need:
         raise HataError(
-            f"disk at {folder}: expected {1.1 * need / 1e9:.1f} GB free for captures, found "
-            f"{free / 1e9:.1f} GB. Give fewer or shorter texts, or --work-dir on another disk."
+            f"disk at {folder}: expected {need / 1e9:.1f} GB free for captures, found "
+            f"{free / 1e9:.1f} GB. Give fewer or shorter texts, --work-dir on another disk, or "
+            "--max-disk GB to capture layers in groups."
         )
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
@@ -94,22 +129,37 @@ def ensure_captures(
     for split in SPLITS:
         sequences = splits[split]
         for count in capture_sequences(
-            model, sequences, stores[split], sampling=sampling, seed=seed
+            model, sequences, stores[split], layers, sampling=sampling, seed=seed
         ):
             advance(before + total_tokens(sequences[:count]))
         before += total_tokens(sequences)
-    marker.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
+    # Written last: captures without it are those of a run that was cut off.
+    content = {"digest": digest, "layers": list(layers)}
+    marker.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return stores
 
 
+def _holds(marker: Path, digest: str, layers: Sequence[int]) -> bool:
+    if not marker.is_file():
+        return False
+    content = json.loads(marker.read_text(encoding="utf-8"))
+    return content["digest"] == digest and set(layers) <= set(content.get("layers", ()))
+
+
 def captures_digest(
-    revision: str,
-    splits: dict[str, list[TokenSequence]],
-    sampling: Sampling,
-    seed: int,
-    device: torch.device,
+    revision: str, splits: Splits, sampling: Sampling, seed: int, device: torch.device
 ) -> str:
-    """SHA-256 over everything that decides the captures."""
+    """SHA-256 over everything that decides a layer's captures.
+
+    Parameters
+    ----------
+    revision : str
+        Of the model.
+    splits : dict of str to list of TokenSequence
+    sampling : Sampling
+    seed : int
+    device : torch.device
+    """
     content: dict[str, Any] = {
         "revision": revision,
         "tokens": {split: [s.tokens for s in splits[split]] for split in SPLITS},

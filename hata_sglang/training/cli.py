@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.attention_mass import Budget
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.methods import METHODS
+from hata_sglang.training.recipe_options import make_recipe, option_lines
 
 
 def parse_budget(text: str) -> Budget:
@@ -33,6 +33,24 @@ def parse_budget(text: str) -> Budget:
     return Budget(*numbers)
 
 
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected GB, a number above 0, found {text!r}")
+    return number
+
+
+class _ListOptions(argparse.Action):
+    """Print what ``--option`` takes for the method named so far, and stop."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print("\n".join(option_lines(METHODS[namespace.method][0])))
+        parser.exit()
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang train`` on `parser`."""
     need = parser.add_argument_group("what to train")
@@ -43,7 +61,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="training texts: .jsonl rows with 'text' or 'messages', anything else as plain text",
+        help="training texts: .jsonl rows with 'text', 'messages' or 'tokens', .npy or "
+        ".safetensors with token numbers, anything else as plain text",
     )
     need.add_argument(
         "--held-out",
@@ -55,22 +74,29 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
     need.add_argument("--method", choices=list(METHODS), default="hata")
-    need.add_argument("--bits", type=int, default=128, help="per code (default 128)")
+    need.add_argument(
+        "--bits",
+        type=int,
+        default=None,
+        help="per token and KV head (default 128; hashattention: 32 per query head, fixed)",
+    )
     need.add_argument("--seed", type=int, default=0)
-    recipe = HataRecipe()
     how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=None, help="per layer (default: the method's)")
+    how.add_argument("--learning-rate", type=float, default=None, help="default: the method's")
     how.add_argument(
-        "--objective",
-        choices=["attention", "paper"],
-        default=recipe.objective,
-        help="cross entropy with the true attention (default), or HATA's own loss",
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the method, any number of times; --list-options prints them",
     )
-    how.add_argument("--steps", type=int, default=recipe.steps, help="per layer (default 400)")
     how.add_argument(
-        "--learning-rate", type=float, default=None, help="default 0.01, with 'paper' 0.1"
+        "--list-options",
+        action=_ListOptions,
+        nargs=0,
+        help="print the options of --method (named before) and stop",
     )
-    how.add_argument("--queries-per-step", type=int, default=recipe.queries_per_step)
-    how.add_argument("--keys-per-step", type=int, default=recipe.keys_per_step)
     how.add_argument("--sequence-length", type=int, default=6144, help="tokens (default 6144)")
     how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
@@ -83,13 +109,34 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[Budget(256, 16, 64), Budget(96, 16, 16)],
         help="budgets to measure at; the first chooses the weights (default 256:16:64 96:16:16)",
     )
+    how.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of the weights' file (default float32)",
+    )
     how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     how.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's)")
     how.add_argument(
         "--work-dir",
         type=Path,
         default=None,
-        help="keep captures here and use those of an earlier run (default: a temporary folder)",
+        help="keep captures and finished layers here, and go on with those of an earlier run "
+        "(default: a temporary folder)",
+    )
+    how.add_argument(
+        "--max-disk",
+        type=_gigabytes,
+        default=None,
+        metavar="GB",
+        help="bound of the captures; layers are then captured in groups (default: no bound)",
+    )
+    how.add_argument(
+        "--plot",
+        type=Path,
+        default=None,
+        metavar="FILE.png",
+        help="draw the held-out attention mass per layer (needs matplotlib)",
     )
     how.add_argument(
         "--description", default="not described", help="of the training texts, for the card"
@@ -106,26 +153,26 @@ def run_train(args: argparse.Namespace) -> int:
     """
     import torch
 
-    # Imports transformers: not paid by the other commands.
+    # Import transformers: not paid by ``--help``.
+    from hata_sglang.training.plot import check_plotting, plot_masses
+    from hata_sglang.training.report import describe_cost
     from hata_sglang.training.train import TrainOptions, train
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise HataError("--device: expected a CUDA device for 'cuda', found none")
+    if args.plot is not None:
+        check_plotting(args.plot)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    common = {"steps": args.steps, "learning_rate": args.learning_rate}
+    texts = [f"{name}={value}" for name, value in common.items() if value is not None]
     card = train(
         args.model,
         args.data,
         args.held_out,
         args.out,
         method=args.method,
-        recipe=HataRecipe(
-            objective=args.objective,
-            steps=args.steps,
-            learning_rate=args.learning_rate,
-            queries_per_step=args.queries_per_step,
-            keys_per_step=args.keys_per_step,
-        ),
+        recipe=make_recipe(METHODS[args.method][0], texts + args.option),
         options=TrainOptions(
             bits=args.bits,
             seed=args.seed,
@@ -133,6 +180,8 @@ def run_train(args: argparse.Namespace) -> int:
             minimum_length=args.minimum_length,
             budgets=tuple(args.budget),
             device=args.device,
+            dtype=args.dtype,
+            max_disk_gb=args.max_disk,
             description=args.description,
         ),
         work_dir=args.work_dir,
@@ -141,4 +190,8 @@ def run_train(args: argparse.Namespace) -> int:
     for held_out in card.held_out:
         masses = ", ".join(f"{name} {mass:.4f}" for name, mass in held_out.mean.items())
         print(f"held-out attention mass at k = {held_out.budget}: {masses}")
+    if args.plot is not None:
+        plot_masses(card, args.plot)
+        print(f"wrote {args.plot}")
+    print(describe_cost(card.created_by))
     return 0

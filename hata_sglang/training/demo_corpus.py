@@ -1,11 +1,12 @@
-"""Training texts for the demo model, built from what every Python carries.
+"""Training texts for the demo model, built from what every Python and this package carry.
 
-Half of the rows are plain text (Python's own documentation: ``pydoc`` topics
-and docstrings of the standard library, PSF licence). The other half are chats
-in the model's template: a long document with facts hidden in it, followed by
-questions and answers, so that the captured queries include the ones that look
-a fact up. Documents, names and wordings of the held-out rows are not in the
-training rows. The same seed, Python and tokenizer give the same bytes.
+A part of the rows is plain text: Python's own documentation (``pydoc`` topics
+and docstrings of the standard library, PSF licence) and chapters of a novel in
+the public domain. The others are chats in the model's template: a long document
+with facts hidden in it, followed by questions and answers, so that the captured
+queries include the ones that look a fact up. Documents, names, wordings and
+chapters of the held-out rows are not in the training rows. The same seed,
+Python and tokenizer give the same bytes.
 
 Run: ``python -m hata_sglang.training.demo_corpus --model DIR --out DIR``
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gzip
 import json
 import random
 import sysconfig
@@ -21,6 +23,7 @@ import textwrap
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -28,8 +31,8 @@ from typing import Any
 from hata_sglang.training.demo_phrases import PHRASES, Phrases
 
 DESCRIPTION = (
-    "pydoc topics and docstrings of Python's standard library (PSF licence), generated prose, "
-    "and chats that ask for facts hidden in documents made of both "
+    "pydoc topics and docstrings of Python's standard library (PSF licence), the first half of "
+    "Austen's Persuasion, generated prose, and chats that ask for facts hidden in documents "
     "(hata_sglang/training/demo_corpus.py)"
 )
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
@@ -214,8 +217,24 @@ def plain(start: int, split: str, tokenizer: Any, length: int) -> str:
     return tokenizer.decode(ids[:length])
 
 
+def novel(tokenizer: Any, length: int, rows: int) -> list[str]:
+    """The first `rows` pieces of `length` tokens of the novel, one after the other.
+
+    Raises
+    ------
+    ValueError
+        If the novel is shorter.
+    """
+    packed = files("hata_sglang.training").joinpath("data/persuasion.txt.gz").read_bytes()
+    text = gzip.decompress(packed).decode("utf-8")
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < rows * length:
+        raise ValueError(f"novel: expected {rows * length} tokens, found {len(ids)}")
+    return [tokenizer.decode(ids[n * length : (n + 1) * length]) for n in range(rows)]
+
+
 def write_corpus(
-    folder: Path, tokenizer: Any, length: int, chats: int, plains: int, seed: int
+    folder: Path, tokenizer: Any, length: int, chats: int, plains: int, novels: int, seed: int
 ) -> None:
     """Write ``train.jsonl`` and ``held_out.jsonl``.
 
@@ -227,14 +246,19 @@ def write_corpus(
         With a chat template.
     length : int
         Tokens of a row at most. Chats take between 70 % of it and all of it.
-    chats, plains : int
-        Rows of each kind in ``train.jsonl``; ``held_out.jsonl`` has two of each.
+    chats, plains, novels : int
+        Rows of each kind in ``train.jsonl``; ``held_out.jsonl`` has two chats, two plain texts
+        and the next piece of the novel.
     seed : int
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for split, chat_rows, plain_rows in (("train", chats, plains), ("held_out", 2, 2)):
+    pieces = novel(tokenizer, length, novels + 1)
+    for split, chat_rows, plain_rows, chapters in (
+        ("train", chats, plains, pieces[:-1]),
+        ("held_out", 2, 2, pieces[-1:]),
+    ):
         rng = random.Random(f"{split} {seed}")
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = [{"text": text} for text in chapters]
         for number in range(plain_rows):
             rows.append({"text": plain(number * 40, split, tokenizer, length)})
         for number in range(chat_rows):
@@ -254,10 +278,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=6144, help="tokens per row (default 6144)")
     parser.add_argument("--chats", type=int, default=6, help="chats to train on (default 6)")
     parser.add_argument("--plains", type=int, default=3, help="plain texts to train on (default 3)")
+    parser.add_argument("--novels", type=int, default=3, help="pieces of the novel (default 3)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    write_corpus(args.out, tokenizer, args.length, args.chats, args.plains, args.seed)
+    write_corpus(args.out, tokenizer, args.length, args.chats, args.plains, args.novels, args.seed)
     print(f"wrote {args.out / 'train.jsonl'} and {args.out / 'held_out.jsonl'}")
 
 

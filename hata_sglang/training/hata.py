@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
 
-from hata_sglang.training.layer_data import SequenceData, sample_batch
+from hata_kernels.encoders import LinearEncoder
+from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_step
 from hata_sglang.training.loss import PaperLoss, attention_loss, paper_loss, similarity_labels
 
 Objective = Literal["attention", "paper"]
+Schedule = Literal["none", "cosine"]
+LossWeights = Literal["paper", "code"]
 
 
 @dataclass(frozen=True)
@@ -25,44 +28,86 @@ class HataRecipe:
         cross entropy with the group's true attention, Adam; ranks better.
     steps : int
     learning_rate : float or None
-        None stands for 0.01 (attention) or 0.1 (paper). Under ``attention`` it
-        falls to 0 along a cosine; under ``paper`` it stays, as in the
-        published code, whose schedule is built and never stepped.
+        None stands for 0.01 (attention) or 0.1 (paper).
+    schedule : {"none", "cosine"} or None
+        ``cosine``: the rate falls to 0. None stands for ``cosine`` under
+        ``attention`` and ``none`` under ``paper``, as in the published code,
+        whose schedule is built and never stepped.
     queries_per_step, keys_per_step : int
         Drawn anew each step.
     sink, recent : int
         First and last keys that ``attention`` leaves out: serving keeps them anyway.
+    scale_bits : {0, 8, 16}
+        0, the paper: scores are agreements alone. 8 or 16, the published code:
+        agreements are multiplied by the key's norm, kept in that many bits per
+        key. Under ``attention`` training sees the norm too.
+    loss_weights : {"paper", "code"}
+        Under ``paper``: the published code hands the weight of the balance
+        term to the decorrelation term and the other way round.
     paper : PaperLoss
         Constants of the paper's loss.
     momentum, weight_decay : float
         Of SGD, under ``paper``.
+
+    Notes
+    -----
+    The paper speaks of one W per attention head; its code keeps one per KV
+    head. There is no option for the first: a key has one code per KV head, so
+    the query heads that share it must share its W.
     """
 
     objective: Objective = "attention"
     steps: int = 400
     learning_rate: float | None = None
+    schedule: Schedule | None = None
     queries_per_step: int = 64
     keys_per_step: int = 2048
     sink: int = 16
     recent: int = 16
+    scale_bits: Literal[0, 8, 16] = 0
+    loss_weights: LossWeights = "paper"
     paper: PaperLoss = field(default_factory=PaperLoss)
     momentum: float = 0.9
     weight_decay: float = 1e-6
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, with None resolved."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.01 if self.objective == "attention" else 0.1
+
+    @property
+    def falling(self) -> bool:
+        """Whether the rate falls along a cosine, with None resolved."""
+        return (
+            self.schedule or ("cosine" if self.objective == "attention" else "none")
+        ) == "cosine"
+
+    @property
+    def constants(self) -> PaperLoss:
+        """Constants of the paper's loss as used, after `loss_weights`."""
+        if self.loss_weights == "paper":
+            return self.paper
+        return replace(
+            self.paper, balance=self.paper.decorrelation, decorrelation=self.paper.balance
+        )
 
     def card_entry(self) -> dict[str, str | int | float]:
         """What the card of the weights records, with the variants taken named."""
         common = {
             "objective": self.objective,
             "steps": self.steps,
-            "learning_rate": _learning_rate(self),
+            "learning_rate": self.rate,
+            "schedule": "cosine to 0" if self.falling else "none",
             "queries_per_step": self.queries_per_step,
             "keys_per_step": self.keys_per_step,
             "weights_per": "KV head (as the published code; the paper says attention head)",
-            "key_norm": "not used (as the paper; the published code multiplies by it)",
+            "scale_bits": self.scale_bits,
         }
         if self.objective == "attention":
             return common | {
-                "optimizer": "Adam, betas 0.9 and 0.99, cosine to 0",
+                "optimizer": "Adam, betas 0.9 and 0.99",
                 "loss": "cross entropy of softmax(code scores) with the group's attention",
                 "gradient": "straight-through sign, derivative of tanh",
                 "sink": self.sink,
@@ -71,15 +116,9 @@ class HataRecipe:
         return common | {
             "optimizer": f"SGD, momentum {self.momentum}, weight decay {self.weight_decay}",
             "loss": "the paper's; means over keys and balance / r^2 as the published code",
-            "schedule": "none (the published code never steps its own)",
-            **{f"paper_{name}": value for name, value in asdict(self.paper).items()},
+            "loss_weights": self.loss_weights,
+            **{f"paper_{name}": value for name, value in asdict(self.constants).items()},
         }
-
-
-def _learning_rate(recipe: HataRecipe) -> float:
-    if recipe.learning_rate is not None:
-        return recipe.learning_rate
-    return 0.01 if recipe.objective == "attention" else 0.1
 
 
 class HataTrainer:
@@ -101,31 +140,37 @@ class HataTrainer:
         kv_heads, _, _, dim = data[0].q.shape
         device = data[0].k.device
         initial = torch.randn(kv_heads, dim, bits, generator=self.generator).to(device)
-        rate = _learning_rate(recipe)
+        self.group = data[0].q.shape[2]
+        self.scale_step, self.mean_scale = None, None
+        if recipe.scale_bits:
+            norms = torch.cat([d.k.norm(dim=-1) for d in data], dim=1)
+            self.scale_step = scale_step(norms, recipe.scale_bits)
+            self.mean_scale = norms.mean(1, keepdim=True)
         if recipe.objective == "paper":
-            self.weight_parameter = initial.requires_grad_()
+            self.weight = initial.requires_grad_()
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                [self.weight_parameter],
-                lr=rate,
+                [self.weight],
+                lr=recipe.rate,
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
             )
-            self.schedule = None
-            return
-        # Unit projections keep the straight-through gradient alive; signs do not see the scale.
-        self.weight_parameter = (initial / _projection_size(data, initial)).requires_grad_()
-        with torch.no_grad():
-            sizes = [(d.q.flatten(1, 2) @ self.weight_parameter).pow(2).mean() for d in data]
-            self.query_scale = torch.stack(sizes).mean().rsqrt()
-        self.log_temperature = torch.full(
-            (kv_heads, 1, 1), math.log(10.0), device=device, requires_grad=True
-        )
-        groups = [
-            {"params": [self.weight_parameter], "lr": rate},
-            {"params": [self.log_temperature], "lr": 3 * rate},
-        ]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, recipe.steps)
+        else:
+            # Unit projections keep the straight-through gradient alive; signs do not see the scale.
+            self.weight = (initial / _projection_size(data, initial)).requires_grad_()
+            with torch.no_grad():
+                sizes = [(d.q.flatten(1, 2) @ self.weight).pow(2).mean() for d in data]
+                self.query_scale = torch.stack(sizes).mean().rsqrt()
+            self.log_temperature = torch.full(
+                (kv_heads, 1, 1), math.log(10.0), device=device, requires_grad=True
+            )
+            groups = [
+                {"params": [self.weight], "lr": recipe.rate},
+                {"params": [self.log_temperature], "lr": 3 * recipe.rate},
+            ]
+            self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.schedule = None
+        if recipe.falling:
+            self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, recipe.steps)
 
     def step(self) -> torch.Tensor:
         """Take one step; returns its loss (a scalar tensor, so that nothing waits for a device)."""
@@ -135,21 +180,22 @@ class HataTrainer:
         )
         if recipe.objective == "paper":
             visible = batch.visible[None, :, None].expand_as(batch.logits)
-            labels = similarity_labels(batch.logits, visible, recipe.paper)
-            loss = paper_loss(batch.q, batch.k, labels, self.weight_parameter, recipe.paper)
+            labels = similarity_labels(batch.logits, visible, recipe.constants)
+            loss = paper_loss(batch.q, batch.k, labels, self.weight, recipe.constants)
         else:
-            last = batch.query_positions[:, None]
-            eligible = (batch.key_positions >= recipe.sink) & (
-                batch.key_positions <= last - recipe.recent
-            )
+            eligible = batch.eligible(recipe.sink, recipe.recent)
+            key_scale = None
+            if self.mean_scale is not None:
+                key_scale = batch.k.norm(dim=-1) / self.mean_scale
             loss = attention_loss(
                 batch.q,
                 batch.k,
                 batch.attention.masked_fill(~eligible, 0.0),
                 eligible,
-                self.weight_parameter,
+                self.weight,
                 self.query_scale,
                 self.log_temperature,
+                key_scale,
             )
         self.optimizer.zero_grad()
         loss.backward()
@@ -158,9 +204,19 @@ class HataTrainer:
             self.schedule.step()
         return loss.detach()
 
-    def weight(self) -> torch.Tensor:
-        """The weights as they are now, ``[Hkv, D, r]`` float32, a copy."""
-        return self.weight_parameter.detach().clone()
+    def encoder(self) -> LinearEncoder:
+        """The encoder as it is now, float32, with a copy of the weights."""
+        tensors = {"weight": self.weight.detach().clone()}
+        if self.scale_step is not None:
+            tensors["scale_step"] = self.scale_step
+        kv_heads, dim, _ = self.weight.shape
+        return LinearEncoder(
+            tensors,
+            num_kv_heads=kv_heads,
+            group=self.group,
+            head_dim=dim,
+            scale_bits=self.recipe.scale_bits,
+        )
 
 
 def _projection_size(data: list[SequenceData], weight: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from hata_kernels.encoders import Encoder, dense_scores
 from hata_sglang.evaluation.attention_mass import (
     Budget,
     attention_mass,
     group_attention,
-    hash_scores,
     select,
 )
 from hata_sglang.training.capture import Capture
@@ -40,9 +40,9 @@ class HeldOutLayer:
             )
             self.parts.append((part, group_attention(part.q, part.k, part.positions, part.scale)))
 
-    def mass(self, weight: torch.Tensor, budget: Budget) -> float:
-        """Mean attention mass that the codes of `weight` keep."""
-        return self._mean(lambda part, _: hash_scores(part.q, part.k, weight), budget)
+    def mass(self, encoder: Encoder, budget: Budget) -> float:
+        """Mean attention mass that the codes of `encoder` keep."""
+        return self._mean(lambda part, _: dense_scores(encoder, part.q, part.k), budget)
 
     def exact(self, budget: Budget) -> float:
         """Mean attention mass of exact top-k: the ceiling."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,10 @@ class Batch:
         keys that a query does not see.
     key_positions, query_positions : torch.Tensor
         Int64 ``[s]`` and ``[n]``.
+    sequence : int
+        Which element of the data this was drawn from.
+    rows : torch.Tensor
+        Int64 ``[n]``, which of its queries.
     """
 
     q: torch.Tensor
@@ -76,11 +81,21 @@ class Batch:
     attention: torch.Tensor
     key_positions: torch.Tensor
     query_positions: torch.Tensor
+    sequence: int
+    rows: torch.Tensor
 
     @property
     def visible(self) -> torch.Tensor:
         """``[n, s]`` bool: keys that each query sees."""
         return self.key_positions <= self.query_positions[:, None]
+
+    def eligible(self, sink: int, recent: int) -> torch.Tensor:
+        """``[n, s]`` bool: visible keys that are neither among the `sink` first nor `recent` last.
+
+        Those are kept whatever their score, so only the others compete for the budget.
+        """
+        last = self.query_positions[:, None]
+        return (self.key_positions >= sink) & (self.key_positions <= last - recent)
 
 
 def sample_batch(
@@ -96,7 +111,8 @@ def sample_batch(
     generator : torch.Generator
         On the CPU, whatever the device of `data`.
     """
-    sequence = data[int(torch.randint(len(data), (1,), generator=generator))]
+    index = int(torch.randint(len(data), (1,), generator=generator))
+    sequence = data[index]
     device = sequence.k.device
     rows = torch.randperm(sequence.q.shape[1], generator=generator)[:queries].to(device)
     columns = torch.randperm(sequence.k.shape[1], generator=generator)[:keys].sort().values
@@ -106,4 +122,25 @@ def sample_batch(
     attention = (logits - sequence.log_normaliser[:, rows, :, None]).exp().mean(2)
     positions = sequence.positions[rows]
     attention = attention.masked_fill(columns > positions[:, None], 0.0)
-    return Batch(q, k, logits, attention, columns, positions)
+    return Batch(q, k, logits, attention, columns, positions, index, rows)
+
+
+def scale_step(magnitudes: torch.Tensor, scale_bits: int) -> torch.Tensor:
+    """Step of a per-key scale, such that 99.9 % of the training keys fit its integers.
+
+    Parameters
+    ----------
+    magnitudes : torch.Tensor
+        ``[Hkv, T]`` float32, not negative: what the scale stands for, of many keys.
+    scale_bits : int
+        8 or 16.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[Hkv]`` float32, larger than 0.
+    """
+    # Not torch.quantile, which refuses more than 16 million numbers.
+    rank = math.ceil(0.999 * magnitudes.shape[1])
+    top = magnitudes.float().kthvalue(rank, dim=1).values
+    return top.clamp_min(1e-12) / (2**scale_bits - 1)

@@ -163,6 +163,7 @@ def attention_loss(
     weight: torch.Tensor,
     query_scale: torch.Tensor,
     log_temperature: torch.Tensor,
+    key_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy between the group's attention and the softmax of its code scores.
 
@@ -187,6 +188,8 @@ def attention_loss(
         Scalar or ``[Hkv, 1, 1]``; brings projections of q to about unit size.
     log_temperature : torch.Tensor
         ``[Hkv, 1, 1]``, trained; multiplies scores scaled to [-1, 1].
+    key_scale : torch.Tensor, optional
+        ``[Hkv, S]`` float32 of about 1, multiplies the scores of each key.
 
     Returns
     -------
@@ -198,6 +201,8 @@ def attention_loss(
     votes = codes.unflatten(1, (count, group)).sum(2)
     scores = votes @ straight_through_sign(k @ weight).transpose(1, 2)
     scores = scores / (group * weight.shape[-1]) * log_temperature.exp()
+    if key_scale is not None:
+        scores = scores * key_scale[:, None]
     log_share = scores.masked_fill(~eligible, -torch.inf).log_softmax(-1)
     # 0 * -inf is NaN: ineligible keys have no attention to explain.
     return -(attention * log_share.masked_fill(~eligible, 0.0)).sum((0, 2)).mean()

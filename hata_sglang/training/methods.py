@@ -6,13 +6,20 @@ from typing import Any, Protocol
 
 import torch
 
+from hata_kernels.encoders import Encoder
 from hata_sglang.errors import Problem, Refusal
+from hata_sglang.training.asymmetric import AsymmetricRecipe, AsymmetricTrainer
+from hata_sglang.training.hashattention import (
+    BITS_PER_HEAD,
+    HashAttentionRecipe,
+    HashAttentionTrainer,
+)
 from hata_sglang.training.hata import HataRecipe, HataTrainer
 from hata_sglang.training.layer_data import SequenceData
 
 
 class Recipe(Protocol):
-    """Options of a method: a frozen dataclass."""
+    """Options of a method: a frozen dataclass, whose fields ``--option`` sets."""
 
     steps: int
 
@@ -21,16 +28,60 @@ class Recipe(Protocol):
 
 
 class LayerTrainer(Protocol):
-    """Trains the weights of one layer."""
+    """Trains the encoder of one layer."""
 
     def step(self) -> torch.Tensor:
         """Take one step and return its loss."""
 
-    def weight(self) -> torch.Tensor:
-        """The weights as they are now."""
+    def encoder(self) -> Encoder:
+        """The encoder as it is now, float32, a copy."""
 
 
-METHODS: dict[str, tuple[type, type]] = {"hata": (HataRecipe, HataTrainer)}
+METHODS: dict[str, tuple[type, type]] = {
+    "hata": (HataRecipe, HataTrainer),
+    "hashattention": (HashAttentionRecipe, HashAttentionTrainer),
+    "asymmetric": (AsymmetricRecipe, AsymmetricTrainer),
+}
+DEFAULT_BITS = 128
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that cannot be trained.
+
+    Raises
+    ------
+    Refusal
+    """
+    if method not in METHODS:
+        raise Refusal([Problem("method", f"one of {', '.join(METHODS)}", repr(method))])
+
+
+def resolve_bits(method: str, bits: int | None, group: int) -> int:
+    """Bits per token and KV head.
+
+    Parameters
+    ----------
+    method : str
+    bits : int or None
+        As asked for; None stands for the method's own number.
+    group : int
+        Query heads per KV head.
+
+    Raises
+    ------
+    Refusal
+        If `bits` fills no words, or the method leaves no choice and it is another number.
+    """
+    if method == "hashattention":
+        fixed = BITS_PER_HEAD * group
+        if bits not in (None, fixed):
+            expected = f"{fixed}, {BITS_PER_HEAD} for each of the {group} query heads of a KV head"
+            raise Refusal([Problem("bits", expected, str(bits))])
+        return fixed
+    bits = DEFAULT_BITS if bits is None else bits
+    if bits < 32 or bits % 32:
+        raise Refusal([Problem("bits", "a positive multiple of 32", str(bits))])
+    return bits
 
 
 def make_trainer(
@@ -43,8 +94,7 @@ def make_trainer(
     Refusal
         If the method cannot be trained, or the recipe belongs to another one.
     """
-    if method not in METHODS:
-        raise Refusal([Problem("method", f"one of {', '.join(METHODS)}", repr(method))])
+    check_method(method)
     recipe_type, trainer_type = METHODS[method]
     if not isinstance(recipe, recipe_type):
         raise Refusal([Problem("recipe", recipe_type.__name__, type(recipe).__name__)])

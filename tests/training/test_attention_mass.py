@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from hata_kernels.encoders import dense_scores, make_encoder
 from hata_sglang.evaluation.attention_mass import (
     Budget,
     attention_mass,
     group_attention,
-    hash_scores,
     select,
 )
 
@@ -52,27 +52,6 @@ def test_attention_mass_adds_up_what_is_selected():
     assert float(attention_mass(probabilities, selected)) == pytest.approx(0.7)
 
 
-def test_hash_scores_rank_like_the_serving_path():
-    from hata_kernels.encode import encode_naive
-    from hata_kernels.score import score_dtype, score_naive
-
-    torch.manual_seed(0)
-    q, k, weight = torch.randn(1, 4, 16), torch.randn(63, 2, 16), torch.randn(2, 16, 64)
-    served = torch.empty(1, 2, 63, dtype=score_dtype(2, 64))
-    score_naive(
-        encode_naive(q, weight),
-        encode_naive(k, weight),
-        torch.arange(63, dtype=torch.int32)[None],
-        torch.tensor([63]),
-        sink=0,
-        recent=0,
-        out=served,
-    )
-    # agreements less disagreements of 2 heads with 64 bits each
-    expected = 2 * served[0].float() - 2 * 64
-    assert torch.equal(hash_scores(q, k, weight)[:, 0], expected)
-
-
 def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
     torch.manual_seed(0)
     q, k = torch.randn(5, 4, 32) * 2, torch.randn(200, 2, 32)
@@ -80,12 +59,17 @@ def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
     attention = group_attention(q, k, positions, 1.0)
     budget = Budget(20, 2, 2)
 
+    def codes(bits):
+        tensors = {"weight": torch.randn(2, 32, bits)}
+        random = make_encoder("random", tensors, num_kv_heads=2, group=2, head_dim=32)
+        return dense_scores(random, q, k)
+
     def mass(scores):
         return float(attention_mass(attention, select(scores, positions, budget)).mean())
 
     exact, many_bits, few_bits = (
         mass(attention),
-        mass(hash_scores(q, k, torch.randn(2, 32, 2048))),
-        mass(hash_scores(q, k, torch.randn(2, 32, 32))),
+        mass(codes(2048)),
+        mass(codes(32)),
     )
     assert exact > many_bits > few_bits

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hata_sglang.errors import HataError
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences, recording
 from hata_sglang.training.data import TokenSequence
 
@@ -28,8 +29,11 @@ def test_first_layer_equals_projection_and_rope_by_hand(model, tmp_path):
     tokens = tuple(torch.randint(256, (63,), generator=torch.Generator().manual_seed(1)).tolist())
     store = CaptureStore(tmp_path)
     sampling = Sampling(queries=8, tail_queries=4, tail=16)
-    sequences = [TokenSequence("test", tokens)]
-    assert list(capture_sequences(model, sequences, store, sampling=sampling, seed=0)) == [1]
+    done = capture_sequences(
+        model, [TokenSequence("test", tokens)], store, [0], sampling=sampling, seed=0
+    )
+    assert list(done) == [1]
+    assert not (tmp_path / "layer-001").exists()
 
     layer = model.model.layers[0]
     with torch.no_grad():
@@ -44,27 +48,32 @@ def test_first_layer_equals_projection_and_rope_by_hand(model, tmp_path):
     assert capture.scale == 16**-0.5
 
 
-def test_captured_q_and_k_give_the_attention_of_the_eager_model(model_dir, model):
+def capture(model, store, layers):
+    tokens = TokenSequence("test", tuple(range(40)))
+    sampling = Sampling(queries=8, tail_queries=4, tail=16)
+    return list(capture_sequences(model, [tokens], store, layers, sampling=sampling, seed=0))
+
+
+def test_the_model_runs_no_further_than_the_last_layer_asked_for(model, tmp_path, monkeypatch):
+    def unreachable(*_args, **_kwargs):
+        raise AssertionError("layer 1 ran")
+
+    monkeypatch.setattr(model.model.layers[1], "forward", unreachable)
+    assert capture(model, CaptureStore(tmp_path), [0]) == [1]
+
+
+def test_a_layer_that_does_not_report_is_refused(model, tmp_path):
+    with pytest.raises(HataError, match=r"queries and keys of layers \[1, 7\].*only of \[1\]"):
+        capture(model, CaptureStore(tmp_path), [1, 7])
+
+
+def test_a_damaged_model_is_refused(model_dir, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    eager = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    tokens = torch.arange(40)[None]
-    seen = {}
-    with (
-        torch.no_grad(),
-        recording(model, lambda layer, q, k, scale: seen.__setitem__(layer, (q, k, scale))),
-    ):
-        model.base_model(input_ids=tokens, use_cache=False)
-    with torch.no_grad():
-        attentions = eager.base_model(input_ids=tokens, output_attentions=True).attentions
-    assert sorted(seen) == [0, 1]
-    for layer, (q, k, scale) in seen.items():
-        logits = q @ k.repeat_interleave(2, dim=1).transpose(2, 3) * scale
-        mask = torch.ones(40, 40, dtype=torch.bool).tril()
-        found = logits.masked_fill(~mask, -torch.inf).softmax(-1)
-        torch.testing.assert_close(found, attentions[layer], rtol=1e-4, atol=1e-5)
+    broken = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    broken.model.layers[1].self_attn.k_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(HataError, match="model, layer 1: expected finite queries and keys"):
+        capture(broken, CaptureStore(tmp_path), [0, 1])
 
 
 def test_recording_leaves_output_and_model_as_they_were(model):

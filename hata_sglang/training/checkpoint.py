@@ -1,0 +1,112 @@
+"""The model's folder: which model it is, and its tokenizer and texts together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hata_sglang.demo_model import MANIFEST, file_sha256
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.training.captures import Splits
+from hata_sglang.training.data import DataError, read_sequences
+from hata_sglang.training.options import TrainOptions
+
+
+def read_config(model_dir: Path) -> Any:
+    """Read a checkpoint's transformers config.
+
+    Raises
+    ------
+    Refusal
+        If the folder holds none, or one that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    if not (model_dir / "config.json").is_file():
+        raise Refusal([Problem("model", "a folder with a Hugging Face checkpoint", str(model_dir))])
+    try:
+        return AutoConfig.from_pretrained(model_dir)
+    except ValueError as error:
+        expected = "a config.json that transformers can read"
+        raise Refusal([Problem("model", expected, str(error).splitlines()[0])]) from error
+
+
+def model_revision(model_dir: Path) -> str:
+    """Identify a checkpoint by the SHA-256 of what its weights were read from.
+
+    Returns
+    -------
+    str
+        ``gguf-sha256:...`` for the demo model, else ``weights-sha256:...`` over
+        the weight files in the order of their names.
+
+    Raises
+    ------
+    Refusal
+        If there are no weights.
+    """
+    manifest = model_dir / MANIFEST
+    if manifest.is_file():
+        return "gguf-sha256:" + json.loads(manifest.read_text(encoding="utf-8"))["gguf_sha256"]
+    files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("*.bin"))
+    if not files:
+        raise Refusal([Problem("model", "*.safetensors or *.bin", f"none in {model_dir}")])
+    sums = [file_sha256(path) for path in files]
+    return "weights-sha256:" + (sums[0] if len(sums) == 1 else "+".join(sums))
+
+
+def read_splits(
+    model_dir: Path,
+    data_files: Sequence[str | Path],
+    held_out_files: Sequence[str | Path],
+    options: TrainOptions,
+    vocab_size: int,
+) -> Splits:
+    """Tokenise the texts to train on and those to measure on.
+
+    Parameters
+    ----------
+    model_dir : Path
+    data_files, held_out_files : sequence of path
+        If there are none to hold out, the last fifth of the sequences is.
+    options : TrainOptions
+    vocab_size : int
+
+    Returns
+    -------
+    dict of str to list of TokenSequence
+        ``train`` and ``held_out``.
+
+    Raises
+    ------
+    DataError
+        If the texts cannot be used, or are the same in both.
+    """
+    tokenizer = _tokenizer(model_dir)
+    limits = (options.sequence_length, options.minimum_length, vocab_size)
+    sequences = read_sequences(data_files, tokenizer, *limits)
+    if held_out_files:
+        held_out = read_sequences(held_out_files, tokenizer, *limits)
+    else:
+        count = max(1, len(sequences) // 5)
+        sequences, held_out = sequences[:-count], sequences[-count:]
+    shared = {s.tokens for s in sequences} & {s.tokens for s in held_out}
+    if not sequences or shared:
+        found = "the same text in both" if shared else "one sequence in all"
+        raise DataError(
+            "training texts: expected sequences to train on and others to hold out, "
+            f"found {found}. Give more text or --held-out FILE."
+        )
+    return {"train": sequences, "held_out": held_out}
+
+
+def _tokenizer(model_dir: Path) -> Any:
+    """The tokenizer, or None where the folder has no file of one (token files need none)."""
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not any((model_dir / name).is_file() for name in names):
+        return None
+    return AutoTokenizer.from_pretrained(model_dir)

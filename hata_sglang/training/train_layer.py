@@ -1,0 +1,151 @@
+"""Training one layer: steps, looks at the held-out mass, the best weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+
+from hata_kernels.encoders import Encoder, make_encoder
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.capture import Capture
+from hata_sglang.training.held_out import HeldOutLayer
+from hata_sglang.training.layer_data import SequenceData
+from hata_sglang.training.methods import LayerTrainer, Recipe, make_trainer
+from hata_sglang.training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What training one layer gave.
+
+    Attributes
+    ----------
+    encoder : Encoder
+        On the CPU, float32, rounded to the dtype of the weights' file.
+    loss : float
+        Mean of the last steps.
+    steps : int
+    masses : tuple of dict of str to float
+        By budget: selector -> held-out attention mass.
+    seconds : float
+        Wall time.
+    """
+
+    encoder: Encoder
+    loss: float
+    steps: int
+    masses: tuple[dict[str, float], ...]
+    seconds: float
+
+    def summary(self, budget: Budget) -> str:
+        """One line for people."""
+        mass = ", ".join(f"{name} {value:.3f}" for name, value in self.masses[0].items())
+        return f"loss {self.loss:.3f}, held-out mass at k = {budget.k}: {mass}"
+
+
+def train_layer(
+    captures: dict[str, list[Capture]],
+    layer: int,
+    method: str,
+    bits: int,
+    recipe: Recipe,
+    options: TrainOptions,
+    bars: Progress,
+) -> LayerResult:
+    """Train the encoder of one layer on its captures.
+
+    Parameters
+    ----------
+    captures : dict of str to list of Capture
+        ``train`` and ``held_out``.
+    layer : int
+    method : str
+        A key of `methods.METHODS`.
+    bits : int
+        Per token and KV head.
+    recipe : Recipe
+    options : TrainOptions
+    bars : rich.progress.Progress
+
+    Raises
+    ------
+    HataError
+        If the weights are not finite.
+    """
+    start = time.perf_counter()
+    device = torch.device(options.device)
+    data = [SequenceData.of(capture, device) for capture in captures["train"]]
+    held_out = HeldOutLayer(captures["held_out"], options.held_out_queries, device)
+    # One seed per layer, so that a layer's weights do not depend on the layers before it.
+    seed = options.seed * 1_000_003 + layer
+    trainer = make_trainer(method, data, bits, recipe, seed)
+    task = bars.add_task(f"  layer {layer} (steps)", total=recipe.steps, note="")
+    best, best_mass, looks_since = _stored(trainer.encoder(), options.dtype), -1.0, 0
+    loss, step = float("nan"), 0
+    while step < recipe.steps and looks_since < options.patience:
+        until = min(recipe.steps, step + options.evaluate_every)
+        loss = _steps(trainer, until - step)
+        step = until
+        encoder = _stored(trainer.encoder(), options.dtype)
+        if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
+            raise HataError(
+                f"layer {layer}: expected finite weights after step {step}, found NaN or infinite "
+                "ones. Lower --learning-rate."
+            )
+        mass = held_out.mass(encoder, options.budgets[0])
+        looks_since += 1
+        if mass > best_mass:
+            best, best_mass, looks_since = encoder, mass, 0
+        bars.update(task, completed=step, note=f"loss {loss:.3f}, held-out mass {mass:.3f}")
+    bars.remove_task(task)
+    planes = _random_planes(best, seed)
+    masses = tuple(
+        {
+            "exact": held_out.exact(budget),
+            method: held_out.mass(best, budget),
+            "random": held_out.mass(planes, budget),
+            "streaming": held_out.streaming(budget),
+        }
+        for budget in options.budgets
+    )
+    best = best.to("cpu", torch.float32)
+    return LayerResult(best, loss, step, masses, time.perf_counter() - start)
+
+
+def _steps(trainer: LayerTrainer, count: int) -> float:
+    """Mean loss of `count` steps."""
+    return float(torch.stack([trainer.step() for _ in range(count)]).mean())
+
+
+def remake(encoder: Encoder, tensors: dict[str, torch.Tensor]) -> Encoder:
+    """An encoder like another one, of other tensors."""
+    return type(encoder).from_tensors(
+        tensors,
+        num_kv_heads=encoder.num_kv_heads,
+        group=encoder.group,
+        head_dim=encoder.head_dim,
+        **encoder.options(),
+    )
+
+
+def _stored(encoder: Encoder, dtype: str) -> Encoder:
+    """The encoder as its file will give it back."""
+    kept = getattr(torch, dtype)
+    return remake(encoder, {n: t.to(kept).float() for n, t in encoder.tensors().items()})
+
+
+def _random_planes(encoder: Encoder, seed: int) -> Encoder:
+    """Random hyperplanes of as many bits, for comparison."""
+    shape = (encoder.num_kv_heads, encoder.head_dim, encoder.bits)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return make_encoder(
+        "random",
+        {"weight": weight.to(encoder.device)},
+        num_kv_heads=encoder.num_kv_heads,
+        group=encoder.group,
+        head_dim=encoder.head_dim,
+    )

@@ -1,0 +1,129 @@
+"""``hata-sglang train``: its arguments, and what it prints and writes."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hata_sglang.errors import HataError, Refusal
+from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
+from hata_sglang.training.hata import HataRecipe
+from hata_sglang.training.loss import PaperLoss
+from hata_sglang.training.methods import METHODS
+from hata_sglang.training.recipe_options import make_recipe, option_lines
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    return parser.parse_args(arguments.split())
+
+
+def test_command_line_trains_and_prints_the_mass(model_dir, text_file, tmp_path, capsys):
+    out = tmp_path / "from-cli"
+    arguments = f"--model {model_dir} --data {text_file} --out {out} --bits 64 --steps 5 --seed 3"
+    arguments += " --sequence-length 200 --minimum-length 100 --budget 24:2:2 --dtype float16"
+    arguments += " --option keys_per_step=64 --option scale_bits=8"
+    assert run_train(parse(arguments)) == 0
+    printed = capsys.readouterr().out
+    assert "held-out attention mass at k = 24: exact 0." in printed
+    assert "s on cpu, peak host memory" in printed
+    card = json.loads((out / "card.json").read_text())
+    assert (card["bits"], card["seed"], card["recipe"]["steps"]) == (64, 3, 5)
+    assert card["recipe"]["keys_per_step"] == 64
+    assert card["options"] == {"scale_bits": 8}
+    weight = load_file(out / "hash.safetensors")["layers.0.weight"]
+    assert weight.shape == (2, 16, 64)
+    assert weight.dtype == torch.float16
+
+
+def test_a_plot_is_drawn_of_every_selector(model_dir, text_file, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plots" / "mass.png"
+    arguments = f"--model {model_dir} --data {text_file} --out {tmp_path / 'w'} --steps 2"
+    arguments += f" --sequence-length 200 --minimum-length 100 --budget 24:2:2 --plot {plot}"
+    assert run_train(parse(arguments)) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {plot}" in capsys.readouterr().out
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    arguments = f"--model m --data d --out {tmp_path / 'w'} --plot {tmp_path / 'mass.pdf'}"
+    with pytest.raises(Refusal) as error:
+        run_train(parse(arguments))
+    assert "a file name that ends in .png" in str(error.value)
+    assert "pip install 'hata-sglang[plot]'" in str(error.value)
+
+
+def test_options_are_typed_by_the_recipe():
+    texts = ["learning_rate=0.5", "steps=7", "loss_weights=code", "paper.sigma=0.3"]
+    recipe = make_recipe(HataRecipe, [*texts, "schedule=none"])
+    assert recipe == HataRecipe(
+        learning_rate=0.5,
+        steps=7,
+        loss_weights="code",
+        paper=PaperLoss(sigma=0.3),
+        schedule=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["step=7"], "--option step: expected 'steps' .the nearest name., or another of obj"),
+        (["zzz=7"], "--option zzz: expected one of objective, steps"),
+        (["steps=many"], "--option steps: expected an integer, found 'many'"),
+        (["steps"], "--option steps: expected steps=VALUE, found 'steps'"),
+        (["scale_bits=9"], "--option scale_bits: expected 0 or 8 or 16, found '9'"),
+        (["schedule=linear"], "expected none or cosine or none, found 'linear'"),
+        (["steps=1", "steps=2"], "--option steps: expected one value, found 1 and 2"),
+        (["a=1", "paper.sgma=1"], "2 problems(.|\\n)*'paper.sigma' .the nearest name."),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(texts, message):
+    with pytest.raises(Refusal, match=message):
+        make_recipe(HataRecipe, texts)
+
+
+def test_steps_and_its_option_are_one_setting(tmp_path):
+    arguments = "--model m --data d --out o --steps 5 --option steps=6"
+    with pytest.raises(Refusal, match="expected one value, found 5 and 6"):
+        run_train(parse(arguments))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_of_a_method_are_listed(method, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--method {method} --list-options")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == option_lines(METHODS[method][0])
+    assert any(line.startswith("steps: an integer (default ") for line in printed)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "much", "nan", "inf"])
+def test_a_disk_bound_is_a_positive_number(text, capsys):
+    with pytest.raises(SystemExit):
+        parse(f"--model m --data d --out o --max-disk {text}")
+    assert f"expected GB, a number above 0, found '{text}'" in capsys.readouterr().err
+
+
+def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HataError, match="--device: expected a CUDA device"):
+        run_train(parse("--model m --data d --out o --device cuda"))
+
+
+@pytest.mark.parametrize("text", ["", "x", "64:16", "64:16:16:1", "32:16:16", "9:-1:0"])
+def test_malformed_budgets_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected K or K:SINK:RECENT"):
+        parse_budget(text)
+
+
+def test_budgets_are_parsed():
+    assert parse_budget("256:16:64") == Budget(256, 16, 64)
+    assert parse_budget("96") == Budget(96, 16, 16)
