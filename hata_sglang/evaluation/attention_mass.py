@@ -2,7 +2,8 @@
 
 Attention mass is the softmax probability that the kept tokens hold, averaged
 over the query heads of a KV head's group. Exact top-k by that average is the
-ceiling of every selector that picks k tokens per KV head.
+ceiling of every selector that picks k tokens per KV head. Scores of coded
+methods come from `hata_kernels.encoders.dense_scores`.
 """
 
 from __future__ import annotations
@@ -61,49 +62,6 @@ def group_attention(
         logits = (grouped[:, head] * scale) @ k.permute(1, 2, 0)
         total += logits.masked_fill_(future, -torch.inf).softmax(-1)
     return total / (heads // kv_heads)
-
-
-def sign_codes(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Codes as signs: +1 where ``x @ weight > 0``, else -1.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``[..., D]`` float32.
-    weight : torch.Tensor
-        ``[..., D, r]`` float32, broadcast against `x` as in matmul.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[..., r]`` float32 of +1 and -1.
-    """
-    return torch.where(x @ weight > 0, 1.0, -1.0)
-
-
-def hash_scores(q: torch.Tensor, k: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Scores that the serving path computes from codes, summed over the group.
-
-    Parameters
-    ----------
-    q : torch.Tensor
-        ``[N, Hq, D]`` float32.
-    k : torch.Tensor
-        ``[S, Hkv, D]`` float32.
-    weight : torch.Tensor
-        ``[Hkv, D, r]`` float32.
-
-    Returns
-    -------
-    torch.Tensor
-        ``[Hkv, N, S]`` float32: sum over the group of ``r - hamming``, times 2
-        and less ``G * r`` (the same order; agreements less disagreements).
-    """
-    count, heads, dim = q.shape
-    kv_heads = k.shape[1]
-    grouped = q.reshape(count, kv_heads, heads // kv_heads, dim).transpose(0, 1)
-    votes = sign_codes(grouped, weight[:, None]).sum(2)
-    return votes @ sign_codes(k.transpose(0, 1), weight).transpose(1, 2)
 
 
 def select(scores: torch.Tensor, positions: torch.Tensor, budget: Budget) -> torch.Tensor:

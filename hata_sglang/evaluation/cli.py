@@ -1,0 +1,235 @@
+"""``hata-sglang eval``: tasks and likelihoods through a server, and tables made of the CSVs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hata_sglang.errors import HataError
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    from hata_sglang.evaluation.arms import ARMS, arm_weights
+    from hata_sglang.evaluation.serving import read_budget
+
+    where = parser.add_argument_group("a server that runs already")
+    where.add_argument("--url", help="its root, such as http://127.0.0.1:30000")
+    where.add_argument("--arm", help="its name in the tables; `dense` for SGLang without hata")
+    start = parser.add_argument_group("servers to start, one after the other")
+    start.add_argument("--model", type=Path, help="the checkpoint's folder")
+    start.add_argument("--config", type=Path, help="YAML of the sparse arms")
+    start.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    start.add_argument(
+        "--weights", nargs="+", type=arm_weights, metavar="ARM=WEIGHTS", help="of trained arms"
+    )
+    start.add_argument(
+        "--budgets",
+        nargs="+",
+        type=read_budget,
+        metavar="BUDGET",
+        help="tokens (256) or shares of the context (0.0156) (default: the YAML's)",
+    )
+    start.add_argument(
+        "--server-flags", default="", help='for every server, in one string: "--dtype float32"'
+    )
+    parser.add_argument("--concurrency", type=int, default=1, help="requests at a time (1)")
+    parser.add_argument("--out", type=Path, required=True, help="CSV; one there is gone on with")
+
+
+def _data(text: str) -> tuple[str, str]:
+    task, _, path = text.partition("=")
+    if not task or not path:
+        raise argparse.ArgumentTypeError(f"expected TASK=PATH, found {text!r}")
+    return task, path
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands of ``hata-sglang eval``.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Of `eval`. Its namespaces have the attribute `action`, for `run_eval`.
+    """
+    from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
+
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, action: Callable[[argparse.Namespace], int], summary: str):
+        sub = actions.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(action=action)
+        return sub
+
+    server = add("server", run_server, "Score tasks through servers, one CSV row per sample.")
+    _add_where(server)
+    server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
+    server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
+    server.add_argument("--samples", type=int, default=20, help="per task and length (20)")
+    server.add_argument("--seed", type=int, default=0)
+    server.add_argument(
+        "--data",
+        nargs="+",
+        type=_data,
+        default=[],
+        metavar="TASK=PATH",
+        help="file or folder of a task or group: longbench=data qa_1=squad.json",
+    )
+
+    nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
+    _add_where(nll)
+    nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
+    nll.add_argument("--chunks", type=int, default=8, help="stretches of the text (8)")
+    nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
+    nll.add_argument("--continuation", type=int, default=1000, help="tokens counted (1000)")
+
+    report = add("report", run_report, "Make tables and plots of CSV files of any of these.")
+    report.add_argument("csv", nargs="+", type=Path)
+    report.add_argument("--out", type=Path, required=True, help="folder")
+    report.add_argument("--reference", default="dense", help="arm to compare with (dense)")
+    report.add_argument(
+        "--min-dense",
+        type=float,
+        default=0.5,
+        help="leave out what dense itself scores below this at a length (0.5)",
+    )
+    report.add_argument("--no-plots", action="store_true", help="tables alone, no matplotlib")
+
+    offline = add("offline", run_offline, "Judge selectors on captured queries, keys and values.")
+    add_offline_arguments(offline)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Run the sub-command that `add_eval_arguments` parsed.
+
+    Returns
+    -------
+    int
+        0; what is wrong is raised as `HataError`.
+    """
+    return args.action(args)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _check_counts(args: argparse.Namespace, *names: str) -> None:
+    from hata_sglang.errors import Problem, Refusal
+
+    low = [name for name in names if getattr(args, name) < 1]
+    if low:
+        found = [Problem(f"--{name}", "at least 1", str(getattr(args, name))) for name in low]
+        raise Refusal(found)
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """``eval server``: every task at every length through every server."""
+    from hata_sglang.evaluation.results import ResultFile
+    from hata_sglang.evaluation.run_tasks import (
+        COLUMNS,
+        KEYS,
+        make_samples,
+        run_samples,
+        task_names,
+    )
+    from hata_sglang.evaluation.server import exit_on_sigterm
+    from hata_sglang.evaluation.serving import check_where, servers, tokenizer_of
+    from hata_sglang.evaluation.tasks import TaskUnavailable
+
+    check_where(args)
+    _check_counts(args, "samples", "concurrency")
+    exit_on_sigterm()
+    console = Console()
+    tokenizer = tokenizer_of(args)
+    data = dict(args.data)
+    asked = []
+    for name in task_names(args.tasks):
+        for length in args.lengths:
+            try:
+                samples = make_samples(name, args.samples, length, tokenizer, args.seed, data)
+            except TaskUnavailable as error:
+                console.print(f"[yellow]skipped[/] {name} (--data {name}=PATH): {error}")
+                break
+            except HataError as error:
+                raise HataError(f"{name} at length {length}: {error}") from None
+            asked.append((name, length, samples))
+    if not asked:
+        raise HataError("every task was skipped: nothing to ask")
+    results = ResultFile(args.out, COLUMNS, KEYS)
+    for client, arm in servers(args, shlex.split(args.server_flags), console):
+        with _progress(console) as progress:
+            bar = progress.add_task(arm.label, total=sum(len(samples) for *_, samples in asked))
+            for name, length, samples in asked:
+                progress.update(bar, description=f"{arm.label}: {name} {length}")
+                run_samples(
+                    client,
+                    arm,
+                    samples,
+                    length,
+                    args.seed,
+                    results,
+                    concurrency=args.concurrency,
+                    on_rows=partial(progress.advance, bar),
+                )
+    console.print(f"{args.out}: {len(results)} rows")
+    return 0
+
+
+def run_nll_command(args: argparse.Namespace) -> int:
+    """``eval nll``: the same stretches of a text through every server."""
+    from hata_sglang.evaluation.forced import SERVER_FLAGS
+    from hata_sglang.evaluation.nll import COLUMNS, KEYS, make_chunks, read_text, run_nll
+    from hata_sglang.evaluation.results import ResultFile
+    from hata_sglang.evaluation.server import exit_on_sigterm
+    from hata_sglang.evaluation.serving import check_where, servers, tokenizer_of
+
+    check_where(args)
+    _check_counts(args, "concurrency")
+    exit_on_sigterm()
+    console = Console()
+    name, text = read_text(args.text)
+    chunks = make_chunks(tokenizer_of(args), text, args.chunks, args.context, args.continuation)
+    results = ResultFile(args.out, COLUMNS, KEYS)
+    flags = [*shlex.split(args.server_flags), *SERVER_FLAGS]
+    for client, arm in servers(args, flags, console):
+        with _progress(console) as progress:
+            bar = progress.add_task(arm.label, total=len(chunks))
+            run_nll(
+                client,
+                arm,
+                chunks,
+                name,
+                results,
+                args.concurrency,
+                on_chunks=partial(progress.advance, bar),
+            )
+    console.print(f"{args.out}: {len(results)} rows")
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """``eval report``: Markdown tables and PNG plots out of CSV files."""
+    from hata_sglang.evaluation.report import write_report
+
+    written = write_report(
+        args.csv,
+        args.out,
+        reference=args.reference,
+        min_dense=args.min_dense,
+        plots=not args.no_plots,
+    )
+    for path in written:
+        print(path)
+    return 0

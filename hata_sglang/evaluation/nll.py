@@ -1,0 +1,199 @@
+"""Negative log-likelihood of a text's continuation, decoded through a running server.
+
+A chunk of the text is prefilled, and the tokens behind it are decoded one by one and forced to
+be the text's own (`hata_sglang.evaluation.forced`). The first of them comes out of the prefill,
+which is dense in every arm; it is decoded, and not counted. Every counted token was thus
+predicted by a decode step whose context is at least the asked one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.evaluation.client import Client
+from hata_sglang.evaluation.results import ResultFile
+from hata_sglang.evaluation.sparsity import Arm, check_sparsity, steps_of
+
+NOVEL = "pride-and-prejudice"
+COLUMNS = (
+    "arm",
+    "method",
+    "bits",
+    "budget",
+    "text",
+    "chunk",
+    "context",
+    "continuation",
+    "nll",
+    "read",
+    "sample",
+)
+KEYS = ("arm", "method", "bits", "budget", "text", "context", "continuation", "chunk", "sample")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a text.
+
+    Attributes
+    ----------
+    index : int
+    prompt : tuple of int
+        Token ids, prefilled: one less than the context of the first counted token.
+    force : tuple of int
+        Token ids, decoded; the first is not counted.
+    """
+
+    index: int
+    prompt: tuple[int, ...]
+    force: tuple[int, ...]
+
+    @property
+    def sample(self) -> str:
+        """Short name of the tokens: the same for the same ones."""
+        ids = ",".join(map(str, self.prompt + self.force))
+        return hashlib.sha256(ids.encode()).hexdigest()[:12]
+
+
+def read_text(path: str | Path | None = None) -> tuple[str, str]:
+    """A text and its name: a file, or the novel that this package ships.
+
+    Raises
+    ------
+    Refusal
+        If the file is missing or not UTF-8.
+    """
+    if path is None:
+        packed = files("hata_sglang.evaluation.tasks").joinpath(f"data/{NOVEL}.txt.gz")
+        return NOVEL, gzip.decompress(packed.read_bytes()).decode("utf-8")
+    try:
+        return Path(path).stem, Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal([Problem("--text", "a readable file in UTF-8", str(error))]) from None
+
+
+def make_chunks(
+    tokenizer: Any, text: str, count: int, context: int, continuation: int
+) -> list[Chunk]:
+    """Cut stretches out of a text, spread evenly over it and without overlap.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+        A beginning-of-text token, where the tokenizer has one, comes first in every chunk.
+    text : str
+    count : int
+    context : int
+        Tokens before the first counted one, at least 2.
+    continuation : int
+        Tokens that are counted, at least 1.
+
+    Returns
+    -------
+    list of Chunk
+
+    Raises
+    ------
+    Refusal
+        If the text is too short, or a number out of range.
+    """
+    for name, value, least in (
+        ("--chunks", count, 1),
+        ("--context", context, 3),
+        ("--continuation", continuation, 1),
+    ):
+        if value < least:
+            raise Refusal([Problem(name, f"at least {least}", str(value))])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # What the tokenizer puts before any text (Llama's and Gemma's first token), and nothing else.
+    first = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1]
+    if first and first[0] != getattr(tokenizer, "bos_token_id", None):
+        first = []
+    size = context + continuation - len(first)
+    if len(ids) < count * size:
+        expected = f"at least {count} x {size} tokens of text"
+        raise Refusal([Problem("--chunks", expected, f"{len(ids)} tokens")])
+    stride = (len(ids) - size) // max(count - 1, 1)
+    chunks = []
+    for index in range(count):
+        start = index * stride
+        tokens = (*first, *ids[start : start + size])
+        chunks.append(Chunk(index, tokens[: context - 1], tokens[context - 1 :]))
+    return chunks
+
+
+def run_nll(
+    client: Client,
+    arm: Arm,
+    chunks: Sequence[Chunk],
+    text: str,
+    results: ResultFile,
+    concurrency: int = 1,
+    on_chunks: Callable[[int], None] | None = None,
+) -> int:
+    """Measure the chunks that are not in `results` yet.
+
+    Parameters
+    ----------
+    client : Client
+        Of a server with the flags `hata_sglang.evaluation.forced.SERVER_FLAGS`.
+    arm : Arm
+        What the server runs.
+    chunks : sequence of Chunk
+    text : str
+        Name of the text.
+    results : ResultFile
+        With `COLUMNS`; gets one row a chunk.
+    concurrency : int, default 1
+        Requests at the same time.
+    on_chunks : callable, optional
+        Called with the number of chunks after every batch, and of those that were there already.
+
+    Returns
+    -------
+    int
+        Chunks measured.
+
+    Raises
+    ------
+    HataError
+        If a sparse arm was not sparse, or a dense one has hata's counters.
+    """
+    rows = []
+    for chunk in chunks:
+        row = {
+            **arm.columns(),
+            "text": text,
+            "chunk": chunk.index,
+            "context": len(chunk.prompt) + 1,
+            "continuation": len(chunk.force) - 1,
+            "sample": chunk.sample,
+        }
+        if not results.has(row):
+            rows.append((chunk, row))
+    if on_chunks is not None:
+        on_chunks(len(chunks) - len(rows))
+    with ThreadPoolExecutor(concurrency) as pool:
+        for start in range(0, len(rows), concurrency):
+            batch = rows[start : start + concurrency]
+            before = client.counters()
+            logprobs = list(
+                pool.map(lambda each: client.decode_logprobs(each[0].prompt, each[0].force), batch)
+            )
+            steps = steps_of(len(chunk.force) for chunk, _ in batch)
+            read = check_sparsity(arm, before, client.counters(), steps, "nll")
+            for (_, row), values in zip(batch, logprobs, strict=True):
+                row["nll"] = f"{-sum(values[1:]) / len(values[1:]):.6f}"
+                row["read"] = read
+            results.append([row for _, row in batch])
+            if on_chunks is not None:
+                on_chunks(len(batch))
+    return len(rows)

@@ -1,0 +1,217 @@
+"""Running the model over texts and judging every selector in every layer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hata_sglang.budget import Budget
+from hata_sglang.evaluation.capture_cases import visit_layers
+from hata_sglang.evaluation.selection_quality import Judge, Quality
+from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
+from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
+from hata_sglang.evaluation.serving import NO_LIMIT
+from hata_sglang.training.capture import Sampling
+from hata_sglang.training.checkpoint import _tokenizer
+from hata_sglang.training.data import DataError, TokenSequence, read_sequences
+from hata_sglang.weights import Fingerprint, HashWeights
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured.
+
+    Attributes
+    ----------
+    layers : tuple of int
+    selectors : tuple of str
+        Names, see `selector_list`.
+    sets : tuple of HashWeights
+        Each a selector more.
+    budgets : tuple of int or float
+        Tokens, or shares of a query's context.
+    sink, recent : int
+    queries : int
+        Of each sequence.
+    random_bits : tuple of int
+    seed : int
+    """
+
+    layers: tuple[int, ...]
+    selectors: tuple[str, ...]
+    sets: tuple[HashWeights, ...]
+    budgets: tuple[int | float, ...]
+    sink: int
+    recent: int
+    queries: int
+    random_bits: tuple[int, ...]
+    seed: int
+
+    def tokens(self, budget: int | float, contexts: torch.Tensor) -> torch.Tensor:
+        """Tokens that queries with contexts of these lengths may keep, as in serving: int ``[N]``.
+
+        A share is rounded up, and leaves room for a token besides sink and recent ones.
+        """
+        value: Any = budget
+        if isinstance(budget, float):
+            value = {"ratio": budget, "min": self.sink + self.recent + 1, "max": NO_LIMIT}
+        return Budget.model_validate(value).tokens_tensor(contexts)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one selector was worth in one layer on one sequence under one budget.
+
+    Attributes
+    ----------
+    sequence, layer : int
+    selector : Selector
+    budget : int or float
+        As asked for.
+    tokens : float
+        Kept per query, the mean.
+    queries : int
+    quality : Quality
+        On the CPU.
+    """
+
+    sequence: int
+    layer: int
+    selector: Selector
+    budget: int | float
+    tokens: float
+    queries: int
+    quality: Quality
+
+
+def read_texts(
+    args: argparse.Namespace, vocab_size: int
+) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """Read the sequences to calibrate on (none without Loki) and those to measure on.
+
+    Raises
+    ------
+    DataError
+        If the texts cannot be used, or the same ones are in both.
+    """
+    minimum = args.length * 3 // 4 if args.minimum_length is None else args.minimum_length
+
+    def read(files: Sequence[Path]) -> list[TokenSequence]:
+        tokenizer = _tokenizer(args.model)
+        found = read_sequences(files, tokenizer, args.length, max(2, minimum), vocab_size)
+        count = min(args.sequences, len(found))
+        return [found[index * len(found) // count] for index in range(count)]
+
+    sequences, calibration = read(args.data), []
+    if loki_channels(args.selectors):
+        if args.calibration:
+            calibration = read(args.calibration)
+        else:
+            half = len(sequences) // 2
+            calibration, sequences = sequences[:half], sequences[half:]
+        shared = {each.tokens for each in calibration} & {each.tokens for each in sequences}
+        if shared or not calibration:
+            found = "the same text in both" if shared else "one sequence in all"
+            raise DataError(
+                "texts: expected some for Loki to learn from and others to measure on, found "
+                f"{found}. Give more text, --calibration FILE, or --selectors without loki."
+            )
+    return calibration, sequences
+
+
+def measure(
+    model: Any,
+    shape: Fingerprint,
+    study: Study,
+    calibration: Sequence[TokenSequence],
+    sequences: Sequence[TokenSequence],
+    console: Console,
+) -> list[Result]:
+    """Judge every selector, with one layer of one sequence in memory at a time.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        In evaluation mode.
+    shape : Fingerprint
+        Of the model.
+    study : Study
+    calibration, sequences : sequence of TokenSequence
+        From `read_texts`.
+    console : Console
+        Shows the progress.
+    """
+    results: list[Result] = []
+    with _bars(console) as bars:
+        statistics = _calibrate(model, calibration, study.layers, bars)
+        selectors = make_selectors(
+            study.selectors,
+            study.sets,
+            shape,
+            study.layers,
+            random_bits=study.random_bits,
+            seed=study.seed,
+            statistics=statistics,
+            device=model.device,
+        )
+        task = bars.add_task("measure (layers)", total=len(sequences) * len(study.layers))
+        sampling = Sampling(study.queries, study.queries // 2)
+        generator = torch.Generator().manual_seed(study.seed)
+        for number, sequence in enumerate(sequences):
+
+            def judge(case: AttentionCase, number: int = number) -> None:
+                results.extend(_judge(case, number, study, selectors))
+                bars.advance(task)
+
+            positions = sampling.positions(len(sequence.tokens), generator)
+            visit_layers(model, sequence, study.layers, positions, judge)
+    return results
+
+
+def _calibrate(
+    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], bars: Progress
+) -> KeyStatistics:
+    statistics = KeyStatistics()
+    if not sequences:
+        return statistics
+    task = bars.add_task("calibrate (layers)", total=len(sequences) * len(layers))
+
+    def add(case: AttentionCase) -> None:
+        statistics.add(case.layer, case.k)
+        bars.advance(task)
+
+    for sequence in sequences:
+        visit_layers(model, sequence, layers, torch.tensor([0]), add)
+    return statistics
+
+
+def _judge(
+    case: AttentionCase, sequence: int, study: Study, selectors: Sequence[Selector]
+) -> list[Result]:
+    tokens = [study.tokens(budget, case.positions + 1) for budget in study.budgets]
+    judge = Judge(case, study.sink, study.recent, tokens)
+    found = []
+    for selector in selectors:
+        qualities = judge.judge(selector.scores(case))
+        for budget, kept, quality in zip(study.budgets, tokens, qualities, strict=True):
+            mean = float(kept.float().mean())
+            count = len(case.q)
+            found.append(Result(sequence, case.layer, selector, budget, mean, count, quality.cpu()))
+    return found
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

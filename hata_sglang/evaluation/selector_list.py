@@ -1,0 +1,215 @@
+"""From the names of a command line to selectors: comparisons by name, trained weights by set."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hata_kernels.encoders import Encoder, dense_scores
+from hata_sglang.demo_model import file_sha256
+from hata_sglang.encoders import random_encoder
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.evaluation.selectors import (
+    AttentionCase,
+    KeyStatistics,
+    Selector,
+    exact,
+    exact_per_head,
+    loki,
+    quest,
+    streaming,
+)
+from hata_sglang.layer_ranges import format_layers
+from hata_sglang.plan import LayerPlan
+from hata_sglang.weights import Fingerprint, HashWeights, check_against_model, load_weights
+
+PLAIN = {"exact": exact, "exact_per_head": exact_per_head, "streaming": streaming}
+DEFAULT = ("exact", "exact_per_head", "quest16", "quest32", "loki32", "streaming", "random")
+VALUE_BITS = 16  # of a number in a KV cache, and so in Quest's summaries and Loki's channels
+
+_SIZED = re.compile(r"(quest|loki)([1-9]\d{0,3})", re.ASCII)
+
+
+def selector_name(text: str) -> str:
+    """Check one name of ``--selectors``.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If no selector has it.
+    """
+    if text in PLAIN or text == "random" or _SIZED.fullmatch(text):
+        return text
+    names = ", ".join([*PLAIN, "random", "quest16 (or another page)", "loki32 (or other channels)"])
+    raise ArgumentTypeError(f"expected one of {names}, found {text!r}")
+
+
+def loki_channels(names: Sequence[str]) -> list[int]:
+    """Channels of every Loki among names."""
+    sized = filter(None, map(_SIZED.fullmatch, names))
+    return [int(match[2]) for match in sized if match[1] == "loki"]
+
+
+def load_sets(
+    refs: Sequence[str], hf_config: Any, layers: Sequence[int], data: Sequence[Path]
+) -> list[HashWeights]:
+    """Load trained weights and make sure that what they are measured on means something.
+
+    Parameters
+    ----------
+    refs : sequence of str
+        Folders or shipped names.
+    hf_config : transformers.PretrainedConfig
+        Of the model to measure on.
+    layers : sequence of int
+        That are measured.
+    data : sequence of Path
+        Files that are measured on.
+
+    Returns
+    -------
+    list of HashWeights
+
+    Raises
+    ------
+    Refusal
+        With every set that is missing, of another model or without one of the layers, has the
+        name of another, or was trained on one of the files.
+    """
+    sets: list[HashWeights] = []
+    problems: list[Problem] = []
+    sums = {file_sha256(path): path for path in data}
+    for ref in refs:
+        try:
+            weights = load_weights(ref)
+        except Refusal as refusal:
+            problems += refusal.problems
+            continue
+        card = weights.card
+        problems += check_against_model(weights, hf_config)
+        missing = [layer for layer in layers if layer not in weights.layers]
+        if missing:
+            found = f"none in {card.name}; give --layers {format_layers(card.layers)}"
+            setting = f"--weights, layers {format_layers(missing)}"
+            problems.append(Problem(setting, "trained weights", found))
+        problems += [
+            Problem("--data", f"texts that {card.name} was not trained on", str(sums[seen]))
+            for seen in card.training_data.files.values()
+            if seen in sums
+        ]
+        if card.name in (other.card.name for other in sets):
+            found = f"{card.name} twice; the name of a set is in its {ref}/card.json"
+            problems.append(Problem("--weights", "sets with different names", found))
+        sets.append(weights)
+    if problems:
+        raise Refusal(problems)
+    return sets
+
+
+def make_selectors(
+    names: Sequence[str],
+    sets: Sequence[HashWeights],
+    model: Fingerprint,
+    layers: Sequence[int],
+    *,
+    random_bits: Sequence[int],
+    seed: int,
+    statistics: KeyStatistics,
+    device: torch.device,
+) -> list[Selector]:
+    """Make the selectors of a comparison.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Checked by `selector_name`.
+    sets : sequence of HashWeights
+        From `load_sets`.
+    model : Fingerprint
+    layers : sequence of int
+    random_bits : sequence of int
+        Of the hyperplanes, for ``random``: one selector each.
+    seed : int
+        Of the hyperplanes, which are those of a server with this seed.
+    statistics : KeyStatistics
+        Of the calibration texts; needed for Loki alone.
+    device : torch.device
+
+    Returns
+    -------
+    list of Selector
+        In the order of `names`, then of `sets`.
+    """
+    dim = model.head_dim
+    found = []
+    for name in names:
+        sized = _SIZED.fullmatch(name)
+        if name in PLAIN:
+            found.append(Selector(name, name, "", PLAIN[name]))
+        elif name == "random":
+            planes = {bits: _random_encoders(model, layers, bits, seed) for bits in random_bits}
+            found += [coded(name, name, encoders, device) for encoders in planes.values()]
+        elif sized[1] == "quest":
+            page = int(sized[2])
+            bits = f"{2 * VALUE_BITS * dim / page:g}"
+            found.append(Selector(name, "quest", bits, partial(quest, page=page)))
+        else:
+            found.append(_loki(name, int(sized[2]), layers, statistics, device))
+    for weights in sets:
+        encoders = {layer: weights.encoder(layer) for layer in layers}
+        found.append(coded(weights.card.name, weights.card.method, encoders, device))
+    return found
+
+
+def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.device) -> Selector:
+    """Make the selector of codes, by the integers that serving ranks by.
+
+    Parameters
+    ----------
+    name, method : str
+    encoders : dict of int to hata_kernels.encoders.Encoder
+        By layer, all with as many bits.
+    device : torch.device
+    """
+    here = {layer: encoder.to(device, torch.float32) for layer, encoder in encoders.items()}
+    any_encoder = next(iter(here.values()))
+
+    def scores(case: AttentionCase) -> torch.Tensor:
+        return dense_scores(here[case.layer], case.q, case.k)
+
+    return Selector(name, method, str(8 * any_encoder.code_bytes), scores)
+
+
+def _random_encoders(
+    model: Fingerprint, layers: Sequence[int], bits: int, seed: int
+) -> dict[int, Encoder]:
+    plan = LayerPlan(0, False, "random", bits, None, seed, None, 0, 0)
+    shape = SimpleNamespace(
+        num_heads=model.num_attention_heads,
+        num_kv_heads=model.num_key_value_heads,
+        head_dim=model.head_dim,
+    )
+    return {layer: random_encoder(replace(plan, layer=layer), shape) for layer in layers}
+
+
+def _loki(
+    name: str,
+    channels: int,
+    layers: Sequence[int],
+    statistics: KeyStatistics,
+    device: torch.device,
+) -> Selector:
+    bases = {layer: statistics.basis(layer, channels).to(device) for layer in layers}
+
+    def scores(case: AttentionCase) -> torch.Tensor:
+        return loki(case, bases[case.layer])
+
+    return Selector(name, "loki", str(VALUE_BITS * channels), scores)

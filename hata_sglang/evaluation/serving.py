@@ -1,0 +1,175 @@
+"""Servers to be graded, one after the other: started here, or running already."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hata_sglang.budget import Budget
+from hata_sglang.config import DEFAULT_BITS, HataConfig
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.evaluation.arms import arm_arguments
+from hata_sglang.evaluation.client import Client
+from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.weights import load_weights
+
+#: Upper bound of a budget that is a share of the context: none that a model reaches.
+NO_LIMIT = 10**9
+
+
+def read_budget(text: str) -> int | float:
+    """Read one budget of a command line: tokens (``256``) or a share of the context (``0.0156``).
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is neither.
+    """
+    try:
+        value = float(text) if "." in text else int(text)
+    except ValueError:
+        value = 0
+    if value <= 0 or (isinstance(value, float) and value > 1):
+        raise ArgumentTypeError(f"expected tokens (256) or a share (0.0156), found {text!r}")
+    return value
+
+
+def yaml_budget(value: int | float | None, config: HataConfig) -> int | dict[str, Any] | None:
+    """What the YAML says for a budget of the command line.
+
+    A share has at least one token to choose beside the ``sink + recent`` that are always kept: so
+    many tokens may be a larger share of a short context.
+    """
+    if isinstance(value, float):
+        return {"ratio": value, "min": config.sink + config.recent + 1, "max": NO_LIMIT}
+    return value
+
+
+def budget_name(budget: Budget) -> str:
+    """A budget as the tables name it: a share or a number of tokens."""
+    return str(budget.min) if budget.ratio is None else f"{budget.ratio:g}"
+
+
+def describe(name: str, config: HataConfig) -> Arm:
+    """What a server with this configuration is called in the tables.
+
+    Bits and budget are those of the file's top level, not of its overrides per layer.
+    """
+    bits = ""
+    if config.weights is not None:
+        bits = str(load_weights(config.weights).card.bits)
+    elif config.method == "random":
+        bits = str(config.bits or DEFAULT_BITS)
+    return Arm(name, config.method, bits, budget_name(config.budget))
+
+
+def check_where(args: Namespace) -> None:
+    """Refuse command lines that say neither or both of what runs and what to start.
+
+    Raises
+    ------
+    Refusal
+        With every problem.
+    """
+    problems = []
+    if args.url and args.arms:
+        problems.append(Problem("--arms", "no --url beside it, or --arm NAME", "both"))
+    if args.url and not args.arm:
+        problems.append(Problem("--arm", "the name of what --url serves", "nothing"))
+    if args.url and args.arm and args.arm != "dense" and not args.config:
+        expected = "the YAML of the server, for its method, bits and budget"
+        problems.append(Problem("--config", expected, "nothing"))
+    if not args.url:
+        if args.arm:
+            problems.append(Problem("--arm", "--url beside it, or --arms NAMES", "no --url"))
+        if not args.arms:
+            problems.append(Problem("--url or --arms", "one of them", "neither"))
+        if not args.model:
+            problems.append(Problem("--model", "the checkpoint's folder", "nothing"))
+        if not args.config and any(arm != "dense" for arm in args.arms or ()):
+            problems.append(Problem("--config", "a YAML file for the sparse arms", "nothing"))
+    elif args.budgets:
+        problems.append(Problem("--budgets", "no --url beside it", "both"))
+    if problems:
+        raise Refusal(problems)
+
+
+@contextmanager
+def started(
+    arm: str,
+    budget: int | float | None,
+    args: Namespace,
+    flags: Sequence[str],
+    console: Console,
+) -> Iterator[tuple[Client, Arm]]:
+    """Start the server of one arm for the length of a ``with`` block."""
+    config = HataConfig.load(args.config) if arm != "dense" else None
+    wanted = yaml_budget(budget, config) if config is not None else None
+    # dense takes no part of the YAML file, and needs none.
+    path = args.config or ""
+    with arm_arguments(arm, args.model, path, dict(args.weights or ()), wanted) as arguments:
+        described = Arm(arm)
+        if "--hata-config" in arguments:
+            file = Path(arguments[arguments.index("--hata-config") + 1])
+            described = describe(arm, HataConfig.load(file))
+        with console.status(f"{described.label}: starting SGLang's server") as status:
+
+            def show(seconds: float) -> None:
+                status.update(f"{described.label}: starting SGLang's server, {seconds:.0f} s")
+
+            with ServerProcess([*arguments, *flags], on_wait=show) as server:
+                status.stop()  # rich shows one of these at a time, and progress bars follow
+                yield Client(server.base_url), described
+
+
+def servers(
+    args: Namespace, flags: Sequence[str], console: Console
+) -> Iterator[tuple[Client, Arm]]:
+    """Give every server that the command line names, one after the other.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        With url, arm, model, config, arms, weights and budgets.
+    flags : sequence of str
+        For the servers that are started.
+    console : Console
+        Shows what is waited for.
+
+    Yields
+    ------
+    (Client, Arm)
+        A server ends when the next one is asked for.
+    """
+    if args.url:
+        config = HataConfig.load(args.config) if args.arm != "dense" else None
+        yield Client(args.url), Arm("dense") if config is None else describe(args.arm, config)
+        return
+    for arm in args.arms:
+        for budget in [None] if arm == "dense" else args.budgets or [None]:
+            with started(arm, budget, args, flags, console) as server:
+                yield server
+
+
+def tokenizer_of(args: Namespace) -> Any:
+    """The tokenizer of the checkpoint, or of the server that runs already.
+
+    Raises
+    ------
+    Refusal
+        If there is none.
+    """
+    from transformers import AutoTokenizer
+
+    path = str(args.model) if args.model else Client(args.url).server_info()["tokenizer_path"]
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal([Problem("--model", "a folder with a tokenizer", reason)]) from None

@@ -1,0 +1,108 @@
+"""What a server runs, and the check by its counters that it really did.
+
+A dense run must never be reported as sparse: no row is written before `check_sparsity` has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hata_sglang.errors import HataError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a server runs, as the tables name it.
+
+    Attributes
+    ----------
+    name : str
+        ``dense``, or any name for a sparse one.
+    method : str
+        Of the YAML; ``dense`` for the stock backend.
+    bits : str
+        Bits per token and KV head; empty for methods without codes.
+    budget : str
+        Share of the context or number of tokens; empty for dense.
+    """
+
+    name: str
+    method: str = "dense"
+    bits: str = ""
+    budget: str = ""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the server's counters must show sparse steps."""
+        return self.method != "dense"
+
+    @property
+    def label(self) -> str:
+        """For people: name and budget."""
+        return f"{self.name} at {self.budget}" if self.sparse else self.name
+
+    def columns(self) -> dict[str, str]:
+        """The columns that tell arms apart."""
+        return {
+            "arm": self.name,
+            "method": self.method,
+            "bits": self.bits,
+            "budget": self.budget,
+        }
+
+
+def steps_of(new_tokens: Iterable[int]) -> int:
+    """Decode steps behind answers of these lengths: the prefill makes the first token of each."""
+    return sum(max(tokens - 1, 0) for tokens in new_tokens)
+
+
+def check_sparsity(
+    arm: Arm,
+    before: dict[str, int] | None,
+    after: dict[str, int] | None,
+    steps: int,
+    what: str,
+) -> str:
+    """Make sure that what was decoded between two snapshots was decoded as `arm` says.
+
+    Parameters
+    ----------
+    arm : Arm
+    before, after : dict of str to int, or None
+        The server's counters.
+    steps : int
+        Decode steps that the answers took, summed over requests; 0 proves nothing.
+    what : str
+        Named in errors.
+
+    Returns
+    -------
+    str
+        Share of the context that a step read in the sparse layers, for the column ``read``;
+        empty for dense, and where nothing was decoded.
+
+    Raises
+    ------
+    HataError
+        If a sparse arm was not sparse, or a dense one runs on a server with hata.
+    """
+    if not arm.sparse:
+        if before is not None or after is not None:
+            raise HataError(f"{what}: the arm {arm.name} is dense, but the server runs hata")
+        return ""
+    if before is None or after is None:
+        raise HataError(
+            f"{what}: the arm {arm.label} was not sparse: the server has no counters of hata"
+        )
+    if steps == 0:
+        return ""
+    sparse, total, attended = (
+        after[key] - before[key] for key in ("decode_steps", "tokens_in_context", "tokens_attended")
+    )
+    if sparse == 0 or attended >= total:
+        raise HataError(
+            f"{what}: the arm {arm.label} was not sparse: {sparse} sparse steps read {attended} "
+            f"of {total} tokens (does the budget cover the whole context?)"
+        )
+    return f"{attended / total:.5f}"

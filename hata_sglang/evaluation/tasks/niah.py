@@ -1,0 +1,159 @@
+"""RULER's eight retrieval tasks: needles in a haystack, "magic" values of keys to be looked up.
+
+Settings after table 2 and appendix A of arXiv 2404.06654 and its repository's ``synthetic.yaml``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.tasks import templates
+from hata_sglang.evaluation.tasks.base import Sample
+from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.prose import NOISE, prose
+from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
+
+NEW_TOKENS = 128
+#: Shares of the prose before a needle: 40, evenly from none to all.
+DEPTHS = tuple(step / 39 for step in range(40))
+
+
+@dataclass(frozen=True)
+class NeedleTask:
+    """Needles in a haystack, and a question about some of them.
+
+    Attributes
+    ----------
+    name : str
+    haystack : {"noise", "prose", "needles"}
+        A repeated sentence; sentences of a text; needles with other keys.
+    keys : {"words", "uuids"}
+        What keys look like: an adjective and a noun, or a UUID.
+    values : {"numbers", "uuids"}
+        What values look like: seven digits, or a UUID.
+    num_keys : int
+        Keys that the prose hides.
+    num_values : int
+        Values of each key; the answer is all of them.
+    num_queries : int
+        Keys the question asks for.
+    path : Path, optional
+        Prose in UTF-8 to use. Default: the novel in this package.
+
+    Raises
+    ------
+    ValueError
+        If more keys are asked for than hidden.
+    HataError
+        If `path` is given without a haystack of prose.
+    """
+
+    name: str
+    haystack: Literal["noise", "prose", "needles"]
+    keys: Literal["words", "uuids"] = "words"
+    values: Literal["numbers", "uuids"] = "numbers"
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_queries <= self.num_keys:
+            raise ValueError(
+                f"num_queries of task {self.name}: expected 1 to num_keys = {self.num_keys}, "
+                f"found {self.num_queries}"
+            )
+        if self.path is not None and self.haystack != "prose":
+            raise HataError(
+                f"path of task {self.name}: expected none, because its haystack is "
+                f"{self.haystack}, found {self.path}"
+            )
+
+    @property
+    def needles(self) -> int:
+        """Needles of the hidden keys, one per value."""
+        return self.num_keys * self.num_values
+
+    def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
+        """See `Task.samples`. With one needle, ``info["depth"]`` is the share of text before it."""
+        limited = self.haystack == "needles" and self.keys == "words"
+        return fitted(
+            self.name,
+            lambda index, units: self._build(f"{self.name} {seed} {index}", units),
+            count=count,
+            length=length,
+            tokenizer=tokenizer,
+            new_tokens=NEW_TOKENS,
+            metric="string_match_all",
+            least=max(self.needles, 4),
+            most=MOST_KEYS - self.num_keys if limited else None,
+        )
+
+    def _build(self, key: str, units: int) -> Draft:
+        # Two dice: what is hidden stays the same while the amount of haystack is searched for.
+        facts, places = random.Random(f"{key} facts"), random.Random(f"{key} places")
+        hay = units if self.haystack == "needles" else 0
+        keys = (word_keys if self.keys == "words" else uuids)(facts, self.num_keys)
+        make_values = numbers if self.values == "numbers" else uuids
+        values = make_values(facts, self.needles)
+        owners = [keys[n // self.num_values] for n in range(self.needles)]
+        needles = self._sentences(owners, values)
+        facts.shuffle(needles)
+        asked = facts.sample(range(self.num_keys), self.num_queries)
+
+        if self.haystack == "prose":
+            lines = prose(units, self.path)
+            # Depths are shares of the text, drawn without repetition, and rounded down.
+            at = sorted(int(units * depth) for depth in places.sample(DEPTHS, self.needles))
+        else:
+            lines = [NOISE] * units if not hay else self._other_needles(places, hay, keys)
+            at = sorted(places.sample(range(units), self.needles))
+        for place, needle in zip(reversed(at), reversed(needles), strict=True):
+            lines.insert(place, needle)
+
+        one = self.num_queries * self.num_values == 1
+        kind = self.values[:-1] if one else self.values
+        queries = [keys[n] for n in asked]
+        query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
+        template = templates.NIAH_ONE if one else templates.NIAH_MANY
+        opening = templates.NIAH_ONE_OPENING if one else templates.NIAH_MANY_OPENING
+        context = (" " if self.haystack == "prose" else "\n").join(lines)
+        return Draft(
+            prompt=template.format(kind=kind, query=query, context=context),
+            references=tuple(
+                value for n in asked for value in values[n * self.num_values :][: self.num_values]
+            ),
+            opening=opening.format(kind=kind, query=query),
+            info={"depth": round(at[0] / units, 3)} if self.needles == 1 else {},
+        )
+
+    def _sentences(self, keys: list[str], values: list[str]) -> list[str]:
+        return [
+            templates.NEEDLE.format(kind=self.values, key=key, value=value)
+            for key, value in zip(keys, values, strict=True)
+        ]
+
+    def _other_needles(self, dice: random.Random, count: int, taken: list[str]) -> list[str]:
+        # Some to spare: a hay needle with a hidden key would be a second answer.
+        make_keys, make_values = (
+            word_keys if self.keys == "words" else uuids,
+            numbers if self.values == "numbers" else uuids,
+        )
+        spare = [key for key in make_keys(dice, count + len(taken)) if key not in taken]
+        return self._sentences(spare[:count], make_values(dice, count))
+
+
+NIAH_TASKS = (
+    NeedleTask("niah_single_1", "noise"),
+    NeedleTask("niah_single_2", "prose"),
+    NeedleTask("niah_single_3", "prose", values="uuids"),
+    NeedleTask("niah_multikey_1", "prose", num_keys=4),
+    NeedleTask("niah_multikey_2", "needles"),
+    NeedleTask("niah_multikey_3", "needles", keys="uuids", values="uuids"),
+    NeedleTask("niah_multivalue", "prose", num_values=4),
+    NeedleTask("niah_multiquery", "prose", num_keys=4, num_queries=4),
+)
