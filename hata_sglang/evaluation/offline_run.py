@@ -19,7 +19,7 @@ from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
 from hata_sglang.evaluation.serving import NO_LIMIT
 from hata_sglang.training.capture import Sampling
-from hata_sglang.training.checkpoint import _tokenizer
+from hata_sglang.training.checkpoint import load_tokenizer
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences
 from hata_sglang.weights import Fingerprint, HashWeights
 
@@ -104,7 +104,7 @@ def read_texts(
     minimum = args.length * 3 // 4 if args.minimum_length is None else args.minimum_length
 
     def read(files: Sequence[Path]) -> list[TokenSequence]:
-        tokenizer = _tokenizer(args.model)
+        tokenizer = load_tokenizer(args.model)
         found = read_sequences(files, tokenizer, args.length, max(2, minimum), vocab_size)
         count = min(args.sequences, len(found))
         return [found[index * len(found) // count] for index in range(count)]

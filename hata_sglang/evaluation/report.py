@@ -161,34 +161,26 @@ def nll_section(rows: Rows, reference: str) -> str:
 
 
 def offline_section(rows: Rows) -> str:
-    """Attention mass, recall and output error of each selector, and the mass relative to exact."""
+    """Attention mass, recall and output error of each selector, over the sparse layers."""
     columns = {name: offline_scores(rows.offline, name) for name in OFFLINE_COLUMNS}
-    mass = columns["mass"]
     lines = []
-    for entry in sorted(mass, key=lambda each: each.sort_key):
+    for entry in sorted(columns["mass"], key=lambda each: each.sort_key):
         values = [estimate(_values(columns[name][entry])) for name in OFFLINE_COLUMNS]
-        exact = reference_of(entry, mass, "exact")
-        relative = ""
-        if exact is not None:
-            # Both over the same heads: a selector that was measured on fewer is no fraction.
-            same = {group: mass[exact][group] for group in mass[entry] if group in mass[exact]}
-            ceiling = estimate(_values(same)).mean if same.keys() == mass[entry].keys() else None
-            relative = "" if ceiling is None else f"{values[0].mean / ceiling:.4f}"
         lines.append(
             [
                 entry.name,
                 entry.bits,
                 entry.budget,
                 str(values[0].count),
-                relative,
                 *(show(value, 1.0, 4) for value in values),
             ]
         )
-    header = ["selector", "bits", "budget", "heads", "mass / exact", *OFFLINE_COLUMNS]
+    header = ["selector", "bits", "budget", "heads", *OFFLINE_COLUMNS]
     header = [name.replace("_", " ") for name in header]
     note = (
         f"Averages over layers and KV heads, with {LEVEL:.0%} bootstrap intervals over these: "
-        "they say how much heads differ, not how much texts do."
+        "they say how much heads differ, not how much texts do. Relative mass is that of exact "
+        "top-k at the same budget, head by head."
     )
     return "\n\n".join(["## Offline, on captured queries and keys", note, table(header, lines)])
 

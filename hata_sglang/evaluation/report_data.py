@@ -13,7 +13,7 @@ from hata_sglang.errors import HataError, Problem, Refusal
 Scores = dict[object, dict[object, float]]
 #: Columns that tell the three kinds of file apart.
 KINDS = {"tasks": ("arm", "task", "score"), "nll": ("arm", "nll"), "offline": ("selector", "mass")}
-OFFLINE_COLUMNS = ("mass", "recall", "output_error")
+OFFLINE_COLUMNS = ("relative_mass", "mass", "recall", "output_error")
 
 
 @dataclass(frozen=True, order=True)
@@ -140,6 +140,8 @@ def nll_scores(rows: Sequence[dict[str, str]]) -> dict[Entry, Scores]:
 def offline_scores(rows: Sequence[dict[str, str]], column: str) -> dict[Entry, Scores]:
     """One column of offline files by selector, then (model, length), then (layer, head).
 
+    Layers that serving leaves dense are left out.
+
     Parameters
     ----------
     rows : sequence of dict
@@ -153,6 +155,8 @@ def offline_scores(rows: Sequence[dict[str, str]], column: str) -> dict[Entry, S
     """
     found: dict[Entry, Scores] = {}
     for row in rows:
+        if row["dense"] == "1":
+            continue
         entry = Entry(row["selector"], row["bits"], row["budget"])
         group = (row["model"], int(row["length"]))
         head = (int(row["layer"]), row["head"])

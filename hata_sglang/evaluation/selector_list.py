@@ -191,7 +191,18 @@ def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.de
 def _random_encoders(
     model: Fingerprint, layers: Sequence[int], bits: int, seed: int
 ) -> dict[int, Encoder]:
-    plan = LayerPlan(0, False, "random", bits, None, seed, None, 0, 0)
+    # The server's own hyperplanes, which depend on these settings alone.
+    plan = LayerPlan(
+        layer=0,
+        dense=False,
+        method="random",
+        bits=bits,
+        weights=None,
+        seed=seed,
+        budget=None,
+        sink=0,
+        recent=0,
+    )
     shape = SimpleNamespace(
         num_heads=model.num_attention_heads,
         num_kv_heads=model.num_key_value_heads,

@@ -84,7 +84,7 @@ def read_splits(
     DataError
         If the texts cannot be used, or are the same in both.
     """
-    tokenizer = _tokenizer(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     limits = (options.sequence_length, options.minimum_length, vocab_size)
     sequences = read_sequences(data_files, tokenizer, *limits)
     if held_out_files:
@@ -102,8 +102,14 @@ def read_splits(
     return {"train": sequences, "held_out": held_out}
 
 
-def _tokenizer(model_dir: Path) -> Any:
-    """The tokenizer, or None where the folder has no file of one (token files need none)."""
+def load_tokenizer(model_dir: Path) -> Any:
+    """Load the tokenizer of a checkpoint.
+
+    Returns
+    -------
+    transformers tokenizer or None
+        None where the folder has no file of one: token files need none.
+    """
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

@@ -135,15 +135,17 @@ def test_likelihoods(tmp_path):
 
 
 OFFLINE = (
-    *("model", "layer", "head", "selector", "method", "bits", "budget", "length"),
-    *("mass", "recall", "output_error"),
+    *("model", "layer", "dense", "head", "selector", "method", "bits", "budget", "length"),
+    *("mass", "relative_mass", "recall", "output_error"),
 )
 
 
 def offline_csv(path):
     rows = [
-        ["m", layer, head, selector, selector, bits, budget, 6000, mass, 0.5, 0.1]
-        for layer in (2, 3)
+        ["m", layer, int(layer == 0), head, selector, selector, bits, budget, 6000]
+        # What a dense layer keeps is not part of any average.
+        + [mass, 0.1 if layer == 0 else mass / (0.9 * scale), 0.5, 0.1]
+        for layer in (0, 2, 3)
         for head in (0, 1)
         for budget, scale in (("0.0156", 0.8), ("0.0625", 1.0))
         for selector, bits, mass in (
@@ -155,11 +157,12 @@ def offline_csv(path):
     return write(path, OFFLINE, rows)
 
 
-def test_offline_mass_is_relative_to_exact_at_the_same_budget(tmp_path):
+def test_offline_averages_are_of_the_sparse_layers(tmp_path):
     (report,) = write_report([offline_csv(tmp_path / "o.csv")], tmp_path, plots=False)
     text = report.read_text()
-    assert all("| 0.9000 |" in line for line in lines_of(text, "| asymmetric | 128"))
-    assert all("| 0.8000 |" in line for line in lines_of(text, "| asymmetric | 64"))
+    for bits, relative in (("128", "0.9000"), ("64", "0.8000")):
+        for line in lines_of(text, f"| asymmetric | {bits}"):
+            assert f"| 4 | {relative} [{relative}, {relative}] |" in line
     assert "| 0.5000 [0.5000, 0.5000] |" in text
 
 
