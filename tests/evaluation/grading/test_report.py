@@ -142,9 +142,11 @@ OFFLINE = (
 
 def offline_csv(path):
     rows = [
-        ["m", layer, int(layer == 0), head, selector, selector, bits, budget, 6000]
         # What a dense layer keeps is not part of any average.
-        + [mass, 0.1 if layer == 0 else mass / (0.9 * scale), 0.5, 0.1]
+        [
+            *("m", layer, int(layer == 0), head, selector, selector, bits, budget, 6000, mass),
+            *(0.1 if layer == 0 else mass / (0.9 * scale), 0.5, 0.1),
+        ]
         for layer in (0, 2, 3)
         for head in (0, 1)
         for budget, scale in (("0.0156", 0.8), ("0.0625", 1.0))
