@@ -178,7 +178,8 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
         "logit_cap": (0, 0.0, None),
         "sliding_window_size": (-1, None),
         "is_cross_attention": (False,),
-        "attn_type": (AttentionType.DECODER,),
+        # Bidirectional is how Gemma 3 prefills images; a decode step is the same.
+        "attn_type": (AttentionType.DECODER, AttentionType.DECODER_BIDIRECTIONAL),
         "xai_temperature_len": (-1, None),
         "k_scale": (None,),
         "use_irope": (False,),

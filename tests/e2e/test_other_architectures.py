@@ -24,6 +24,15 @@ SHAPE = {
 MODELS = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {}),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3ForCausalLM,
+        {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 64,
+            "query_pre_attn_scalar": 32,
+        },
+    ),
 }
 BUDGET = 128
 YAML = """
@@ -43,7 +52,9 @@ def checkpoint(request, tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     model = model_type(config_type(**SHAPE, **more, vocab_size=len(tokenizer)))
     for module in model.modules():
-        if hasattr(module, "q_proj"):
+        if hasattr(module, "q_norm"):
+            module.q_norm.weight.data += 3
+        elif hasattr(module, "q_proj"):
             module.q_proj.weight.data *= 12
             module.k_proj.weight.data *= 12
     folder = tmp_path_factory.mktemp(request.param) / f"small-{request.param}"
