@@ -13,6 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import hata_sglang
+
+#: How ``sys.argv`` begins for the console script, and for ``python -m hata_sglang.cli``.
+CONSOLE_SCRIPT = ("hata-sglang", "cli.py")
+
 
 def provenance() -> dict[str, str]:
     """Date, commit, device, versions and command of the running program.
@@ -21,17 +26,30 @@ def provenance() -> dict[str, str]:
     -------
     dict of str to str
         The commit is ``$HATA_COMMIT`` if set (a copy of the tree without its git folder), else
-        what git says of the folder of the program, with ``+`` if files were changed.
+        what git says of the folder of the program or package, with ``+`` if files were changed.
     """
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": os.environ.get("HATA_COMMIT") or _commit(Path(sys.argv[0]).resolve().parent),
+        "commit": os.environ.get("HATA_COMMIT") or _commit(_program().parent),
         "device": _device(),
         "sglang": version("sglang"),
         "torch": version("torch"),
         "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
     }
+
+
+def _program() -> Path:
+    """The script that runs, or the package where that is the console script's."""
+    path = Path(sys.argv[0]).resolve()
+    return Path(hata_sglang.__file__) if path.name in CONSOLE_SCRIPT else path
+
+
+def _command() -> str:
+    """The command line; a console script goes by its name, wherever it is installed."""
+    if Path(sys.argv[0]).name in CONSOLE_SCRIPT:
+        return " ".join(["hata-sglang", *sys.argv[1:]])
+    return " ".join(["python", *sys.argv])
 
 
 def _git(folder: Path, *words: str) -> str | None:
