@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,6 +25,19 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 def repo_root() -> Path:
     """The checkout that the tests lie in."""
     return REPO_ROOT
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load Triton's interpreter before any test module can import Triton without it.
+
+    Only where the kernels' tests are to be collected: the others are as users run them.
+    """
+    kernels = REPO_ROOT / "tests" / "kernels"
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if any(path == kernels or path in kernels.parents or kernels in path.parents for path in asked):
+        source = kernels / "interpreted_triton.py"
+        spec = importlib.util.spec_from_file_location(source.stem, source)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-import transformers
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +21,11 @@ SHAPE = {
     "max_position_embeddings": 2048,
 }
 MODELS = {
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
     "gemma3": (
-        transformers.Gemma3TextConfig,
-        transformers.Gemma3ForCausalLM,
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
         {
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
             "sliding_window": 64,
@@ -48,9 +47,13 @@ dense_layers: [0]
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def checkpoint(request, tokenizer, tmp_path_factory):
     """A small model with random weights whose attention is uneven, with the demo's tokenizer."""
-    config_type, model_type, more = MODELS[request.param]
+    # Not at the top: models import Triton, which tests/kernels has to be the first to import.
+    import transformers
+
+    config, model_type, more = MODELS[request.param]
     torch.manual_seed(0)
-    model = model_type(config_type(**SHAPE, **more, vocab_size=len(tokenizer)))
+    config = getattr(transformers, config)(**SHAPE, **more, vocab_size=len(tokenizer))
+    model = getattr(transformers, model_type)(config)
     for module in model.modules():
         if hasattr(module, "q_norm"):
             module.q_norm.weight.data += 3

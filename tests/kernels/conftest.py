@@ -12,37 +12,6 @@ import torch
 HAS_CUDA = torch.cuda.is_available()
 
 
-def load_interpreted_kernels() -> None:
-    """Import Triton and our kernels with the interpreter on, and leave the environment as it was.
-
-    Triton decides at import, function by function. The variable must not stay: servers that other
-    tests start would inherit it. `gluon` is imported at a kernel's first launch and refuses an
-    interpreted Triton unless the variable is set, so it is imported here.
-    """
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction
-
-    if not isinstance(tl.sum, InterpretedFunction):
-        raise pytest.UsageError(
-            "Triton was imported before tests/kernels/conftest.py, without its interpreter. "
-            "Run these tests in a process of their own: pytest tests/kernels"
-        )
-    import hata_kernels.attend.triton
-    import hata_kernels.encode.triton
-    import hata_kernels.encode.triton_planes
-    import hata_kernels.encode.triton_residual
-    import hata_kernels.score.exact_triton
-    import hata_kernels.score.triton
-    import hata_kernels.select.triton  # noqa: F401
-
-    del os.environ["TRITON_INTERPRET"]
-
-
-if not HAS_CUDA:
-    load_interpreted_kernels()
-
-
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where Triton kernels run: the interpreter on the CPU, and with `-m gpu` the GPU."""
