@@ -164,6 +164,19 @@ def offline_scores(rows: Sequence[dict[str, str]], column: str) -> dict[Entry, S
     return found
 
 
+def by_method(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of offline files whose selectors go by their method, so that its bits make one line.
+
+    Selectors that only their own name tells apart (two sets of one method with as many bits) keep
+    it.
+    """
+    names: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        names.setdefault((row["method"], row["bits"]), set()).add(row["selector"])
+    shared = {method for (method, _), own in names.items() if len(own) > 1}
+    return [row if row["method"] in shared else row | {"selector": row["method"]} for row in rows]
+
+
 def reference_of(entry: Entry, entries: Iterable[Entry], reference: str) -> Entry | None:
     """The entry that `entry` is compared with: of the same budget, or of none (dense)."""
     for other in entries:

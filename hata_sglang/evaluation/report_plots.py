@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.evaluation.report_data import Entry, Rows, Scores, nll_scores, offline_scores
+from hata_sglang.evaluation.report_data import (
+    Entry,
+    Rows,
+    Scores,
+    by_method,
+    nll_scores,
+    offline_scores,
+)
 from hata_sglang.evaluation.statistics import Estimate, estimate
 
 NEEDLE = "needle"
@@ -130,7 +137,7 @@ def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) ->
     bits = sorted({x for points in lines.values() for x in points})
     budgets = sorted({budget for budget, _ in lines}, key=lambda text: float(text or 0))
     figure, panels = _pyplot().subplots(
-        1, len(budgets), figsize=(4 * len(budgets) + 1, 4.5), sharey=True, squeeze=False
+        1, len(budgets), figsize=(4 * len(budgets) + 2, 4.5), sharey=True, squeeze=False
     )
     for axes, budget in zip(panels[0], budgets, strict=True):
         for each, name in sorted(lines):
@@ -145,7 +152,7 @@ def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) ->
         axes.set_xticks(bits, [f"{x:g}" for x in bits])
         axes.minorticks_off()
         axes.set(xlabel="bits per token and KV head", title=f"budget {budget}")
-        axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     panels[0, 0].set_ylabel(quality)
     return [_save(figure, path)]
 
@@ -181,10 +188,11 @@ def write_plots(rows: Rows, tasks: Mapping[Entry, Scores], out: Path) -> list[Pa
     """
     _pyplot()
     out.mkdir(parents=True, exist_ok=True)
+    offline = offline_scores(by_method(rows.offline), "relative_mass")
     kinds = [
         ("tasks", "average score", averages(tasks)),
         ("nll", "NLL, nats per token", averages(nll_scores(rows.nll))),
-        ("offline", "attention mass", averages(offline_scores(rows.offline, "mass"))),
+        ("offline", "attention mass, relative to exact top-k", averages(offline)),
     ]
     paths = _heat_maps(rows, out)
     for kind, quality, values in kinds:

@@ -5,7 +5,7 @@ import pytest
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.report import write_report
-from hata_sglang.evaluation.report_data import Entry, read_rows
+from hata_sglang.evaluation.report_data import Entry, by_method, read_rows
 from hata_sglang.evaluation.report_plots import needle_grids, write_plots
 
 TASK_COLUMNS = ("arm", "bits", "budget", "task", "length", "index", "depth", "score", "seed")
@@ -166,6 +166,16 @@ def test_offline_averages_are_of_the_sparse_layers(tmp_path):
         for line in lines_of(text, f"| asymmetric | {bits}"):
             assert f"| 4 | {relative} [{relative}, {relative}] |" in line
     assert "| 0.5000 [0.5000, 0.5000] |" in text
+
+
+def test_selectors_of_one_method_make_one_line_unless_only_names_tell_them_apart():
+    rows = [
+        {"selector": name, "method": method, "bits": bits}
+        for name, method, bits in (("a", "hata", "64"), ("b", "hata", "128"), ("c", "random", "64"))
+    ]
+    assert [row["selector"] for row in by_method(rows)] == ["hata", "hata", "random"]
+    rows.append({"selector": "d", "method": "hata", "bits": "128"})
+    assert [row["selector"] for row in by_method(rows)] == ["a", "b", "random", "d"]
 
 
 def test_needle_cells_are_averages(small):
