@@ -102,9 +102,9 @@ def read_texts(
         If the texts cannot be used, or the same ones are in both.
     """
     minimum = args.length * 3 // 4 if args.minimum_length is None else args.minimum_length
+    tokenizer = load_tokenizer(args.model)
 
     def read(files: Sequence[Path]) -> list[TokenSequence]:
-        tokenizer = load_tokenizer(args.model)
         found = read_sequences(files, tokenizer, args.length, max(2, minimum), vocab_size)
         count = min(args.sequences, len(found))
         return [found[index * len(found) // count] for index in range(count)]
