@@ -1,0 +1,96 @@
+"""What HATA's paper leaves open, or its published code does otherwise, trained and compared once.
+
+    python benchmarks/hata_variants.py --texts WORK --out hata_variants.csv
+
+WORK is the folder that ``HATA_WORK=WORK bash launch/train_demo_weights.sh`` filled: its texts and
+captures are used, so that all variants see what the shipped weights saw. Each variant is one run
+of ``hata-sglang train`` on a CPU thread of its own. The CSV gets the held-out attention mass from
+the cards, a row per variant, layer and budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hata_sglang.evaluation.provenance import write_csv
+from hata_sglang.training.demo_corpus import DESCRIPTION
+
+#: Variant: options of the recipe, on top of its defaults.
+VARIANTS = {
+    "default": {},
+    "constant rate": {"schedule": "none"},
+    "key norms": {"scale_bits": 8},
+    "paper": {"objective": "paper"},
+    "paper, cosine": {"objective": "paper", "schedule": "cosine"},
+    "paper, swapped loss weights": {"objective": "paper", "loss_weights": "code"},
+    "published code": {"objective": "paper", "loss_weights": "code", "scale_bits": 8},
+}
+
+
+def train_variant(name: str, args: argparse.Namespace) -> Path:
+    """Train one variant; a card that is there already is taken as it is.
+
+    Returns
+    -------
+    Path
+        Its card.
+    """
+    folder = args.texts / "hata-variants" / name.replace(",", "").replace(" ", "-")
+    if not (folder / "card.json").is_file():
+        command = [sys.executable, "-m", "hata_sglang.cli", "train", "--model", args.model]
+        command += ["--data", args.texts / "train.jsonl"]
+        command += ["--held-out", args.texts / "held_out.jsonl"]
+        command += ["--work-dir", args.texts / "captures", "--method", "hata"]
+        command += ["--bits", args.bits, "--seed", 0, "--dtype", "float16", "--threads", 1]
+        command += ["--out", folder, "--description", DESCRIPTION]
+        for option, value in VARIANTS[name].items():
+            command += ["--option", f"{option}={value}"]
+        subprocess.run(list(map(str, command)), check=True)
+    return folder / "card.json"
+
+
+def rows_of(name: str, card: dict) -> list[dict]:
+    """The held-out masses of one card, by layer and budget."""
+    stored = card["bits"] + card["options"]["scale_bits"]
+    columns = {"variant": name, "bits": card["bits"], "bits_stored": stored}
+    return [
+        {
+            **columns,
+            "budget": held_out["budget"],
+            "layer": layer,
+            "mass": mass,
+            "exact_mass": held_out["per_layer"]["exact"][layer],
+            "train_seconds": card["created_by"]["layer_seconds"],
+        }
+        for held_out in card["held_out"]
+        for layer, mass in held_out["per_layer"]["hata"].items()
+    ]
+
+
+def main() -> None:
+    """Train what is not trained yet, write the CSV and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="checkpoint of the demo model")
+    parser.add_argument("--texts", type=Path, required=True, help="texts and captures")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--bits", type=int, default=128)
+    parser.add_argument("--jobs", type=int, default=1, help="variants at a time (1)")
+    args = parser.parse_args()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        cards = list(pool.map(lambda name: train_variant(name, args), VARIANTS))
+    rows = []
+    for name, path in zip(VARIANTS, cards, strict=True):
+        card = json.loads(path.read_text())
+        rows += rows_of(name, card)
+        means = (f"k = {h['budget']}: {h['mean']['hata']:.4f}" for h in card["held_out"])
+        print(f"{name:30} {', '.join(means)}")
+    write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
