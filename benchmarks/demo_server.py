@@ -1,0 +1,162 @@
+"""Grade servers of the demo model: RULER tasks, and the likelihood of a novel, arm by arm.
+
+    python benchmarks/demo_server.py WORK
+
+Arms are dense, exact top-k, the shipped methods, random hyperplanes, sink and recent alone; each
+sparse one at 1.56 %, 3.13 % and 6.25 % of the context. Every arm and budget is a server of its
+own, of the same backend inside; several run at a time on one GPU. WORK gets `server_tasks.csv`,
+`server_nll.csv` and `logs/`; a run that was cut off goes on from there.
+
+A cell is a task at a length. The default ones are those of RULER's that the dense model answered
+half of in a trial with other samples (--arms dense --seed 1 --cells all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from hata_sglang.demo_model import MODEL_NAME, ensure_demo_model
+from hata_sglang.evaluation import nll, run_tasks
+from hata_sglang.evaluation.forced import SERVER_FLAGS
+from hata_sglang.evaluation.results import ResultFile
+from hata_sglang.evaluation.serving import started
+
+#: Arm: method, and the end of its weights' name.
+ARMS = {
+    "dense": ("dense", ""),
+    "exact": ("exact", ""),
+    "asymmetric": ("asymmetric", "asymmetric-128b"),
+    "asymmetric-64b": ("asymmetric", "asymmetric-64b"),
+    "hata": ("hata", "hata-128b"),
+    "hashattention": ("hashattention", "hashattention-96b"),
+    "random": ("random", ""),
+    "streaming": ("streaming", ""),
+}
+BUDGETS = (0.0156, 0.0313, 0.0625)
+CELLS = (
+    *(f"niah_single_1:{length}" for length in (2048, 4096, 7168)),
+    *(f"niah_single_2:{length}" for length in (2048, 4096, 7168)),
+    *(f"niah_multivalue:{length}" for length in (2048, 4096, 7168)),
+    "niah_single_3:2048",
+    "niah_multikey_1:2048",
+    "niah_multiquery:2048",
+)
+ALL_CELLS = tuple(
+    f"{task}:{length}"
+    for task in run_tasks.RULER
+    if not task.startswith("qa")  # they need a file of the user's
+    for length in (2048, 4096, 7168)
+)
+CONFIG = """\
+method: exact
+budget: 256
+sink: 16
+recent: 16
+dense_layers: [0, 1]
+inner_backend: flashinfer
+"""
+CONCURRENCY = 16
+FLAGS = (
+    *("--max-total-tokens", "140000"),  # 16 requests of 8,000 tokens: many servers share the GPU
+    *("--max-running-requests", str(CONCURRENCY)),
+    *("--cuda-graph-max-bs-decode", str(CONCURRENCY)),
+    *("--cuda-graph-backend-prefill", "disabled"),  # prefill is not what is measured
+    *("--log-level", "warning"),
+    *SERVER_FLAGS,
+)
+
+
+class Grader:
+    """What all arms are asked, and where the answers go."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        tokenizer = AutoTokenizer.from_pretrained(MODEL_NAME)
+        text, content = nll.read_text()
+        self.text = text
+        self.chunks = nll.make_chunks(tokenizer, content, args.chunks, 6000, 1000)
+        self.samples = [
+            (int(length), run_tasks.make_samples(task, args.samples, int(length), tokenizer,
+                                                 args.seed, {}))
+            for task, length in (cell.split(":") for cell in args.cells)
+        ]  # fmt: skip
+        self.tasks = ResultFile("server_tasks.csv", run_tasks.COLUMNS, run_tasks.KEYS)
+        self.likelihood = ResultFile("server_nll.csv", nll.COLUMNS, nll.KEYS)
+
+    def grade(self, name: str, budget: float | None) -> str | None:
+        """Start one server and ask it everything; return what went wrong, if anything."""
+        label = f"{name}-{budget}" if budget else name
+        method, weights = ARMS[name]
+        where = argparse.Namespace(model=MODEL_NAME, config="base.yaml", weights=[])
+        if weights:
+            where.weights = [(method, f"smollm2-135m-instruct-{weights}")]
+        start = time.perf_counter()
+        with open(f"logs/{label}.log", "w") as log:
+            console = Console(file=log)
+            try:
+                with started(method, budget, where, FLAGS, console) as (client, arm):
+                    ready = time.perf_counter()
+                    nll.run_nll(client, arm, self.chunks, self.text, self.likelihood, CONCURRENCY)
+                    likely = time.perf_counter()
+                    for length, samples in self.samples:
+                        run_tasks.run_samples(
+                            client,
+                            arm,
+                            samples,
+                            length,
+                            self.args.seed,
+                            self.tasks,
+                            concurrency=CONCURRENCY,
+                        )
+            except Exception as error:  # one arm's fault is not the others'
+                console.print_exception()
+                return f"{label}: {type(error).__name__}: {str(error)[-600:]}"
+        end = time.perf_counter()
+        print(
+            f"{label}: start {ready - start:.0f} s, nll {likely - ready:.0f} s, "
+            f"tasks {end - likely:.0f} s",
+            flush=True,
+        )
+        return None
+
+
+def main() -> None:
+    """Grade every arm at every budget; exit with 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--jobs", type=int, default=6, help="servers at a time, 6 GB each (6)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
+    parser.add_argument("--cells", nargs="+", default=CELLS, help="TASK:LENGTH, or all")
+    parser.add_argument("--samples", type=int, default=50, help="of every cell (50)")
+    parser.add_argument("--chunks", type=int, default=16, help="stretches of the novel (16)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if list(args.cells) == ["all"]:
+        args.cells = ALL_CELLS
+    model = ensure_demo_model()
+    (args.work / "logs").mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work)
+    if not Path(MODEL_NAME).is_symlink():
+        Path(MODEL_NAME).symlink_to(model)
+    Path("base.yaml").write_text(CONFIG)
+    grader = Grader(args)
+    jobs = [(arm, budget) for budget in args.budgets for arm in args.arms if arm != "dense"]
+    if "dense" in args.arms:
+        jobs.insert(0, ("dense", None))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        faults = list(filter(None, pool.map(lambda job: grader.grade(*job), jobs)))
+    print("\n".join(faults), file=sys.stderr)
+    raise SystemExit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
