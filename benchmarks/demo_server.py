@@ -14,7 +14,6 @@ half of in a trial with other samples (--arms dense --seed 1 --cells all).
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from hata_sglang.demo_model import MODEL_NAME, ensure_demo_model
+from hata_sglang.demo_model import ensure_demo_model
 from hata_sglang.evaluation import nll, run_tasks
 from hata_sglang.evaluation.forced import SERVER_FLAGS
 from hata_sglang.evaluation.results import ResultFile
@@ -77,9 +76,11 @@ FLAGS = (
 class Grader:
     """What all arms are asked, and where the answers go."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        tokenizer = AutoTokenizer.from_pretrained(MODEL_NAME)
+    def __init__(self, args: argparse.Namespace, model: Path) -> None:
+        self.args, self.model = args, model
+        self.config = args.work / "base.yaml"
+        self.config.write_text(CONFIG)
+        tokenizer = AutoTokenizer.from_pretrained(model)
         text, content = nll.read_text()
         self.text = text
         self.chunks = nll.make_chunks(tokenizer, content, args.chunks, 6000, 1000)
@@ -88,18 +89,18 @@ class Grader:
                                                  args.seed, {}))
             for task, length in (cell.split(":") for cell in args.cells)
         ]  # fmt: skip
-        self.tasks = ResultFile("server_tasks.csv", run_tasks.COLUMNS, run_tasks.KEYS)
-        self.likelihood = ResultFile("server_nll.csv", nll.COLUMNS, nll.KEYS)
+        self.tasks = ResultFile(args.work / "server_tasks.csv", run_tasks.COLUMNS, run_tasks.KEYS)
+        self.likelihood = ResultFile(args.work / "server_nll.csv", nll.COLUMNS, nll.KEYS)
 
     def grade(self, name: str, budget: float | None) -> str | None:
         """Start one server and ask it everything; return what went wrong, if anything."""
         label = f"{name}-{budget}" if budget else name
         method, weights = ARMS[name]
-        where = argparse.Namespace(model=MODEL_NAME, config="base.yaml", weights=[])
+        where = argparse.Namespace(model=self.model, config=self.config, weights=[])
         if weights:
             where.weights = [(method, f"smollm2-135m-instruct-{weights}")]
         start = time.perf_counter()
-        with open(f"logs/{label}.log", "w") as log:
+        with (self.args.work / "logs" / f"{label}.log").open("w") as log:
             console = Console(file=log)
             try:
                 with started(method, budget, where, FLAGS, console) as (client, arm):
@@ -144,11 +145,7 @@ def main() -> None:
         args.cells = ALL_CELLS
     model = ensure_demo_model()
     (args.work / "logs").mkdir(parents=True, exist_ok=True)
-    os.chdir(args.work)
-    if not Path(MODEL_NAME).is_symlink():
-        Path(MODEL_NAME).symlink_to(model)
-    Path("base.yaml").write_text(CONFIG)
-    grader = Grader(args)
+    grader = Grader(args, model)
     jobs = [(arm, budget) for budget in args.budgets for arm in args.arms if arm != "dense"]
     if "dense" in args.arms:
         jobs.insert(0, ("dense", None))
