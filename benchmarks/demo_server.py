@@ -27,6 +27,7 @@ from hata_sglang.evaluation import nll, run_tasks
 from hata_sglang.evaluation.forced import SERVER_FLAGS
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.serving import started
+from hata_sglang.evaluation.tasks import Sample
 
 #: Arm: method, and the end of its weights' name.
 ARMS = {
@@ -83,14 +84,24 @@ class Grader:
         tokenizer = AutoTokenizer.from_pretrained(model)
         text, content = nll.read_text()
         self.text = text
-        self.chunks = nll.make_chunks(tokenizer, content, args.chunks, 6000, 1000)
-        self.samples = [
-            (int(length), run_tasks.make_samples(task, args.samples, int(length), tokenizer,
-                                                 args.seed, {}))
-            for task, length in (cell.split(":") for cell in args.cells)
-        ]  # fmt: skip
+        chunks = nll.make_chunks(tokenizer, content, args.chunks, 6000, 1000)
+        self.chunks = chunks[:: args.chunk_step]
+        self.tokenizer = tokenizer
+        # While the first servers start.
+        self.samples = ThreadPoolExecutor(1).submit(self._make_samples)
         self.tasks = ResultFile(args.work / "server_tasks.csv", run_tasks.COLUMNS, run_tasks.KEYS)
         self.likelihood = ResultFile(args.work / "server_nll.csv", nll.COLUMNS, nll.KEYS)
+
+    def _make_samples(self) -> list[tuple[int, list[Sample]]]:
+        count, seed = self.args.samples, self.args.seed
+        cells = [cell.split(":") for cell in self.args.cells]
+        return [
+            (
+                int(length),
+                run_tasks.make_samples(task, count, int(length), self.tokenizer, seed, {}),
+            )
+            for task, length in cells
+        ]
 
     def grade(self, name: str, budget: float | None) -> str | None:
         """Start one server and ask it everything; return what went wrong, if anything."""
@@ -105,9 +116,7 @@ class Grader:
             try:
                 with started(method, budget, where, FLAGS, console) as (client, arm):
                     ready = time.perf_counter()
-                    nll.run_nll(client, arm, self.chunks, self.text, self.likelihood, CONCURRENCY)
-                    likely = time.perf_counter()
-                    for length, samples in self.samples:
+                    for length, samples in self.samples.result():
                         run_tasks.run_samples(
                             client,
                             arm,
@@ -117,13 +126,15 @@ class Grader:
                             self.tasks,
                             concurrency=CONCURRENCY,
                         )
+                    scored = time.perf_counter()
+                    nll.run_nll(client, arm, self.chunks, self.text, self.likelihood, CONCURRENCY)
             except Exception as error:  # one arm's fault is not the others'
                 console.print_exception()
                 return f"{label}: {type(error).__name__}: {str(error)[-600:]}"
         end = time.perf_counter()
         print(
-            f"{label}: start {ready - start:.0f} s, nll {likely - ready:.0f} s, "
-            f"tasks {end - likely:.0f} s",
+            f"{label}: start {ready - start:.0f} s, tasks {scored - ready:.0f} s, "
+            f"nll {end - scored:.0f} s",
             flush=True,
         )
         return None
@@ -139,6 +150,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=CELLS, help="TASK:LENGTH, or all")
     parser.add_argument("--samples", type=int, default=50, help="of every cell (50)")
     parser.add_argument("--chunks", type=int, default=16, help="stretches of the novel (16)")
+    parser.add_argument("--chunk-step", type=int, default=1, help="take every n-th of these (1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if list(args.cells) == ["all"]:
