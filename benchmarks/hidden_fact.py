@@ -93,7 +93,7 @@ def main() -> int:
     """Command line of this benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "exact", "hata"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["dense", "exact", "asymmetric"])
     parser.add_argument("--n", type=int, default=20, help="prompts (default 20)")
     parser.add_argument("--tokens", type=int, default=6000, help="prompt length (default 6000)")
     parser.add_argument(
@@ -105,7 +105,7 @@ def main() -> int:
         "--hata-config",
         type=Path,
         default=demo_config(),
-        help="YAML whose method the sparse arms change (default: the demo model's, of hata)",
+        help="YAML whose method the sparse arms change (default: the demo model's)",
     )
     parser.add_argument(
         "--weights",

@@ -44,7 +44,7 @@ def test_fits_the_demo_model(path):
 
 def test_there_is_a_file_per_method_at_the_same_budget():
     by_method = {path.stem: resolve(path) for path in READY if path.stem in get_args(Method)} | {
-        "hata": resolve(DEMO)
+        "asymmetric": resolve(DEMO)
     }
     assert set(by_method) == set(get_args(Method))
     for plans in zip(*by_method.values(), strict=True):

@@ -33,8 +33,8 @@ def test_dense_names_the_stock_backend_and_no_yaml(monkeypatch):
             assert arguments == ["--model-path", "model", "--attention-backend", backend]
 
 
-def test_hata_takes_the_file_as_it_is():
-    with arm_arguments("hata", "model", demo_config()) as arguments:
+def test_the_files_own_method_takes_the_file_as_it_is():
+    with arm_arguments("asymmetric", "model", demo_config()) as arguments:
         assert arguments == ["--model-path", "model", "--hata-config", str(demo_config())]
 
 
@@ -60,7 +60,7 @@ def test_other_methods_change_nothing_but_the_method(arm):
     assert not Path(arguments[-1]).exists()
 
 
-@pytest.mark.parametrize("arm", ["hashattention", "asymmetric"])
+@pytest.mark.parametrize("arm", ["hashattention", "asymmetric", "hata"])
 def test_trained_arms_have_the_weights_given_and_their_bits(arm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -72,14 +72,14 @@ def test_trained_arms_have_the_weights_given_and_their_bits(arm, tmp_path, monke
 
 def test_trained_arm_without_weights_is_refused():
     with (
-        pytest.raises(Refusal, match="expected a folder or shipped name of weights for arm asym"),
-        arm_arguments("asymmetric", "model", demo_config(), {"hata": "x"}),
+        pytest.raises(Refusal, match="expected a folder or shipped name of weights for arm hata"),
+        arm_arguments("hata", "model", demo_config(), {"asymmetric": "x"}),
     ):
         pass
 
 
 def test_other_weights_of_the_same_method_have_other_bits():
-    settings = arm_settings("hata", demo_config(), {"hata": "other"})
+    settings = arm_settings("asymmetric", demo_config(), {"asymmetric": "other"})
     assert (settings["weights"], settings.get("bits")) == ("other", None)
 
 
