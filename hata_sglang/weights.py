@@ -44,6 +44,7 @@ __all__ = [
     "TrainingData",
     "check_against_model",
     "load_weights",
+    "read_card",
     "save_weights",
     "shipped_weights",
 ]
@@ -172,6 +173,22 @@ def shipped_weights() -> list[str]:
     """Names of the sets of weights that ship with the package, sorted."""
     root = importlib.resources.files("hata_weights")
     return sorted(e.name for e in root.iterdir() if e.is_dir() and (e / CARD_FILE).is_file())
+
+
+def read_card(ref: str | Path) -> Card:
+    """Read the card of a set of hash weights, and not its tensors.
+
+    Parameters
+    ----------
+    ref : str or Path
+        As in `load_weights`.
+
+    Raises
+    ------
+    Refusal
+        If nothing is found, or the card cannot be read.
+    """
+    return _read_card(_find(ref))
 
 
 def load_weights(ref: str | Path) -> HashWeights:

@@ -17,7 +17,7 @@ from hata_sglang.evaluation.arms import arm_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.weights import load_weights
+from hata_sglang.weights import read_card
 
 #: Upper bound of a budget that is a share of the context: none that a model reaches.
 NO_LIMIT = 10**9
@@ -63,7 +63,7 @@ def describe(name: str, config: HataConfig) -> Arm:
     """
     bits = ""
     if config.weights is not None:
-        bits = str(load_weights(config.weights).card.bits)
+        bits = str(read_card(config.weights).bits)
     elif config.method == "random":
         bits = str(config.bits or DEFAULT_BITS)
     return Arm(name, config.method, bits, budget_name(config.budget))

@@ -19,6 +19,7 @@ from hata_sglang.weights import (
     TrainingData,
     check_against_model,
     load_weights,
+    read_card,
     save_weights,
     shipped_weights,
 )
@@ -165,7 +166,7 @@ def test_what_is_saved_comes_back(folder):
         assert torch.equal(weights.layers[layer]["weight"], tensor)
     content = (folder / "hash.safetensors").read_bytes()
     assert weights.card == make_card(sha256=hashlib.sha256(content).hexdigest())
-    assert load_weights(str(folder)).card == weights.card
+    assert load_weights(str(folder)).card == weights.card == read_card(folder)
 
 
 @pytest.mark.parametrize("name", METHODS)
