@@ -23,7 +23,7 @@ from hata_sglang.training.demo_corpus import DESCRIPTION
 #: Variant: options of the recipe, on top of its defaults.
 VARIANTS = {
     "default": {},
-    "constant rate": {"schedule": "none"},
+    "constant rate": {"schedule": "constant"},
     "key norms": {"scale_bits": 8},
     "paper": {"objective": "paper"},
     "paper, cosine": {"objective": "paper", "schedule": "cosine"},

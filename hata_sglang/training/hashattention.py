@@ -25,7 +25,7 @@ class HashAttentionRecipe:
     steps : int
     learning_rate : float
         Of Adam; 0.001 in the published code.
-    schedule : {"none", "cosine"}
+    schedule : {"constant", "cosine"}
         ``none`` in the published code.
     layers : {1, 2, 3}
         Linear layers of an MLP, SiLU between them; 3 in the paper.
@@ -53,7 +53,7 @@ class HashAttentionRecipe:
 
     steps: int = 1000
     learning_rate: float = 0.001
-    schedule: Literal["none", "cosine"] = "none"
+    schedule: Literal["constant", "cosine"] = "constant"
     layers: Literal[1, 2, 3] = 3
     hidden: int | None = None
     top_keys: int = 32
@@ -70,7 +70,7 @@ class HashAttentionRecipe:
             "steps": self.steps,
             "learning_rate": self.learning_rate,
             "optimizer": "Adam, betas 0.9 and 0.999",
-            "schedule": "cosine to 0" if self.schedule == "cosine" else "none",
+            "schedule": "cosine to 0" if self.schedule == "cosine" else "constant",
             "loss": "weighted binary cross entropy on sigmoid(tanh code of q . tanh code of k)",
             "layers": self.layers,
             "hidden": "head size" if self.hidden is None else self.hidden,

@@ -13,7 +13,7 @@ from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_st
 from hata_sglang.training.loss import PaperLoss, attention_loss, paper_loss, similarity_labels
 
 Objective = Literal["attention", "paper"]
-Schedule = Literal["none", "cosine"]
+Schedule = Literal["constant", "cosine"]
 LossWeights = Literal["paper", "code"]
 
 
@@ -29,9 +29,9 @@ class HataRecipe:
     steps : int
     learning_rate : float or None
         None stands for 0.01 (attention) or 0.1 (paper).
-    schedule : {"none", "cosine"} or None
+    schedule : {"constant", "cosine"} or None
         ``cosine``: the rate falls to 0. None stands for ``cosine`` under
-        ``attention`` and ``none`` under ``paper``, as in the published code,
+        ``attention`` and ``constant`` under ``paper``, as in the published code,
         whose schedule is built and never stepped.
     queries_per_step, keys_per_step : int
         Drawn anew each step.
@@ -81,7 +81,7 @@ class HataRecipe:
     def falling(self) -> bool:
         """Whether the rate falls along a cosine, with None resolved."""
         return (
-            self.schedule or ("cosine" if self.objective == "attention" else "none")
+            self.schedule or ("cosine" if self.objective == "attention" else "constant")
         ) == "cosine"
 
     @property
@@ -99,7 +99,7 @@ class HataRecipe:
             "objective": self.objective,
             "steps": self.steps,
             "learning_rate": self.rate,
-            "schedule": "cosine to 0" if self.falling else "none",
+            "schedule": "cosine to 0" if self.falling else "constant",
             "queries_per_step": self.queries_per_step,
             "keys_per_step": self.keys_per_step,
             "weights_per": "KV head (as the published code; the paper says attention head)",

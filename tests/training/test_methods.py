@@ -172,7 +172,7 @@ def test_loss_weights_of_the_code_are_the_papers_swapped():
     ("objective", "schedule", "falls"),
     [
         ("attention", None, True),
-        ("attention", "none", False),
+        ("attention", "constant", False),
         ("paper", None, False),
         ("paper", "cosine", True),
     ],
@@ -184,7 +184,7 @@ def test_schedules(objective, schedule, falls):
         trainer.step()
     rate = trainer.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(0.0 if falls else recipe.rate, abs=1e-9)
-    assert recipe.card_entry()["schedule"] == ("cosine to 0" if falls else "none")
+    assert recipe.card_entry()["schedule"] == ("cosine to 0" if falls else "constant")
 
 
 @pytest.mark.parametrize("method", METHODS)

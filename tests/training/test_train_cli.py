@@ -69,6 +69,8 @@ def test_options_are_typed_by_the_recipe():
         paper=PaperLoss(sigma=0.3),
         schedule=None,
     )
+    # None stands for the objective's own schedule; a constant rate has a word of its own.
+    assert not make_recipe(HataRecipe, ["schedule=constant"]).falling
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_options_are_typed_by_the_recipe():
         (["steps=many"], "--option steps: expected an integer, found 'many'"),
         (["steps"], "--option steps: expected steps=VALUE, found 'steps'"),
         (["scale_bits=9"], "--option scale_bits: expected 0 or 8 or 16, found '9'"),
-        (["schedule=linear"], "expected none or cosine or none, found 'linear'"),
+        (["schedule=linear"], "expected constant or cosine or none, found 'linear'"),
         (["steps=1", "steps=2"], "--option steps: expected one value, found 1 and 2"),
         (["a=1", "paper.sgma=1"], "2 problems(.|\\n)*'paper.sigma' .the nearest name."),
     ],
