@@ -151,7 +151,10 @@ def test_pages_never_point_outside_the_pool(device) -> None:
     assert pages.tolist() == [4, 0, 0]
 
 
-def make_sparse_decode(max_batch, q_heads, kv_heads, dim, k_max, dtype, **changed) -> SparseDecode:
+def make_sparse_decode(
+    max_batch, q_heads, kv_heads, dim, k_max, dtype, /, **changed
+) -> SparseDecode:
+    """A wrapper of the given sizes; ``changed`` replaces any of its arguments, dtype too."""
     size = workspace_bytes(
         max_batch * kv_heads,
         q_heads // kv_heads,

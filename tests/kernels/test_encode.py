@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 from hata_kernels.bits import unpack_bits
-from hata_kernels.encode import encode, encode_naive
+from hata_kernels.encode import (
+    encode,
+    encode_naive,
+    encode_planes_naive,
+    encode_residual_naive,
+)
 from hata_kernels.encode.triton import encode_triton
+from hata_kernels.encode.triton_planes import encode_planes_triton
+from hata_kernels.encode.triton_residual import encode_residual_triton
 
 # Projections closer to zero than this, relative to |x| * |w|, may round to either sign.
 CLOSE = 1e-5
@@ -59,6 +68,19 @@ def test_naive_takes_the_signs(dtype, tokens, heads, kv_heads, dim, bits) -> Non
     x = torch.randn(tokens, heads, dim).to(dtype)
     weight = torch.randn(kv_heads, dim, bits)
     assert_codes(encode_naive(x, weight), x, weight)
+
+
+@pytest.mark.parametrize(
+    ("reference", "launch"),
+    [
+        (encode_naive, encode_triton),
+        (encode_planes_naive, encode_planes_triton),
+        (encode_residual_naive, encode_residual_triton),
+    ],
+    ids=["one-stage", "planes", "residual"],
+)
+def test_references_take_the_arguments_of_the_launches(reference, launch) -> None:
+    assert inspect.signature(reference) == inspect.signature(launch)
 
 
 def test_naive_zero_projection_is_a_zero_bit() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .naive import encode_naive
+from .naive_planes import encode_planes_naive
+from .naive_residual import encode_residual_naive
 
-__all__ = ["encode", "encode_naive"]
+__all__ = ["encode", "encode_naive", "encode_planes_naive", "encode_residual_naive"]
 
 
 def encode(
@@ -18,6 +20,8 @@ def encode(
     slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode with the implementation for ``x``'s device; see `encode_naive` for the contract.
+
+    Without scales: those are left to the encoders, which know their steps.
 
     On CUDA one Triton launch handles all tokens and heads. There ``weight`` may have ``x``'s dtype
     (converted once by the caller), which lets bf16 and fp16 use the tensor cores; with a float32

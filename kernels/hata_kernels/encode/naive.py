@@ -1,4 +1,4 @@
-"""CPU encoder: one batched matrix product and a bit pack."""
+"""CPU encoder: one product per KV head, a bit pack, and the keys' scales."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
+from .scales import check_scales, scatter, whole_scales
 
 
 def check_encode(
@@ -56,6 +57,35 @@ def check_encode(
     return heads // kv_heads, words
 
 
+def project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply rows by the weight of their KV head, in float32.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[T, H, n]``, floating point, H a multiple of the KV heads: head h uses the weight of KV
+        head ``h // (H // kv_heads)``.
+    weight : torch.Tensor
+        ``[kv_heads, n, m]``.
+    bias : torch.Tensor, optional
+        ``[kv_heads, m]``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``[T, H, m]``; a transposed view when H is the number of KV heads.
+    """
+    kv_heads = weight.shape[0]
+    # [kv_heads, T, G, n]: one product per KV head, whatever the group size.
+    heads = x.unflatten(1, (kv_heads, x.shape[1] // kv_heads)).transpose(0, 1)
+    rows = torch.bmm(heads.flatten(1, 2).float(), weight.float())
+    if bias is not None:
+        rows += bias.float().unsqueeze(1)
+    return rows.unflatten(1, heads.shape[1:3]).transpose(0, 1).flatten(1, 2)
+
+
 def encode_naive(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -63,6 +93,9 @@ def encode_naive(
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    scale_step: torch.Tensor | None = None,
+    scale_of: str = "norm",
 ) -> torch.Tensor:
     """Encode keys or queries: bit = (x @ weight + bias of its KV head > 0), packed into words.
 
@@ -81,6 +114,15 @@ def encode_naive(
     slots : torch.Tensor, optional
         int64 or int32 ``[T]``: write token t to ``out[slots[t]]``. Repeated slots keep one of the
         codes (SGLang pads batches with the reserved slot 0).
+    scales : torch.Tensor, optional
+        uint8 or int16 (the low 16 bits), contiguous, ``[S, kv_heads]`` (``[T, kv_heads]`` without
+        slots): for keys, also write their scales, ``floor(m / scale_step[h] + 1/2)`` and at most
+        the largest that fits.
+    scale_step : torch.Tensor, optional
+        float32 ``[kv_heads]``, positive; needed with ``scales``.
+    scale_of : str
+        ``"norm"``: m is the key's L2 norm; ``"projections"``: the mean of its projections'
+        absolute values.
 
     Returns
     -------
@@ -90,25 +132,21 @@ def encode_naive(
     Raises
     ------
     ValueError
-        When a shape, dtype or device does not fit, or ``slots`` comes without ``out``.
+        When a shape, dtype or device does not fit, ``slots`` comes without ``out``, or ``scales``
+        without steps or for queries.
 
     Notes
     -----
     Sums of a few thousand products may round differently for different T, so a bit whose
     projection is within rounding of zero can differ between calls; all others cannot.
     """
-    group, words = check_encode(x, weight, bias, out, slots)
-    tokens, heads, dim = x.shape
-    kv_heads = heads // group
-    # [kv_heads, T * G, D]: one product per KV head, whatever the group size.
-    rows = x.unflatten(1, (kv_heads, group)).transpose(0, 1).reshape(kv_heads, -1, dim)
-    projection = torch.bmm(rows.float(), weight.float())
-    if bias is not None:
-        projection += bias.float().unsqueeze(1)
-    codes = pack_bits(projection > 0)
-    codes = codes.view(kv_heads, tokens, group, words).transpose(0, 1).reshape(tokens, heads, words)
+    _, words = check_encode(x, weight, bias, out, slots)
+    tokens, heads, _ = x.shape
     if out is None:
-        return codes.contiguous()
-    if slots is None:
-        return out.copy_(codes)
-    return out.index_copy_(0, slots.long(), codes)
+        out = torch.empty((tokens, heads, words), dtype=torch.int32, device=x.device)
+    most = check_scales(scales, scale_step, out, weight.shape[0], scale_of)
+    projection = project(x, weight, bias)
+    if scales is not None:
+        size = x.float().norm(dim=-1) if scale_of == "norm" else projection.abs().mean(dim=-1)
+        scatter(scales, slots, whole_scales(size, scale_step, most))
+    return scatter(out, slots, pack_bits(projection > 0))

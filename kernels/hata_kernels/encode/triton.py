@@ -6,8 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..checks import expect, expect_tensor
+from ..checks import expect
 from .naive import check_encode
+from .scales import check_scales
 
 
 @triton.jit
@@ -110,28 +111,6 @@ def _encode_kernel(
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
 
 
-def check_scales(
-    scales: torch.Tensor, scale_step: torch.Tensor | None, out: torch.Tensor, kv_heads: int
-) -> int:
-    """Check the buffer of scales beside codes ``out`` and the step of each KV head.
-
-    Returns
-    -------
-    int
-        The largest scale that fits.
-
-    Raises
-    ------
-    ValueError
-        When a shape, dtype or device does not fit, or the steps are missing.
-    """
-    shape, dtypes = (out.shape[0], kv_heads), (torch.uint8, torch.int16)
-    expect_tensor("scales", scales, shape=shape, dtypes=dtypes, device=out.device, contiguous=True)
-    expect(scale_step is not None, "scale_step", "a tensor, because scales is given", None)
-    expect_tensor("scale_step", scale_step, shape=(kv_heads,), dtypes=(torch.float32,))
-    return 2 ** (8 * scales.element_size()) - 1
-
-
 def encode_triton(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -149,24 +128,10 @@ def encode_triton(
     ``weight`` in ``x``'s dtype uses the tensor cores (bf16, fp16) with float32 accumulation; in
     another dtype both are converted to float32 first.
 
-    Parameters
-    ----------
-    x, weight, bias, out, slots
-        As in `encode_naive`.
-    scales : torch.Tensor, optional
-        ``[S, kv_heads]``, contiguous, uint8 or int16 (the low 16 bits): for keys, also write their
-        scales, ``floor(m / scale_step[h] + 1/2)`` and at most the largest that fits, to the slots.
-    scale_step : torch.Tensor, optional
-        float32 ``[kv_heads]``; needed with ``scales``.
-    scale_of : str
-        ``"norm"``: m is the key's L2 norm; ``"projections"``: the mean of its projections'
-        absolute values.
-
     Raises
     ------
     ValueError
-        As `encode_naive`, when ``x``'s last dimension is not contiguous, and when ``scales`` do
-        not fit or come for queries.
+        As `encode_naive`, and when ``x``'s last dimension is not contiguous.
     """
     group, words = check_encode(x, weight, bias, out, slots)
     tokens, heads, dim = x.shape
@@ -174,11 +139,7 @@ def encode_triton(
     kv_heads, _, bits = weight.shape
     if out is None:
         out = torch.empty((tokens, heads, words), dtype=torch.int32, device=x.device)
-    most = 0
-    if scales is not None:
-        expect(group == 1, "x with scales", "keys", f"{group} queries per KV head")
-        expect(scale_of in ("norm", "projections"), "scale_of", "norm or projections", scale_of)
-        most = check_scales(scales, scale_step, out, kv_heads)
+    most = check_scales(scales, scale_step, out, kv_heads, scale_of)
     rows = tokens * group
     if rows == 0:
         return out

@@ -1,7 +1,4 @@
-"""Triton encoder of asymmetric queries: project the group, quantise, pack planes, in one launch.
-
-Its readable definition is `hata_kernels.encoders.AsymmetricEncoder.query_bits_of`.
-"""
+"""Triton encoder of asymmetric queries: project the group, quantise, pack planes, in one launch."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..bits import WORD_BITS
-from ..checks import FLOATS, expect, expect_tensor
+from ..checks import expect
+from .naive_planes import check_planes
 
 MAX_BITS = 1024
 
@@ -93,51 +90,25 @@ def encode_planes_triton(
     clip: float,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode queries into the packed bit-planes of one quantised vector per KV head.
+    """Encode queries on the GPU; same contract as `encode_planes_naive`.
 
-    Parameters
-    ----------
-    q : torch.Tensor
-        float32, bfloat16 or float16 ``[T, kv_heads * G, D]``, last dimension contiguous.
-    weight : torch.Tensor
-        ``[kv_heads, G * D, r]``, contiguous, r a multiple of 32 and at most 1024. In q's dtype it
-        uses the tensor cores (bf16, fp16); in another both are converted to float32.
-    bias : torch.Tensor
-        ``[kv_heads, r]``, contiguous.
-    planes : int
-        B, 1 to 8.
-    clip : float
-        Multiple of the rms that the largest level stands for.
-    out : torch.Tensor, optional
-        int32 ``[T, kv_heads * B, r // 32]``, contiguous. Allocated when None.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``; plane p of KV head h is row ``h * B + p``.
+    ``q`` may be a view whose last dimension is contiguous, as a slice of a fused QKV projection;
+    r is at most 1024. ``weight`` in q's dtype uses the tensor cores (bf16, fp16) with float32
+    accumulation; in another dtype both are converted to float32 first.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device or stride does not fit.
+        As `encode_planes_naive`, when q's last dimension is not contiguous, and when r is more
+        than 1024.
     """
-    where = {"dtypes": FLOATS, "device": q.device}
-    expect_tensor("q", q, shape=(None, None, None), dtypes=FLOATS)
-    tokens, heads, dim = q.shape
+    shape = check_planes(q, weight, bias, planes, out)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
-    expect_tensor("weight", weight, shape=(None, None, None), contiguous=True, **where)
-    kv_heads, size, bits = weight.shape
-    expect(heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads} KV heads", heads)
-    group = heads // kv_heads
-    expect(size == group * dim, "weight.shape[1]", f"G * D = {group * dim}", size)
-    fits = 0 < bits <= MAX_BITS and bits % WORD_BITS == 0
-    expect(fits, "weight.shape[2]", f"a multiple of 32, at most {MAX_BITS}", bits)
-    expect_tensor("bias", bias, shape=(kv_heads, bits), contiguous=True, **where)
-    expect(1 <= planes <= 8, "planes", "1 to 8", planes)
-    shape = (tokens, kv_heads * planes, bits // WORD_BITS)
+    tokens, heads, dim = q.shape
+    kv_heads, _, bits = weight.shape
+    expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
     if out is None:
         out = torch.empty(shape, dtype=torch.int32, device=q.device)
-    expect_tensor("out", out, shape=shape, dtypes=(torch.int32,), device=q.device, contiguous=True)
     if tokens == 0:
         return out
     same = q.dtype == weight.dtype
@@ -152,7 +123,7 @@ def encode_planes_triton(
         q.stride(1),
         float(clip),
         KV_HEADS=kv_heads,
-        GROUP=group,
+        GROUP=heads // kv_heads,
         DIM=dim,
         BITS=bits,
         PLANES=planes,

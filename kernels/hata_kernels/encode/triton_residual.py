@@ -1,7 +1,4 @@
-"""Triton encoder of keys in two stages: signs, then signs of what the first ones left over.
-
-Its readable definition is `hata_kernels.encoders.AsymmetricEncoder.key_bits`.
-"""
+"""Triton encoder of keys in two stages: signs, then signs of what the first ones left over."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ import triton
 import triton.language as tl
 
 from ..bits import WORD_BITS
-from ..checks import expect, expect_tensor
-from .naive import check_encode
-from .triton import check_scales, store_scales
+from ..checks import expect
+from .naive_residual import check_residual
+from .scales import check_scales
+from .triton import store_scales
 from .triton_planes import MAX_BITS
 
 
@@ -154,55 +152,25 @@ def encode_residual_triton(
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode keys in two stages on the GPU and write their codes to their slots.
+    """Encode keys in two stages on the GPU; same contract as `encode_residual_naive`.
 
-    With m = r / 2: the first m bits are the signs of the first m projections; the signs, -1 or 1,
-    times ``residual_weight`` are added to the last m projections, whose signs are the other bits.
-
-    Parameters
-    ----------
-    k : torch.Tensor
-        float32, bfloat16 or float16 ``[T, kv_heads, D]``, last dimension contiguous.
-    weight : torch.Tensor
-        ``[kv_heads, D, r]``, contiguous, r a multiple of 32 and at most 1024. In k's dtype it uses
-        the tensor cores (bf16, fp16); in another both are converted to float32.
-    bias : torch.Tensor
-        ``[kv_heads, r]``, contiguous.
-    residual_weight : torch.Tensor
-        ``[kv_heads, m, m]``, contiguous, of the dtype of ``weight``.
-    out : torch.Tensor
-        int32 ``[S, kv_heads, r // 32]``, contiguous: the codes buffer.
-    slots : torch.Tensor
-        int64 or int32 ``[T]``: token t is written to ``out[slots[t]]``.
-    scales, scale_step : torch.Tensor, optional
-        As in `encode_triton`; m(k) is the mean absolute value of the first m projections.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``.
+    ``k`` may be a view whose last dimension is contiguous, as a slice of a fused QKV projection;
+    r is at most 1024. ``weight`` in k's dtype uses the tensor cores (bf16, fp16) with float32
+    accumulation; in another dtype both are converted to float32 first.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device or stride does not fit.
+        As `encode_residual_naive`, when k's last dimension is not contiguous, and when r is more
+        than 1024.
     """
-    group, _ = check_encode(k, weight, bias, out, slots)
-    tokens, _, dim = k.shape
-    expect(group == 1, "k", "keys", f"{group} heads per KV head")
+    check_residual(k, weight, bias, residual_weight, out, slots)
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
-    kv_heads, _, bits = weight.shape
+    tokens, kv_heads, dim = k.shape
+    bits = weight.shape[2]
     expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
     half = bits // 2
-    expect_tensor(
-        "residual_weight",
-        residual_weight,
-        shape=(kv_heads, half, half),
-        dtypes=(weight.dtype,),
-        device=k.device,
-        contiguous=True,
-    )
-    most = 0 if scales is None else check_scales(scales, scale_step, out, kv_heads)
+    most = check_scales(scales, scale_step, out, kv_heads, "projections")
     if tokens == 0:
         return out
     # The second half may begin in the middle of a word. Little-endian: its low half comes first.

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 
 from ..checks import expect
-from .base import Encoder, expect_names, project, take
-
-MAX_QUERY_BITS = 8
+from ..encode.naive import project
+from ..encode.naive_planes import MAX_PLANES, level_planes, query_levels
+from ..encode.naive_residual import project_in_stages
+from .base import Encoder, expect_names, take
 
 
 class AsymmetricEncoder(Encoder):
@@ -69,12 +70,8 @@ class AsymmetricEncoder(Encoder):
         scale_bits: int = 0,
         stages: int = 1,
     ) -> None:
-        expect(
-            query_bits in range(1, MAX_QUERY_BITS + 1),
-            "query_bits",
-            f"1 to {MAX_QUERY_BITS}",
-            query_bits,
-        )
+        known = range(1, MAX_PLANES + 1)
+        expect(query_bits in known, "query_bits", f"1 to {MAX_PLANES}", query_bits)
         expect(0 < clip < float("inf"), "clip", "a positive number", clip)
         expect(stages in (1, 2), "stages", "1 or 2", stages)
         names = ["key_weight", "key_bias", "query_weight", "query_bias"]
@@ -100,32 +97,27 @@ class AsymmetricEncoder(Encoder):
             self.residual_weight = self._take("residual_weight", num_kv_heads, bits // 2, bits // 2)
 
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        stages = project(k, self.key_weight, self.key_bias).chunk(self.stages, dim=-1)
+        weights = (self.key_weight, self.key_bias)
+        if self.residual_weight is None:
+            numbers = project(k, *weights)
+        else:
+            numbers = project_in_stages(k, *weights, self.residual_weight)
         scales = None
         if self.scale_bits:
-            scales = self._whole_scales(stages[0].abs().mean(dim=-1))
-        bits = stages[0] > 0
-        if self.residual_weight is not None:
-            second = stages[1] + project(2.0 * bits - 1.0, self.residual_weight)
-            bits = torch.cat([bits, second > 0], dim=-1)
-        return bits, scales
+            first_stage = numbers[..., : self.bits // self.stages]
+            scales = self._whole_scales(first_stage.abs().mean(dim=-1))
+        return numbers > 0, scales
 
     def query_levels(self, q: torch.Tensor) -> torch.Tensor:
         """Return the levels of queries ``[T, Hq, D]``: int32 ``[T, Hkv, r]``.
 
         Values from ``-2**(B-1)`` to ``2**(B-1) - 1``; level v stands for ``2 * v + 1``.
         """
-        whole = q.reshape(q.shape[0], self.num_kv_heads, self.group * self.head_dim)
-        u = project(whole, self.query_weight, self.query_bias)
-        rms = u.square().mean(dim=-1, keepdim=True).sqrt()
-        half = 2 ** (self.query_bits - 1)
-        step = self.clip / half * torch.where(rms == 0, 1.0, rms)
-        return (u / step).floor().clamp(-half, half - 1).int()
+        weights = (self.query_weight, self.query_bias)
+        return query_levels(q, *weights, planes=self.query_bits, clip=self.clip)
 
     def _queries(self, q: torch.Tensor) -> torch.Tensor:
-        codes = self.query_levels(q) + 2 ** (self.query_bits - 1)
-        planes = torch.arange(self.query_bits, dtype=torch.int32, device=q.device).unsqueeze(1)
-        return (codes.unsqueeze(2) >> planes & 1).bool()
+        return level_planes(self.query_levels(q), self.query_bits)
 
     def _launch_keys(self, k, codes, slots, scales) -> None:
         from ..encode.triton import encode_triton

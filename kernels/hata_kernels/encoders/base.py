@@ -10,6 +10,7 @@ import torch
 
 from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
+from ..encode.scales import scatter, whole_scales
 from ..score.naive import SCALE_DTYPES
 
 
@@ -209,9 +210,9 @@ class Encoder(ABC):
             self._launch_keys(k, codes, slots, scales)
             return
         bits, values = self._keys(k)
-        codes.index_copy_(0, slots.long(), pack_bits(bits))
+        scatter(codes, slots, pack_bits(bits))
         if scales is not None:
-            scales.index_copy_(0, slots.long(), values.to(scales.dtype))
+            scatter(scales, slots, values)
 
     def encode_queries(self, q: torch.Tensor) -> torch.Tensor:
         """Return the packed planes of queries ``[T, Hq, D]``: int32 ``[T, Hkv * P, words]``.
@@ -234,10 +235,9 @@ class Encoder(ABC):
         )
         return x
 
-    def _whole_scales(self, m: torch.Tensor) -> torch.Tensor:
-        """Turn real numbers ``[T, Hkv]`` into the integers that are stored, int32."""
-        steps = (m / self._tensors["scale_step"] + 0.5).floor()
-        return steps.clamp(0, 2**self.scale_bits - 1).int()
+    def _whole_scales(self, size: torch.Tensor) -> torch.Tensor:
+        """Turn sizes of keys ``[T, Hkv]`` into the integers that are stored, int32."""
+        return whole_scales(size, self._tensors["scale_step"], 2**self.scale_bits - 1)
 
     @abstractmethod
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -279,29 +279,3 @@ def expect_names(tensors: Mapping[str, torch.Tensor], *names: str) -> None:
     """
     found = ", ".join(sorted(tensors)) or "none"
     expect(set(tensors) == set(names), "tensors", ", ".join(sorted(names)), found)
-
-
-def project(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Multiply rows by the weight of their head, in float32.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``[T, H, n]``.
-    weight : torch.Tensor
-        ``[H, n, m]``.
-    bias : torch.Tensor, optional
-        ``[H, m]``.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 ``[T, H, m]``, a transposed view.
-    """
-    rows = x.float().transpose(0, 1)
-    result = torch.bmm(rows, weight.float())
-    if bias is not None:
-        result += bias.float().unsqueeze(1)
-    return result.transpose(0, 1)

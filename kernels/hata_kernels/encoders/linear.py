@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .base import Encoder, expect_names, project, take
+from ..encode.naive import project
+from .base import Encoder, expect_names, take
 
 
 class LinearEncoder(Encoder):
@@ -64,12 +65,8 @@ class LinearEncoder(Encoder):
         return bits, self._whole_scales(k.float().norm(dim=-1))
 
     def _queries(self, q: torch.Tensor) -> torch.Tensor:
-        tokens = q.shape[0]
-        # The G queries of a KV head are rows of one product.
-        rows = q.unflatten(1, (self.num_kv_heads, self.group)).transpose(1, 2)
-        rows = rows.reshape(tokens * self.group, self.num_kv_heads, self.head_dim)
-        bits = project(rows, self.weight) > 0
-        return bits.unflatten(0, (tokens, self.group)).transpose(1, 2)
+        bits = project(q, self.weight) > 0
+        return bits.unflatten(1, (self.num_kv_heads, self.group))
 
     def _launch_keys(self, k, codes, slots, scales) -> None:
         from ..encode.triton import encode_triton

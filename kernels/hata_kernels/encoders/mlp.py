@@ -9,7 +9,8 @@ from torch.nn.functional import silu
 
 from ..bits import WORD_BITS
 from ..checks import expect
-from .base import Encoder, expect_names, project, take
+from ..encode.naive import project
+from .base import Encoder, expect_names, take
 
 MAX_LAYERS = 3
 
