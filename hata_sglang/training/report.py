@@ -49,8 +49,8 @@ class Cost:
         entries = {
             "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
             "threads": str(torch.get_num_threads()),
-            "wall_seconds": f"{time.perf_counter() - self.start:.1f}",
-            "layer_seconds": f"{sum(result.seconds for result in results):.1f}",
+            "wall_seconds": f"{time.perf_counter() - self.start:.2f}",
+            "layer_seconds": f"{sum(result.seconds for result in results):.2f}",
             "layers_from_earlier_run": str(reused),
             "peak_host_memory_gb": f"{host / 1e9:.2f}",
         }
