@@ -302,8 +302,9 @@ def score_naive(
     # numpy, because its bitwise_count is the processor's popcount and PyTorch has none (shifts and
     # masks over tensors took twice as long), and because these steps of tens of microseconds lose
     # more than they gain when PyTorch spreads them over busy cores. Unsigned, because numpy counts
-    # the bits of the absolute value of signed integers.
-    flat = codes.view(slots, kv_heads * words).numpy().view(np.uint32)
+    # the bits of the absolute value of signed integers; two words at a time where they pair up.
+    wide = np.uint64 if words % 2 == 0 else np.uint32
+    flat = codes.view(slots, kv_heads * words).numpy().view(wide)
     table = token_slots.numpy()
     sums = np.int16 if full < 2**15 else np.int32
     for row, length in enumerate(host_lengths(seq_lens, out)):
@@ -312,8 +313,9 @@ def score_naive(
         distance = np.zeros((kv_heads, length), dtype=sums)
         planes = q_codes[row].view(kv_heads, len(plane_weights), words)
         for weight, query in vote_planes(planes, plane_weights):
-            differing = np.bitwise_count(keys ^ query.numpy().view(np.uint32).reshape(-1, 1))
-            differing = differing.reshape(kv_heads, words, length).sum(axis=1, dtype=sums)
+            columns = query.contiguous().numpy().view(wide).reshape(-1, 1)
+            differing = np.bitwise_count(keys ^ columns)
+            differing = differing.reshape(kv_heads, -1, length).sum(axis=1, dtype=sums)
             distance += weight * differing
         scores = out[row, :, :length]
         agreement = torch.from_numpy(full - distance)
