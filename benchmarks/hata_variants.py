@@ -11,7 +11,6 @@ the cards, a row per variant, layer and budget.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.training.demo_corpus import DESCRIPTION
+from hata_sglang.weights import Card, read_card
 
 #: Variant: options of the recipe, on top of its defaults.
 VARIANTS = {
@@ -32,14 +32,8 @@ VARIANTS = {
 }
 
 
-def train_variant(name: str, args: argparse.Namespace) -> Path:
-    """Train one variant; a card that is there already is taken as it is.
-
-    Returns
-    -------
-    Path
-        Its card.
-    """
+def train_variant(name: str, args: argparse.Namespace) -> Card:
+    """Train one variant, if it is not there already; return its card."""
     folder = args.texts / "hata-variants" / name.replace(",", "").replace(" ", "-")
     if not (folder / "card.json").is_file():
         command = [sys.executable, "-m", "hata_sglang.cli", "train", "--model", args.model]
@@ -51,24 +45,24 @@ def train_variant(name: str, args: argparse.Namespace) -> Path:
         for option, value in VARIANTS[name].items():
             command += ["--option", f"{option}={value}"]
         subprocess.run(list(map(str, command)), check=True)
-    return folder / "card.json"
+    return read_card(folder)
 
 
-def rows_of(name: str, card: dict) -> list[dict]:
+def rows_of(name: str, card: Card) -> list[dict]:
     """The held-out masses of one card, by layer and budget."""
-    stored = card["bits"] + card["options"]["scale_bits"]
-    columns = {"variant": name, "bits": card["bits"], "bits_stored": stored}
+    stored = card.bits + card.options["scale_bits"]
+    columns = {"variant": name, "bits": card.bits, "bits_stored": stored}
     return [
         {
             **columns,
-            "budget": held_out["budget"],
+            "budget": held_out.budget,
             "layer": layer,
             "mass": mass,
-            "exact_mass": held_out["per_layer"]["exact"][layer],
-            "train_seconds": card["created_by"]["layer_seconds"],
+            "exact_mass": held_out.per_layer["exact"][layer],
+            "train_seconds": card.created_by["layer_seconds"],
         }
-        for held_out in card["held_out"]
-        for layer, mass in held_out["per_layer"]["hata"].items()
+        for held_out in card.held_out
+        for layer, mass in held_out.per_layer["hata"].items()
     ]
 
 
@@ -84,10 +78,11 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         cards = list(pool.map(lambda name: train_variant(name, args), VARIANTS))
     rows = []
-    for name, path in zip(VARIANTS, cards, strict=True):
-        card = json.loads(path.read_text())
+    for name, card in zip(VARIANTS, cards, strict=True):
         rows += rows_of(name, card)
-        means = (f"k = {h['budget']}: {h['mean']['hata']:.4f}" for h in card["held_out"])
+        means = (
+            f"k = {held_out.budget}: {held_out.mean['hata']:.4f}" for held_out in card.held_out
+        )
         print(f"{name:30} {', '.join(means)}")
     write_csv(args.out, rows)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rebuilds the demo model's shipped hash weights, all sets from the same texts and captures. Needs
-# no GPU, and 2 GB of free disk beside the environment. On one CPU thread all seven sets take about
-# 95 minutes; on one H100 one to two minutes each (docs/results.md). Prints what each set took.
+# no GPU, and 2 GB of free disk beside the environment. After running the model once, all seven sets
+# took 83 minutes of one CPU thread; on one H100 one to two minutes each (docs/results.md). Prints what each set took.
 #
 #   bash launch/train_demo_weights.sh [SET...]
 #

@@ -26,7 +26,7 @@ class HashAttentionRecipe:
     learning_rate : float
         Of Adam; 0.001 in the published code.
     schedule : {"constant", "cosine"}
-        ``none`` in the published code.
+        ``constant`` in the published code.
     layers : {1, 2, 3}
         Linear layers of an MLP, SiLU between them; 3 in the paper.
     hidden : int or None
