@@ -1,0 +1,146 @@
+"""Triton kernels of `attend_gather`: attend over parts of every selection, then merge the parts.
+
+Addresses are int64 throughout: row, head and slot numbers are, before they are multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..chain import start_next, wait_for_last
+
+
+@triton.jit
+def _count(seq_lens_ptr, budgets_ptr, batch, k_max):
+    """Slots that a request attends; never more than its rows hold, whatever the lengths say."""
+    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+    return tl.minimum(tl.minimum(length, tl.load(budgets_ptr + batch)), k_max)
+
+
+@triton.jit
+def _part_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    slots_ptr,
+    seq_lens_ptr,
+    budgets_ptr,
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    q_stride,
+    k_max,
+    part,
+    parts,
+    scale,
+    cap,
+    v_scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Attend G query heads, padded to ROWS, over one part of one row.
+
+    ``scale`` includes log2(e), and ``cap`` too; with a cap, ``scale`` is 2 log2(e) / cap times the
+    softmax's. With SPLIT the result and its log-sum-exp to base 2 go to the partial results.
+    """
+    wait_for_last(PDL)
+    start_next(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    batch = row // HEADS
+    head = row % HEADS
+    count = _count(seq_lens_ptr, budgets_ptr, batch, k_max)
+    begin = split * part
+    end = tl.minimum(begin + part, count)
+    if begin >= end:
+        return
+    member = tl.arange(0, ROWS)
+    d = tl.arange(0, DIM_POW2)
+    in_group = member < GROUP
+    in_dim = d < DIM
+    keep = in_group[:, None] & in_dim[None, :]
+    q_place = batch * q_stride + (head * GROUP + member) * DIM
+    q = tl.load(q_ptr + q_place[:, None] + d[None, :], mask=keep, other=0)
+    peak = tl.full((ROWS,), -float("inf"), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    acc = tl.zeros((ROWS, DIM_POW2), dtype=tl.float32)
+    # The first block holds a slot within the count, so the peak is finite after it.
+    for start in range(begin, end, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        valid = column < end
+        slot = tl.load(slots_ptr + row * k_max + column, mask=valid, other=0).to(tl.int64)
+        # A -1 here means that fewer were selected than counted: the reserved slot 0 gives a wrong
+        # answer for that row, a negative one would read outside the pool.
+        place = (tl.maximum(slot, 0) * HEADS + head) * DIM
+        here = valid[:, None] & in_dim[None, :]
+        # Every fp8 number is one of bf16 and of fp16 as well: nothing is rounded.
+        k = tl.load(k_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
+        v = tl.load(v_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
+        logits = tl.dot(q, tl.trans(k)) * scale
+        if CAPPED:
+            # tanh(x) = 1 - 2 / (exp(2 x) + 1), which needs no library.
+            logits = cap - 2 * cap / (tl.exp2(logits) + 1)
+        logits = tl.where(valid[None, :], logits, -float("inf"))
+        higher = tl.maximum(peak, tl.max(logits, axis=1))
+        weights = tl.exp2(logits - higher[:, None])
+        fade = tl.exp2(peak - higher)
+        total = total * fade + tl.sum(weights, axis=1)
+        acc = acc * fade[:, None] + tl.dot(weights.to(q.dtype), v)
+        peak = higher
+    acc = acc * (v_scale / total)[:, None]
+    if SPLIT:
+        place = (row * parts + split) * GROUP + member
+        tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=keep)
+        tl.store(lse_ptr + place, peak + tl.log2(total), mask=in_group)
+    else:
+        place = row * GROUP + member
+        tl.store(
+            out_ptr + place[:, None] * DIM + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=keep
+        )
+
+
+@triton.jit
+def _merge_kernel(
+    partial_ptr,
+    lse_ptr,
+    seq_lens_ptr,
+    budgets_ptr,
+    out_ptr,
+    k_max,
+    part,
+    parts,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_POW2: tl.constexpr,
+    PARTS_POW2: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Merge the parts of one query head by their log-sum-exp; parts without work are not read."""
+    wait_for_last(PDL)
+    start_next(PDL)
+    q_head = tl.program_id(0).to(tl.int64)
+    row = q_head // GROUP
+    count = _count(seq_lens_ptr, budgets_ptr, row // HEADS, k_max)
+    split = tl.arange(0, PARTS_POW2)
+    used = split * part < count
+    d = tl.arange(0, DIM_POW2)
+    in_dim = d < DIM
+    place = (row * parts + split) * GROUP + q_head % GROUP
+    lse = tl.load(lse_ptr + place, mask=used, other=-float("inf"))
+    weights = tl.exp2(lse - tl.max(lse, axis=0))
+    partial = tl.load(
+        partial_ptr + place[:, None] * DIM + d[None, :],
+        mask=used[:, None] & in_dim[None, :],
+        other=0,
+    )
+    merged = tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
+    tl.store(out_ptr + q_head * DIM + d, merged.to(out_ptr.dtype.element_ty), mask=in_dim)

@@ -1,0 +1,388 @@
+"""Gather and attend: the CPU against float64, Triton against float64, and buffers that suffice."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import pytest
+import torch
+
+from hata_kernels.attend import (
+    AttendBuffers,
+    attend,
+    attend_gather,
+    attend_gather_naive,
+    attend_naive,
+    gather,
+)
+
+SLOTS = 900
+BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+NOWHERE = 2**31 - 1  # a slot that cannot be read
+
+# lengths, budgets, k_max, KV heads, group, head size
+CASES = [
+    pytest.param([1], [1], 1, 1, 1, 64, id="one-slot"),
+    pytest.param([5, 1], [9, 1], 9, 2, 4, 64, id="shorter-than-budget"),
+    pytest.param([400, 400, 63], [63, 64, 65], 65, 1, 3, 96, id="around-a-block-G3-D96"),
+    pytest.param([300, 2], [256, 256], 256, 2, 7, 128, id="whole-blocks-G7-D128"),
+    pytest.param([200], [130], 200, 3, 1, 64, id="budget-below-k-G1"),
+    pytest.param([70, 90], [90, 1], 300, 1, 20, 256, id="parts-without-work-G20-D256"),
+    pytest.param([100], [100], 100, 1, 64, 64, id="G64"),
+]
+# The kernel's BLOCK and PROGRAMS: as on a GPU, one part a row, some blocks a part.
+SPLITS = [
+    pytest.param(64, 264, id="blocks-of-64"),
+    pytest.param(32, 1, id="one-part"),
+    pytest.param(16, 5, id="blocks-of-16"),
+]
+
+
+def make_inputs(lengths, budgets, k_max, kv_heads, group, dim, dtype, cache_dtype=None):
+    """Random slots with repeats; what must not be read is NaN in the caches, garbage in the rows.
+
+    Queries are a slice of a fused projection.
+    """
+    batch = len(lengths)
+    fused = torch.randn(batch, (group + 2) * kv_heads * dim).to(dtype)
+    q = fused[:, : group * kv_heads * dim].unflatten(1, (-1, dim))
+    slots = torch.full((batch, kv_heads, k_max), NOWHERE, dtype=torch.int32)
+    caches = [torch.full((SLOTS, kv_heads, dim), float("nan")) for _ in range(2)]
+    for b, count in enumerate(map(min, lengths, budgets)):
+        slots[b, :, :count] = torch.randint(1, SLOTS, (kv_heads, count), dtype=torch.int32)
+        for h in range(kv_heads):
+            chosen = slots[b, h, :count].long()
+            for cache in caches:
+                cache[chosen, h] = torch.randn(count, dim)
+    k_cache, v_cache = (cache.to(cache_dtype or dtype) for cache in caches)
+    seq_lens = torch.tensor(lengths, dtype=torch.int64)
+    return q, k_cache, v_cache, slots, seq_lens, torch.tensor(budgets, dtype=torch.int32)
+
+
+def softmax_attention(
+    q, k_cache, v_cache, slots, seq_lens, budgets, *, scale, logit_cap=0.0, k_scale=1.0, v_scale=1.0
+) -> torch.Tensor:
+    """The definition in float64, one query head at a time."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    group = q.shape[1] // k_cache.shape[1]
+    for b, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        h = head // group
+        chosen = slots[b, h, : min(int(seq_lens[b]), int(budgets[b]))].long()
+        logits = scale * k_scale * (k_cache[chosen, h].double() @ q[b, head].double())
+        if logit_cap > 0:
+            logits = logit_cap * torch.tanh(logits / logit_cap)
+        out[b, head] = logits.softmax(0) @ (v_scale * v_cache[chosen, h].double())
+    return out
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
+    """Relative root mean square: rounding of the dtype, and no NaN."""
+    error = (out.double().cpu() - expected).norm() / expected.norm()
+    assert error < {F32: 1e-5, F16: 2e-3, BF16: 1e-2}[out.dtype]
+
+
+@pytest.mark.parametrize("logit_cap", [0.0, 5.0], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(F32, F32), (BF16, BF16), (F16, F16), (BF16, FP8), (F16, FP8), (F32, FP8)],
+    ids=str,
+)
+def test_naive_is_softmax_attention(poison, dtype, cache_dtype, logit_cap) -> None:
+    inputs = make_inputs([50, 1, 9], [40, 7, 9], 40, 2, 3, 64, dtype, cache_dtype)
+    options = {"scale": 0.25, "logit_cap": logit_cap, "k_scale": 0.4, "v_scale": 3.0}
+    out = poison(3, 6, 64, dtype=dtype)
+    assert attend_gather_naive(*inputs, **options, out=out) is out
+    assert_close(out, softmax_attention(*inputs, **options))
+    assert torch.equal(attend(*inputs, **options), out)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_naive_without_scales_is_attend_naive_bit_for_bit(dtype) -> None:
+    q, k_cache, v_cache, slots, seq_lens, budgets = make_inputs(
+        [50, 700, 9], [600, 600, 4], 600, 3, 3, 64, dtype
+    )
+    out = attend_gather_naive(q, k_cache, v_cache, slots, seq_lens, budgets, scale=0.125)
+    counts = torch.tensor([50, 600, 4])
+    assert torch.equal(out, attend_naive(q, k_cache, v_cache, slots, counts, scale=0.125))
+
+
+@pytest.mark.parametrize("logit_cap", [0.0, 5.0], ids=["plain", "capped"])
+@pytest.mark.parametrize("cache_dtype", [F16, FP8], ids=str)
+@pytest.mark.parametrize(("block", "programs"), SPLITS)
+@pytest.mark.parametrize(("lengths", "budgets", "k_max", "kv_heads", "group", "dim"), CASES)
+def test_triton_is_softmax_attention(
+    device,
+    monkeypatch,
+    poison,
+    lengths,
+    budgets,
+    k_max,
+    kv_heads,
+    group,
+    dim,
+    block,
+    programs,
+    cache_dtype,
+    logit_cap,
+) -> None:
+    monkeypatch.setattr(gather, "BLOCK", block)
+    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    inputs = make_inputs(lengths, budgets, k_max, kv_heads, group, dim, F16, cache_dtype)
+    options = {"scale": 2 / dim**0.5, "logit_cap": logit_cap}
+    if cache_dtype == FP8:
+        options |= {"k_scale": 0.7, "v_scale": 3.0}
+    out = poison(len(lengths), kv_heads * group, dim, dtype=F16, device=device)
+    assert attend_gather(*(a.to(device) for a in inputs), **options, out=out) is out
+    assert_close(out, softmax_attention(*inputs, **options))
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64], ids=str)
+def test_every_combination_of_length_and_budget(device, monkeypatch, poison, integer) -> None:
+    monkeypatch.setattr(gather, "BLOCK", 16)
+    sizes = [1, 2, 15, 16, 17, 48, 50]
+    lengths, budgets = zip(*itertools.product([*sizes, 800], sizes), strict=True)
+    *inputs, seq_lens, budgets = make_inputs(lengths, budgets, 50, 1, 2, 64, F16)
+    inputs += [seq_lens.to(integer), budgets]
+    out = poison(len(lengths), 2, 64, dtype=F16, device=device)
+    attend_gather(*(a.to(device) for a in inputs), scale=0.2, out=out)
+    assert_close(out, softmax_attention(*inputs, scale=0.2))
+
+
+@pytest.mark.parametrize("programs", [1, 264])
+def test_extreme_logits(device, monkeypatch, programs) -> None:
+    # One slot has all the weight, at any place; then all are far below zero.
+    monkeypatch.setattr(gather, "BLOCK", 16)
+    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    q = torch.ones(3, 1, 64, dtype=F16)
+    k_cache = torch.full((40, 1, 64), -100.0, dtype=F16)
+    k_cache[7] = 100
+    v_cache = torch.randn(40, 1, 64).to(F16)
+    slots = torch.arange(40, dtype=torch.int32).expand(3, 1, 40).contiguous()
+    slots[1, 0] = slots[1, 0].flip(0)
+    slots[2, 0, 7] = 8
+    sizes = (torch.full((3,), 40), torch.full((3,), 40, dtype=torch.int32))
+    inputs = (q, k_cache, v_cache, slots, *sizes)
+    for logit_cap in (0.0, 30.0):
+        options = {"scale": 5.0, "logit_cap": logit_cap}
+        out = attend_gather(*(a.to(device) for a in inputs), **options)
+        assert_close(out, softmax_attention(*inputs, **options))
+
+
+@pytest.mark.parametrize("programs", [1, 264])
+def test_rows_stay_within_themselves_and_the_pool(device, monkeypatch, poison, programs) -> None:
+    # More is counted than there is: slots of -1, and counts beyond k_max.
+    monkeypatch.setattr(gather, "BLOCK", 16)
+    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    q, k_cache, v_cache, slots, *_ = make_inputs([40, 40], [40, 40], 40, 1, 2, 64, F16)
+    k_cache, v_cache = k_cache.nan_to_num(1), v_cache.nan_to_num(1)
+    slots[0, 0, 30:] = -1
+    sizes = [torch.tensor([999, 999]), torch.tensor([999, 999], dtype=torch.int32)]
+    inputs = (q, k_cache, v_cache, slots)
+    out = poison(2, 2, 64, dtype=F16, device=device)
+    attend_gather(*(a.to(device) for a in (*inputs, *sizes)), scale=0.2, out=out)
+    expected = softmax_attention(q, k_cache, v_cache, slots.clamp(min=0), *sizes, scale=0.2)
+    assert_close(out, expected)
+
+
+@pytest.mark.parametrize("k_max", [1, 64, 65, 200, 512, 2048, 3000])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40, 131, 132, 263, 264, 5000])
+def test_buffers_hold_every_smaller_batch_and_selection(rows, k_max) -> None:
+    most, largest = gather.most_parts(rows, k_max), 0
+    for r, k in itertools.product(range(1, min(rows, 300) + 1), [*range(1, k_max, 60), k_max]):
+        parts, part = gather.attend_parts(r, k)
+        assert (parts - 1) * part < k <= parts * part
+        if parts > 1:
+            largest = max(largest, r * parts)
+    assert largest <= most < min(rows, gather.PROGRAMS) + gather.PROGRAMS
+    assert largest >= 0.75 * most  # and not much larger than needed
+
+
+@pytest.mark.parametrize("rows", [1, 3, 24, 300])
+def test_buffers_take_the_bytes_they_say(rows) -> None:
+    buffers = AttendBuffers(rows, 4, 128, 2048, "cpu")
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (buffers.partial, buffers.lse))
+    assert AttendBuffers.bytes_for(rows, 4, 128, 2048) == held > 0
+    assert AttendBuffers.bytes_for(rows, 4, 128, gather.BLOCK) == 0
+
+
+def test_shared_buffers_change_nothing(device, monkeypatch, poison) -> None:
+    monkeypatch.setattr(gather, "BLOCK", 16)
+    monkeypatch.setattr(gather, "PROGRAMS", 11)
+    buffers = AttendBuffers(rows=8, group=6, dim=96, k_max=100, device=device)
+    for sizes in ((4, 2, 100, 3, 96), (1, 1, 100, 6, 64), (2, 3, 33, 1, 64), (8, 1, 50, 6, 96)):
+        batch, kv_heads, k_max, group, dim = sizes
+        counts = [max(1, k_max - 30 * b) for b in range(batch)]
+        inputs = make_inputs(counts, counts, k_max, kv_heads, group, dim, F16)
+        inputs = [a.to(device) for a in inputs]
+        buffers.partial.fill_(float("nan"))
+        buffers.lse.fill_(float("nan"))
+        out = poison(batch, kv_heads * group, dim, dtype=F16, device=device)
+        attend_gather(*inputs, scale=0.1, out=out, buffers=buffers)
+        assert torch.equal(out, attend_gather(*inputs, scale=0.1))
+
+
+def test_implementations_take_the_same_arguments() -> None:
+    assert inspect.signature(attend_gather) == inspect.signature(attend_gather_naive)
+    assert inspect.signature(attend_gather) == inspect.signature(attend)
+
+
+def test_an_empty_batch(device) -> None:
+    inputs = make_inputs([], [], 8, 2, 2, 64, F16)
+    for run in (attend_gather, attend_gather_naive):
+        assert run(*inputs, scale=1.0).shape == (0, 4, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", [BF16, FP8], ids=str)
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 4, 8, 16, 17, 64])
+def test_triton_bfloat16(poison, dim, group, cache_dtype) -> None:
+    # On the GPU only: Triton's interpreter has no bfloat16.
+    for k_max, rows in ((700, [700, 1, 129, 64]), (512, [512] * 150)):
+        inputs = make_inputs(rows, rows, k_max, 2, group, dim, BF16, cache_dtype)
+        for logit_cap in (0.0, 5.0):
+            scales = {"k_scale": 0.7, "v_scale": 3.0} if cache_dtype == FP8 else {}
+            options = {"scale": dim**-0.5, "logit_cap": logit_cap, **scales}
+            out = poison(len(rows), 2 * group, dim, dtype=BF16, device="cuda")
+            attend(*(a.cuda() for a in inputs), **options, out=out)
+            assert_close(out, attend_gather_naive(*inputs, **options).double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", [BF16, FP8], ids=str)
+def test_slots_beyond_int32_elements(poison, cache_dtype) -> None:
+    slots = 2**31 // (8 * 256) + 100  # slots * heads * D passes 2**31
+    local = torch.randint(0, 50, (1, 8, 90), dtype=torch.int32)
+    q = torch.randn(1, 16, 256).bfloat16()
+    small = [torch.randn(50, 8, 256).to(cache_dtype) for _ in range(2)]
+    pools = [torch.zeros(slots, 8, 256, dtype=cache_dtype, device="cuda") for _ in range(2)]
+    for pool, last in zip(pools, small, strict=True):
+        pool[-50:] = last.cuda()
+    sizes = (torch.tensor([90]), torch.tensor([90], dtype=torch.int32))
+    out = poison(1, 16, 256, dtype=BF16, device="cuda")
+    where = (a.cuda() for a in (local + slots - 50, *sizes))
+    attend(q.cuda(), *pools, *where, scale=0.1, out=out)
+    assert_close(out, softmax_attention(q, *small, local, *sizes, scale=0.1))
+
+
+@pytest.mark.gpu
+def test_a_captured_step_allocates_nothing_and_follows_the_lengths(poison) -> None:
+    k_max = 300
+    inputs = make_inputs([300] * 3, [300] * 3, k_max, 2, 4, 128, BF16)
+    there = [a.cuda() for a in inputs]
+    out = poison(3, 8, 128, dtype=BF16, device="cuda")
+    buffers = AttendBuffers(16, 4, 128, k_max, "cuda")
+    options = {"scale": 0.1, "out": out, "buffers": buffers}
+    attend(*there, **options)
+    graph = torch.cuda.CUDAGraph()
+    allocations = []
+    with torch.cuda.graph(graph):
+        allocations.append(torch.cuda.memory_stats()["allocation.all.allocated"])
+        attend(*there, **options)
+        allocations.append(torch.cuda.memory_stats()["allocation.all.allocated"])
+    assert allocations[0] == allocations[1]
+    for lengths, budgets in (([1, 300, 64], [300, 300, 300]), ([900, 65, 128], [7, 300, 129])):
+        inputs = (*inputs[:4], torch.tensor(lengths), torch.tensor(budgets, dtype=torch.int32))
+        for tensor, values in zip(there[4:], inputs[4:], strict=True):
+            tensor.copy_(values)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_close(out, softmax_attention(*inputs, scale=0.1))
+
+
+def good() -> dict:
+    return {
+        "q": torch.zeros(2, 6, 64, dtype=F16),
+        "k_cache": torch.zeros(50, 3, 64, dtype=F16),
+        "v_cache": torch.zeros(50, 3, 64, dtype=F16),
+        "slots": torch.zeros(2, 3, 200, dtype=torch.int32),
+        "seq_lens": torch.tensor([5, 10]),
+        "budgets": torch.tensor([8, 8], dtype=torch.int32),
+        "scale": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": torch.zeros(2, 4, 64).half()}, r"q\.shape\[1\]: expected a multiple of 3, found 4"),
+        ({"q": torch.zeros(2, 6, 32).half()}, r"q\.shape: expected \[any, any, 64\]"),
+        ({"q": torch.zeros(2, 6, 64).int()}, r"q\.dtype: expected torch\.float32 or"),
+        ({"q": torch.zeros(2, 6, 64).bfloat16()}, r"k_cache\.dtype: expected torch\.bfloat16 or"),
+        ({"q": torch.zeros(2, 6, 64, dtype=F16, device="meta")}, r"q\.device: expected cpu"),
+        ({"k_cache": torch.zeros(50, 192).half()}, r"k_cache\.shape: expected \[any, any, any\]"),
+        ({"k_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "k_cache strides"),
+        ({"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e5m2)}, r"k_cache\.dtype: expected"),
+        ({"v_cache": torch.zeros(50, 3, 64).to(FP8)}, r"v_cache\.dtype: expected torch\.float16"),
+        ({"v_cache": torch.zeros(51, 3, 64).half()}, r"v_cache\.shape: expected \[50, 3, 64\]"),
+        ({"v_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "v_cache strides"),
+        ({"slots": torch.zeros(2, 2, 8).int()}, r"slots\.shape: expected \[2, 3, any\]"),
+        ({"slots": torch.zeros(2, 3, 0).int()}, r"slots\.shape\[2\]: expected at least 1, found 0"),
+        ({"slots": torch.zeros(2, 3, 8).long()}, r"slots\.dtype: expected torch\.int32"),
+        ({"slots": torch.zeros(2, 3, 9).int()[..., :8]}, "slots strides"),
+        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
+        ({"seq_lens": torch.ones(2)}, r"seq_lens\.dtype: expected torch\.int32 or torch\.int64"),
+        ({"seq_lens": torch.ones(4).int()[::2]}, "seq_lens strides"),
+        ({"budgets": torch.tensor([5, 5])}, r"budgets\.dtype: expected torch\.int32"),
+        ({"budgets": torch.ones(3).int()}, r"budgets\.shape: expected \[2\]"),
+        ({"logit_cap": -1.0}, "logit_cap: expected at least 0, found -1"),
+        ({"k_scale": 0.0}, r"k_scale: expected more than 0, found 0\.0"),
+        ({"v_scale": torch.ones(1)}, "v_scale: expected a number, found Tensor"),
+        ({"out": torch.zeros(2, 6, 64)}, r"out\.dtype: expected torch\.float16"),
+        ({"out": torch.zeros(2, 6, 65).half()}, r"out\.shape: expected \[2, 6, 64\]"),
+        ({"out": torch.zeros(2, 64, 6).half().transpose(1, 2)}, "out strides"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(changed, message: str) -> None:
+    for implementation in (attend, attend_gather, attend_gather_naive):
+        with pytest.raises(ValueError, match=message):
+            implementation(**{**good(), **changed})
+
+
+def test_naive_names_counts_that_do_not_fit() -> None:
+    for length, budget in ((0, 8), (300, 201)):
+        sizes = {"seq_lens": torch.tensor([1, length]), "budgets": torch.tensor([8, budget]).int()}
+        with pytest.raises(ValueError, match="counts: expected 1 to 200, found"):
+            attend_gather_naive(**{**good(), **sizes})
+
+
+def in_float32() -> dict:
+    return {name: torch.zeros(50, 3, 64) for name in ("k_cache", "v_cache")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": torch.zeros(2, 6, 64), **in_float32()}, r"q\.dtype: expected torch\.bfloat16 or"),
+        ({"q": torch.zeros(2, 64, 6).half().transpose(1, 2)}, r"q\.stride\(\)\[1:\]: expected"),
+        ({"q": torch.zeros(2, 195, 64).half()}, "query heads per KV head: expected 1 to 64"),
+        (
+            {
+                "q": torch.zeros(2, 6, 80).half(),
+                "k_cache": torch.zeros(50, 3, 80).half(),
+                "v_cache": torch.zeros(50, 3, 80).half(),
+            },
+            r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
+        ),
+        (
+            {"buffers": AttendBuffers(1, 2, 64, 200, "cpu")},
+            r"buffers\.partial: expected 3072 numbers, found 512",
+        ),
+        (
+            {"buffers": AttendBuffers(6, 2, 64, 200, "meta")},
+            r"buffers\.partial\.device: expected cpu, found meta",
+        ),
+    ],
+    ids=["dtype", "stride", "group", "dim", "small-buffers", "device"],
+)
+def test_triton_names_what_only_the_cpu_does(changed, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attend_gather(**{**good(), **changed})
+
+
+@pytest.mark.parametrize("name", ["rows", "group", "dim", "k_max"])
+def test_buffers_need_sizes(name: str) -> None:
+    sizes = {"rows": 4, "group": 2, "dim": 64, "k_max": 100, name: 0}
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, found 0"):
+        AttendBuffers(**sizes, device="cpu")
