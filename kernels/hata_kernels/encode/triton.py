@@ -22,7 +22,10 @@ def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS,
 
 
 @triton.jit
-def _encode_kernel(
+def encode_rows(
+    block,
+    head,
+    part,
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -48,13 +51,12 @@ def _encode_kernel(
     BLOCKS_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program: BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits.
+    """Encode BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits of them.
 
     The G query heads of a KV head share its weight, so they are rows of the same product: a
     decode batch of one still fills G rows of the tile.
     """
-    head = tl.program_id(1)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = row < rows
     token = (row // GROUP).to(tl.int64)
     x_head = head * GROUP + row % GROUP
@@ -77,8 +79,8 @@ def _encode_kernel(
             x = tl.load(x_rows[:, None] + d[None, :], mask=in_x, other=0).to(tl.float32)
             size += tl.sum(x * x, axis=1)
 
-    for block in tl.static_range(BLOCKS_R):
-        first = (tl.program_id(2) * BLOCKS_R + block) * BLOCK_R
+    for number in tl.static_range(BLOCKS_R):
+        first = (part * BLOCKS_R + number) * BLOCK_R
         column = first + tl.arange(0, BLOCK_R)
         projection = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
         for start in range(0, DIM, BLOCK_D):
@@ -109,6 +111,65 @@ def _encode_kernel(
         else:
             size = size / BITS
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
+
+
+@triton.jit
+def _encode_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    slots_ptr,
+    scales_ptr,
+    scale_step_ptr,
+    rows,
+    x_stride_token,
+    x_stride_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SLOTS: tl.constexpr,
+    OF_NORM: tl.constexpr,
+    OF_PROJECTIONS: tl.constexpr,
+    MOST: tl.constexpr,
+    SAME_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCKS_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program: one block of rows of one KV head, some of its bits."""
+    encode_rows(
+        tl.program_id(0),
+        tl.program_id(1),
+        tl.program_id(2),
+        x_ptr,
+        weight_ptr,
+        bias_ptr,
+        out_ptr,
+        slots_ptr,
+        scales_ptr,
+        scale_step_ptr,
+        rows,
+        x_stride_token,
+        x_stride_head,
+        KV_HEADS,
+        GROUP,
+        DIM,
+        BITS,
+        HAS_BIAS,
+        HAS_SLOTS,
+        OF_NORM,
+        OF_PROJECTIONS,
+        MOST,
+        SAME_DTYPE,
+        BLOCK_M,
+        BLOCK_R,
+        BLOCKS_R,
+        BLOCK_D,
+    )
 
 
 def encode_triton(

@@ -13,6 +13,40 @@ MAX_BITS = 1024
 
 
 @triton.jit
+def store_planes(
+    u,
+    out_ptr,
+    token,
+    valid,
+    head,
+    clip,
+    KV_HEADS: tl.constexpr,
+    BITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Quantise projections ``u [BLOCK_M, BLOCK_R]`` of one KV head, and store their planes."""
+    column = tl.arange(0, BLOCK_R)
+    # Columns beyond the code are 0 and add nothing to the rms.
+    rms = tl.sqrt(tl.sum(u * u, axis=1) / BITS)
+    HALF: tl.constexpr = 2 ** (PLANES - 1)
+    step = clip / HALF * tl.where(rms == 0, 1.0, rms)
+    level = tl.floor(u / step[:, None])
+    code = tl.minimum(tl.maximum(level, -HALF), HALF - 1).to(tl.int32) + HALF
+
+    WORDS: tl.constexpr = BLOCK_R // 32
+    word = tl.arange(0, WORDS)
+    in_row = valid[:, None] & (word < BITS // 32)[None, :]
+    for plane in tl.static_range(PLANES):
+        bit = ((code >> plane) & 1) << (column % 32)[None, :]
+        # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
+        packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
+        out_rows = out_ptr + ((token * KV_HEADS + head) * PLANES + plane) * (BITS // 32)
+        tl.store(out_rows[:, None] + word[None, :], packed, mask=in_row)
+
+
+@triton.jit
 def _planes_kernel(
     q_ptr,
     weight_ptr,
@@ -62,23 +96,8 @@ def _planes_kernel(
         # ieee: tf32 would drop 13 bits of float32 inputs and move levels.
         u = tl.dot(q, w, acc=u, input_precision="ieee")
     bias = tl.load(bias_ptr + head * BITS + column, mask=in_code, other=0).to(tl.float32)
-    # Columns beyond the code are 0 and add nothing to the rms.
     u += bias[None, :]
-    rms = tl.sqrt(tl.sum(u * u, axis=1) / BITS)
-    HALF: tl.constexpr = 2 ** (PLANES - 1)
-    step = clip / HALF * tl.where(rms == 0, 1.0, rms)
-    level = tl.floor(u / step[:, None])
-    code = tl.minimum(tl.maximum(level, -HALF), HALF - 1).to(tl.int32) + HALF
-
-    WORDS: tl.constexpr = BLOCK_R // 32
-    word = tl.arange(0, WORDS)
-    in_row = valid[:, None] & (word < BITS // 32)[None, :]
-    for plane in tl.static_range(PLANES):
-        bit = ((code >> plane) & 1) << (column % 32)[None, :]
-        # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
-        packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
-        out_rows = out_ptr + ((token * KV_HEADS + head) * PLANES + plane) * (BITS // 32)
-        tl.store(out_rows[:, None] + word[None, :], packed, mask=in_row)
+    store_planes(u, out_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R)
 
 
 def encode_planes_triton(

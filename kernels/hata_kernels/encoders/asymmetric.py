@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from ..encode.naive import project
 from ..encode.naive_planes import MAX_PLANES, level_planes, query_levels
 from ..encode.naive_residual import project_in_stages
 from .base import Encoder, expect_names, take
+
+if TYPE_CHECKING:
+    from ..encode.triton_step import StepScratch
 
 
 class AsymmetricEncoder(Encoder):
@@ -137,4 +141,31 @@ class AsymmetricEncoder(Encoder):
 
         return encode_planes_triton(
             q, self.query_weight, self.query_bias, planes=self.query_bits, clip=self.clip
+        )
+
+    def step_scratch(self, tokens: int) -> StepScratch:
+        """Scratch of `encode_step` for up to so many tokens."""
+        from ..encode.triton_step import StepScratch
+
+        sizes = (self.num_kv_heads, self.group, self.head_dim, self.bits)
+        return StepScratch(tokens, *sizes, self.device)
+
+    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+        from ..encode.triton_step import encode_step_asymmetric
+
+        return encode_step_asymmetric(
+            q,
+            k,
+            self.query_weight,
+            self.query_bias,
+            self.key_weight,
+            self.key_bias,
+            self.residual_weight,
+            planes=self.query_bits,
+            clip=self.clip,
+            codes=codes,
+            slots=slots,
+            scales=scales,
+            scale_step=self._tensors.get("scale_step"),
+            scratch=scratch,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -12,6 +12,9 @@ from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
 from ..encode.scales import scatter, whole_scales
 from ..score.naive import SCALE_DTYPES
+
+if TYPE_CHECKING:
+    from ..encode.triton_step import StepScratch
 
 
 class Encoder(ABC):
@@ -194,18 +197,7 @@ class Encoder(ABC):
         ValueError
             When a shape, dtype or device does not fit.
         """
-        self._check_heads("k", k, self.num_kv_heads)
-        where = {"device": k.device, "contiguous": True}
-        shape = (None, self.num_kv_heads, self.words)
-        expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
-        integers = (torch.int64, torch.int32)
-        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, device=k.device)
-        if self.scale_bits:
-            expect(scales is not None, "scales", f"{self.scale_dtype} [S, Hkv]", None)
-            expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(self.scale_dtype,))
-            expect_tensor("scales", scales, **where)
-        else:
-            expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
+        self._check_keys(k, codes, slots, scales)
         if k.is_cuda:
             self._launch_keys(k, codes, slots, scales)
             return
@@ -228,6 +220,66 @@ class Encoder(ABC):
         if q.is_cuda:
             return self._launch_queries(q)
         return pack_bits(self._queries(q)).flatten(1, 2)
+
+    def encode_step(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        codes: torch.Tensor,
+        slots: torch.Tensor,
+        scales: torch.Tensor | None = None,
+        scratch: StepScratch | None = None,
+    ) -> torch.Tensor:
+        """Encode a decode step: `encode_keys` of ``k``, and what `encode_queries` of ``q`` returns.
+
+        On CUDA one launch where the method allows, so that neither may count on the other's
+        result being there.
+
+        Parameters
+        ----------
+        q, k : torch.Tensor
+            ``[T, Hq, D]`` and ``[T, Hkv, D]``, of one dtype.
+        codes, slots, scales : torch.Tensor
+            See `encode_keys`.
+        scratch : hata_kernels.encode.StepScratch, optional
+            What `step_scratch` made, for at least T tokens.
+
+        Raises
+        ------
+        ValueError
+            As `encode_keys` and `encode_queries`.
+        """
+        self._check_heads("q", q, self.num_kv_heads * self.group)
+        self._check_keys(k, codes, slots, scales)
+        expect(q.dtype == k.dtype, "q.dtype", k.dtype, q.dtype)
+        if q.is_cuda:
+            return self._launch_step(q, k, codes, slots, scales, scratch)
+        self.encode_keys(k, codes=codes, slots=slots, scales=scales)
+        return self.encode_queries(q)
+
+    def step_scratch(self, tokens: int) -> StepScratch | None:
+        """Scratch of `encode_step` for up to so many tokens; None where it needs none."""
+        return None
+
+    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+        """As `encode_step`, by Triton."""
+        self._launch_keys(k, codes, slots, scales)
+        return self._launch_queries(q)
+
+    def _check_keys(self, k, codes, slots, scales) -> None:
+        self._check_heads("k", k, self.num_kv_heads)
+        where = {"device": k.device, "contiguous": True}
+        shape = (None, self.num_kv_heads, self.words)
+        expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
+        integers = (torch.int64, torch.int32)
+        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, device=k.device)
+        if self.scale_bits:
+            expect(scales is not None, "scales", f"{self.scale_dtype} [S, Hkv]", None)
+            expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(self.scale_dtype,))
+            expect_tensor("scales", scales, **where)
+        else:
+            expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
 
     def _check_heads(self, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
         expect_tensor(

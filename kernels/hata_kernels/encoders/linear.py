@@ -85,3 +85,11 @@ class LinearEncoder(Encoder):
         from ..encode.triton import encode_triton
 
         return encode_triton(q, self.weight)
+
+    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+        from ..encode.triton_step import encode_step_linear
+
+        where = {"codes": codes, "slots": slots, "scales": scales}
+        return encode_step_linear(
+            q, k, self.weight, **where, scale_step=self._tensors.get("scale_step")
+        )

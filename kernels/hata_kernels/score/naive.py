@@ -101,25 +101,19 @@ def scaled_scores(
     return (signed.to(dtype) * scales.to(dtype) + full * most) >> score_shift(full, scale_bits)
 
 
-def check_score(
+def check_codes(
     q_codes: torch.Tensor,
     codes: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
     plane_weights: Sequence[int],
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
     scales: torch.Tensor | None,
     scale_bits: int,
 ) -> int:
-    """Check the arguments of `score_naive` and of its Triton counterpart; return words per code.
+    """Check the codes of queries and keys and what a score is made of; return words per code.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``plane_weights``, ``scale_bits``, ``sink`` or ``recent`` does
-        not fit.
+        When a shape, dtype, device, ``plane_weights`` or ``scale_bits`` does not fit.
     """
     device = codes.device
     expect_tensor("codes", codes, shape=(None, None, None), dtypes=(torch.int32,), contiguous=True)
@@ -152,9 +146,32 @@ def check_score(
             device=device,
             contiguous=True,
         )
-    check_rows(token_slots, seq_lens, q_codes.shape[0], kv_heads, sink, recent, out)
+    return words
+
+
+def check_score(
+    q_codes: torch.Tensor,
+    codes: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    plane_weights: Sequence[int],
+    sink: int,
+    recent: int,
+    out: torch.Tensor,
+    scales: torch.Tensor | None,
+    scale_bits: int,
+) -> int:
+    """Check the arguments of `score_naive` and of its Triton counterpart; return words per code.
+
+    Raises
+    ------
+    ValueError
+        As `check_codes`, and when ``sink``, ``recent`` or another tensor does not fit.
+    """
+    words = check_codes(q_codes, codes, plane_weights, scales, scale_bits)
+    check_rows(token_slots, seq_lens, q_codes.shape[0], codes.shape[1], sink, recent, out)
     dtype = score_dtype(plane_weights, words * WORD_BITS, scale_bits)
-    expect_tensor("out", out, dtypes=(dtype,), device=device)
+    expect_tensor("out", out, dtypes=(dtype,), device=codes.device)
     return words
 
 

@@ -16,7 +16,7 @@ BLOCK = 512
 
 
 @triton.jit
-def _popcount(x, PTX: tl.constexpr):
+def popcount(x, PTX: tl.constexpr):
     """Set bits of each int32. The interpreter has no inline assembly: there, shift and mask."""
     if PTX:
         return tl.inline_asm_elementwise(
@@ -83,7 +83,7 @@ def _score_kernel(
     for plane in tl.static_range(PLANES):
         # Words beyond the code are 0 on both sides and add nothing.
         query = tl.load(q_place + plane * WORDS + word, mask=in_code, other=0)
-        distance += _popcount(keys ^ query[None, :], PTX) * WEIGHTS[plane]
+        distance += popcount(keys ^ query[None, :], PTX) * WEIGHTS[plane]
     scores = FULL - tl.sum(distance, axis=1)
     if MOST > 0:
         # The cast to int32 extends the sign of an int16; the mask undoes it.

@@ -1,0 +1,476 @@
+"""Triton encoders of a decode step: its queries and its keys in one launch.
+
+A step has few tokens, so a launch costs more than what it computes, and the weights of the
+queries are the most of its bytes: they are split over many programs.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..bits import WORD_BITS
+from ..chain import chain_options, most_cache, start_next, wait_for_last
+from ..checks import expect
+from .naive_step import check_step_asymmetric, check_step_linear
+from .triton import encode_rows
+from .triton_planes import MAX_BITS, store_planes
+from .triton_residual import encode_residual_rows
+
+BLOCK_M = 16
+WARPS = 4
+
+
+@triton.jit
+def _linear_step_kernel(
+    q_ptr,
+    k_ptr,
+    weight_ptr,
+    q_codes_ptr,
+    codes_ptr,
+    slots_ptr,
+    scales_ptr,
+    scale_step_ptr,
+    tokens,
+    q_blocks,
+    q_stride_token,
+    q_stride_head,
+    k_stride_token,
+    k_stride_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BITS: tl.constexpr,
+    OF_NORM: tl.constexpr,
+    MOST: tl.constexpr,
+    SAME_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program: a block of queries or of keys of one KV head."""
+    start_next(PDL)
+    wait_for_last(PDL)
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    part = tl.program_id(2)
+    PARTS: tl.constexpr = BITS // BLOCK_R
+    if block < q_blocks:
+        encode_rows(
+            block,
+            head,
+            part,
+            q_ptr,
+            weight_ptr,
+            None,
+            q_codes_ptr,
+            None,
+            None,
+            None,
+            tokens * GROUP,
+            q_stride_token,
+            q_stride_head,
+            KV_HEADS,
+            GROUP,
+            DIM,
+            BITS,
+            False,
+            False,
+            False,
+            False,
+            0,
+            SAME_DTYPE,
+            BLOCK_M,
+            BLOCK_R,
+            1,
+            BLOCK_D,
+        )
+    elif (part == 0) or (not OF_NORM):
+        # A key's scale is stored by the program that has all of its bits.
+        encode_rows(
+            block - q_blocks,
+            head,
+            part,
+            k_ptr,
+            weight_ptr,
+            None,
+            codes_ptr,
+            slots_ptr,
+            scales_ptr,
+            scale_step_ptr,
+            tokens,
+            k_stride_token,
+            k_stride_head,
+            KV_HEADS,
+            1,
+            DIM,
+            BITS,
+            False,
+            True,
+            OF_NORM,
+            False,
+            MOST,
+            SAME_DTYPE,
+            BLOCK_M,
+            BLOCK_R,
+            PARTS if OF_NORM else 1,
+            BLOCK_D,
+        )
+
+
+def encode_step_linear(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    codes: torch.Tensor,
+    slots: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    scale_step: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Encode a step on the GPU, in one launch; same contract as `encode_step_linear_naive`.
+
+    ``q`` and ``k`` may be views whose last dimension is contiguous, as slices of a fused QKV
+    projection. ``weight`` in their dtype uses the tensor cores (bf16, fp16) with float32
+    accumulation; in another dtype all are converted to float32 first.
+
+    Raises
+    ------
+    ValueError
+        As `encode_step_linear_naive`, and when the last dimension of q or k is not contiguous.
+    """
+    most = check_step_linear(q, k, weight, codes, slots, scales, scale_step)
+    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
+    expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
+    tokens, kv_heads, dim = k.shape
+    bits = weight.shape[2]
+    shape = (tokens, q.shape[1], bits // WORD_BITS)
+    q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
+    if tokens == 0:
+        return q_codes
+    group = q.shape[1] // kv_heads
+    wide = q.dtype == weight.dtype != torch.float32
+    block_r = next(size for size in ((64, 32) if wide else (32,)) if bits % size == 0)
+    q_blocks, k_blocks = triton.cdiv(tokens * group, BLOCK_M), triton.cdiv(tokens, BLOCK_M)
+    most_cache(
+        _linear_step_kernel[(q_blocks + k_blocks, kv_heads, bits // block_r)](
+            q,
+            k,
+            weight,
+            q_codes,
+            codes,
+            slots,
+            scales,
+            scale_step,
+            tokens,
+            q_blocks,
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            DIM=dim,
+            BITS=bits,
+            OF_NORM=scales is not None,
+            MOST=most,
+            SAME_DTYPE=q.dtype == weight.dtype,
+            BLOCK_M=BLOCK_M,
+            BLOCK_R=block_r,
+            BLOCK_D=min(128 if wide else 32, max(16, triton.next_power_of_2(dim))),
+            num_warps=WARPS,
+            **chain_options(q.device),
+        )
+    )
+    return q_codes
+
+
+@triton.jit
+def _asymmetric_step_kernel(
+    q_ptr,
+    k_ptr,
+    query_weight_ptr,
+    query_bias_ptr,
+    key_weight_ptr,
+    key_bias_ptr,
+    residual_ptr,
+    q_codes_ptr,
+    codes_ptr,
+    slots_ptr,
+    scales_ptr,
+    scale_step_ptr,
+    partial_ptr,
+    arrived_ptr,
+    tokens,
+    q_stride_token,
+    q_stride_head,
+    k_stride_token,
+    k_stride_head,
+    clip,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    TWO_STAGES: tl.constexpr,
+    UNIT: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    MOST: tl.constexpr,
+    SAME_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_1: tl.constexpr,
+    BLOCK_2: tl.constexpr,
+    BLOCK_KD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program: a block of keys of one KV head, or of queries a part of their projection.
+
+    The program that comes last adds the parts of a block in their order, and quantises.
+    """
+    start_next(PDL)
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    if split == SPLITS:
+        wait_for_last(PDL)
+        if TWO_STAGES:
+            encode_residual_rows(
+                block,
+                head,
+                k_ptr,
+                key_weight_ptr,
+                key_bias_ptr,
+                residual_ptr,
+                codes_ptr,
+                slots_ptr,
+                scales_ptr,
+                scale_step_ptr,
+                tokens,
+                k_stride_token,
+                k_stride_head,
+                KV_HEADS,
+                DIM,
+                BITS,
+                UNIT,
+                HAS_SCALES,
+                MOST,
+                SAME_DTYPE,
+                BLOCK_M,
+                BLOCK_1,
+                BLOCK_2,
+                BLOCK_KD,
+            )
+        else:
+            encode_rows(
+                block,
+                head,
+                0,
+                k_ptr,
+                key_weight_ptr,
+                key_bias_ptr,
+                codes_ptr,
+                slots_ptr,
+                scales_ptr,
+                scale_step_ptr,
+                tokens,
+                k_stride_token,
+                k_stride_head,
+                KV_HEADS,
+                1,
+                DIM,
+                BITS,
+                True,
+                True,
+                False,
+                HAS_SCALES,
+                MOST,
+                SAME_DTYPE,
+                BLOCK_M,
+                BLOCK_1,
+                BITS // BLOCK_1,
+                BLOCK_KD,
+            )
+        return
+    token = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = token < tokens
+    token = token.to(tl.int64)
+    column = tl.arange(0, BLOCK_R)
+    in_code = column < BITS
+    # Entry e of the group's vector is number e % D of query head e // D.
+    entry = split * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = entry < GROUP * DIM
+    w = tl.load(
+        query_weight_ptr + (head * GROUP * DIM + entry[:, None]) * BITS + column[None, :],
+        mask=inside[:, None] & in_code[None, :],
+        other=0,
+    )
+    wait_for_last(PDL)
+    place = (head * GROUP + entry // DIM) * q_stride_head + entry % DIM
+    q = tl.load(
+        q_ptr + token[:, None] * q_stride_token + place[None, :],
+        mask=valid[:, None] & inside[None, :],
+        other=0,
+    )
+    if not SAME_DTYPE:
+        q = q.to(tl.float32)
+        w = w.to(tl.float32)
+    # ieee: tf32 would drop 13 bits of float32 inputs and move levels.
+    u = tl.dot(q, w, input_precision="ieee")
+    block_head = block * KV_HEADS + head
+    row = tl.arange(0, BLOCK_M)
+    tile = partial_ptr + block_head.to(tl.int64) * (SPLITS * BLOCK_M * BLOCK_R)
+    tile_place = row[:, None] * BLOCK_R + column[None, :]
+    tl.store(tile + split * (BLOCK_M * BLOCK_R) + tile_place, u)
+    tl.debug_barrier()  # all threads' parts before this program's arrival
+    if tl.atomic_add(arrived_ptr + block_head, 1, sem="acq_rel") == SPLITS - 1:
+        total = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+        for other in tl.static_range(SPLITS):
+            # From the L2: another program's writes do not reach this one's L1.
+            total += tl.load(tile + other * (BLOCK_M * BLOCK_R) + tile_place, cache_modifier=".cg")
+        bias = tl.load(query_bias_ptr + head * BITS + column, mask=in_code, other=0)
+        total += bias.to(tl.float32)[None, :]
+        store_planes(
+            total, q_codes_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R
+        )
+        tl.store(arrived_ptr + block_head, 0)
+
+
+class StepScratch:
+    """Partial projections of a step's queries, for up to so many tokens.
+
+    Parameters
+    ----------
+    tokens, kv_heads, group, dim, bits : int
+    device : torch.device
+    """
+
+    def __init__(
+        self, tokens: int, kv_heads: int, group: int, dim: int, bits: int, device: torch.device
+    ) -> None:
+        block_r, _, splits = step_blocks(group, dim, bits)
+        blocks = triton.cdiv(tokens, BLOCK_M) * kv_heads
+        self.partial = torch.empty(blocks * splits * BLOCK_M * block_r, device=device)
+        # How many parts of a block are there; 0 between launches.
+        self.arrived = torch.zeros(blocks, dtype=torch.int32, device=device)
+
+
+def step_blocks(group: int, dim: int, bits: int) -> tuple[int, int, int]:
+    """Columns, entries and number of the parts of a query's projection."""
+    block_r = triton.next_power_of_2(bits)
+    block_d = max(16, min(128, 16384 // block_r))
+    return block_r, block_d, triton.cdiv(group * dim, block_d)
+
+
+def encode_step_asymmetric(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    query_weight: torch.Tensor,
+    query_bias: torch.Tensor,
+    key_weight: torch.Tensor,
+    key_bias: torch.Tensor,
+    residual_weight: torch.Tensor | None,
+    *,
+    planes: int,
+    clip: float,
+    codes: torch.Tensor,
+    slots: torch.Tensor,
+    scales: torch.Tensor | None = None,
+    scale_step: torch.Tensor | None = None,
+    scratch: StepScratch | None = None,
+) -> torch.Tensor:
+    """Encode a step on the GPU, in one launch; same contract as `encode_step_asymmetric_naive`.
+
+    ``q`` and ``k`` may be views whose last dimension is contiguous, as slices of a fused QKV
+    projection; r is at most 1024. Weights in their dtype use the tensor cores (bf16, fp16) with
+    float32 accumulation; in another dtype all are converted to float32 first.
+
+    Parameters
+    ----------
+    q, k, query_weight, query_bias, key_weight, key_bias, residual_weight
+    planes, clip, codes, slots, scales, scale_step
+        As in `encode_step_asymmetric_naive`.
+    scratch : StepScratch, optional
+        For at least T tokens of this shape; shared by launches that follow one another.
+
+    Raises
+    ------
+    ValueError
+        As `encode_step_asymmetric_naive`, when the last dimension of q or k is not contiguous, r
+        is more than 1024, or the scratch is too small.
+    """
+    keys = (key_weight, key_bias, residual_weight)
+    where = (codes, slots, scales, scale_step)
+    shape, most = check_step_asymmetric(q, k, query_weight, query_bias, *keys, planes, *where)
+    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
+    expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
+    tokens, kv_heads, dim = k.shape
+    bits, half = key_weight.shape[2], key_weight.shape[2] // 2
+    expect(bits <= MAX_BITS, "key_weight.shape[2]", f"at most {MAX_BITS}", bits)
+    q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
+    if tokens == 0:
+        return q_codes
+    group = q.shape[1] // kv_heads
+    if scratch is None:
+        scratch = StepScratch(tokens, kv_heads, group, dim, bits, q.device)
+    block_r, block_d, splits = step_blocks(group, dim, bits)
+    blocks = triton.cdiv(tokens, BLOCK_M) * kv_heads
+    room = min(scratch.arrived.numel(), scratch.partial.numel() // (splits * BLOCK_M * block_r))
+    expect(room >= blocks, "scratch", f"{blocks} blocks of {BLOCK_M} tokens", room)
+    same = q.dtype == query_weight.dtype
+    wide = same and q.dtype != torch.float32
+    unit = WORD_BITS if half % WORD_BITS == 0 or residual_weight is None else WORD_BITS // 2
+    block_2 = triton.next_power_of_2(half)
+    block_1 = min(block_2, 64 if wide else 32)
+    if residual_weight is None:
+        block_1 = next(size for size in ((128, 64, 32) if wide else (32,)) if bits % size == 0)
+    most_cache(
+        _asymmetric_step_kernel[(triton.cdiv(tokens, BLOCK_M), kv_heads, splits + 1)](
+            q,
+            k,
+            query_weight,
+            query_bias,
+            key_weight,
+            key_bias,
+            residual_weight,
+            q_codes,
+            codes if unit == WORD_BITS else codes.view(torch.int16),
+            slots,
+            scales,
+            scale_step,
+            scratch.partial,
+            scratch.arrived,
+            tokens,
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            float(clip),
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            DIM=dim,
+            BITS=bits,
+            PLANES=planes,
+            TWO_STAGES=residual_weight is not None,
+            UNIT=unit,
+            HAS_SCALES=scales is not None,
+            MOST=most,
+            SAME_DTYPE=same,
+            BLOCK_M=BLOCK_M,
+            BLOCK_R=block_r,
+            BLOCK_D=block_d,
+            SPLITS=splits,
+            BLOCK_1=block_1,
+            BLOCK_2=block_2,
+            BLOCK_KD=max(
+                16, min(128 if wide else 32, 8192 // block_2, triton.next_power_of_2(dim))
+            ),
+            num_warps=WARPS,
+            **chain_options(q.device),
+        )
+    )
+    return q_codes

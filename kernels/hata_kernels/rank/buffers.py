@@ -1,0 +1,138 @@
+"""Sizes and device memory of what the launches of the ranking hand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..checks import expect
+
+#: Candidates are counted by so many leading bits of their scores.
+BIN_BITS = 11
+#: Warps of a program of the filter, and int32 words of codes that one of its threads holds.
+FILTER_WARPS, THREAD_WORDS = 4, 32
+
+
+def power_of_2(number: int) -> int:
+    """Smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
+def filter_shape(kv_heads: int, words: int) -> tuple[int, int, int]:
+    """Lanes of a program of the filter, tokens of a lane, and tokens of a tile."""
+    heads = power_of_2(kv_heads)
+    lanes = max(32 * FILTER_WARPS, heads)
+    run = max(1, min(8, THREAD_WORDS // power_of_2(words)))
+    return lanes, run, run * lanes // heads
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """Sizes of the buffers between the launches.
+
+    Attributes
+    ----------
+    tile : int
+        Tokens of a tile.
+    tiles : int
+        Of a row of the full width.
+    room : int
+        Candidates that a row's list holds.
+    score_bits, bin_bits : int
+        Bits of a score, and those of them that candidates are counted by.
+    """
+
+    tile: int
+    tiles: int
+    room: int
+    score_bits: int
+    bin_bits: int
+
+    @classmethod
+    def of(cls, kv_heads: int, words: int, levels: int, width: int, k_max: int) -> RankSizes:
+        """Sizes for a layer.
+
+        Parameters
+        ----------
+        kv_heads, words : int
+            KV heads, and int32 words of a code.
+        levels : int
+            `hata_kernels.score.score_levels`.
+        width : int
+            Tokens of the longest context.
+        k_max : int
+            Entries of a row of the result.
+        """
+        tile = filter_shape(kv_heads, words)[2]
+        bits = (levels - 1).bit_length()
+        # With a budget of a quarter of the context or more every token is a candidate.
+        room = min(width, 4096 + 4 * k_max)
+        return cls(tile, -(-width // tile), room, bits, min(bits, BIN_BITS))
+
+    @property
+    def field(self) -> int:
+        """Bits of one of the two counts, of up to `room`, that a prefix sum holds."""
+        return 16 if self.room < 2**15 else 32
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of `RankBuffers` per row, a request's KV head."""
+        sums = self.field // 4 * (self.room + 1 + self.tiles)
+        return 8 + 4 * 2**self.bin_bits + 8 * (self.room + self.tiles) + sums
+
+
+class RankBuffers:
+    """What the launches hand on, for up to `rows` rows.
+
+    Layers that run one after the other share one, made for the most rows, the longest context and
+    the largest k_max, if their codes are of the same size.
+
+    Parameters
+    ----------
+    rows : int
+        Requests times KV heads.
+    sizes : RankSizes
+    device : torch.device
+
+    Attributes
+    ----------
+    floors, found : torch.Tensor
+        int32 ``[rows]``: the floor of a row, and how many candidates reached it.
+    counts : torch.Tensor
+        int32 ``[rows, 2**bin_bits]``: candidates by score.
+    entries : torch.Tensor
+        int64 ``[rows, room]``: candidates, the score above 32 bits of the token's position.
+    tiles : torch.Tensor
+        int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
+    before, shift : torch.Tensor
+        ``[rows, room + 1]`` and ``[rows, tiles]``, int32 or int64: two counts of the kept that
+        precede a candidate in the list, and what a tile adds to them.
+    """
+
+    def __init__(self, rows: int, sizes: RankSizes, device: torch.device) -> None:
+        def make(width: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(rows, width, dtype=dtype, device=device)
+
+        sums = torch.int32 if sizes.field == 16 else torch.int64
+        self.rows, self.sizes = rows, sizes
+        self.floors, self.found = make(1, torch.int32), make(1, torch.int32)
+        self.counts = make(2**sizes.bin_bits, torch.int32)
+        self.entries = make(sizes.room, torch.int64)
+        self.tiles = make(sizes.tiles, torch.int64)
+        self.before = make(sizes.room + 1, sums)
+        self.shift = make(sizes.tiles, sums)
+
+    def check(self, rows: int, sizes: RankSizes) -> None:
+        """Check that a call fits.
+
+        Raises
+        ------
+        ValueError
+            When it has more rows, or needs more of anything.
+        """
+        expect(self.rows >= rows, "buffers.rows", f"at least {rows}", self.rows)
+        made = self.sizes
+        large = made.tiles >= sizes.tiles and made.room >= sizes.room
+        same = made.tile == sizes.tile and made.bin_bits == sizes.bin_bits
+        expect(large and same, "buffers.sizes", f"those of {sizes} or more", made)

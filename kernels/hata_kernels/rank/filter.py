@@ -1,0 +1,134 @@
+"""Second launch of the ranking: score every token, list those that reach their row's floor."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..chain import start_next, wait_for_last
+from .tokens import load_codes, score_codes
+
+# Programs at most: a grid for the longest context costs a short batch more than it scores.
+PROGRAMS = 4096
+# Of a thread: five programs of an SM are in flight.
+REGISTERS = 96
+
+
+@triton.jit
+def filter_kernel(
+    q_codes_ptr,
+    codes_ptr,
+    scales_ptr,
+    token_slots_ptr,
+    seq_lens_ptr,
+    budgets_ptr,
+    floors_ptr,
+    found_ptr,
+    counts_ptr,
+    entries_ptr,
+    tiles_ptr,
+    token_slots_stride,
+    tiles,
+    room,
+    sink,
+    recent,
+    k_max,
+    HEADS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    WORDS: tl.constexpr,
+    WORDS_POW2: tl.constexpr,
+    DOUBLING: tl.constexpr,
+    EQUAL: tl.constexpr,
+    FULL: tl.constexpr,
+    FORCED: tl.constexpr,
+    MOST: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PTX: tl.constexpr,
+    HEADS_POW2: tl.constexpr,
+    TILE: tl.constexpr,
+    RUN: tl.constexpr,
+    LANES: tl.constexpr,
+    SCORE_BITS: tl.constexpr,
+    BIN_BITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program: some tiles of TILE tokens of one request, all KV heads.
+
+    A tile's candidates go to its rows' lists, all of a head's in one piece and in position order.
+    Where a piece begins depends on which program came first, and is noted for `take_kernel`. So is
+    how many of each score there are, of their first BIN_BITS bits.
+    """
+    start_next(PDL)
+    programs = tl.num_programs(0)
+    batch = tl.program_id(1).to(tl.int64)
+    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+    budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
+    # A row that is kept whole needs no scores.
+    used = tl.where(length <= budget, 0, tl.cdiv(length, TILE))
+    # A lane is one KV head of RUN tokens in a row, so that most of the prefix sum is in a thread.
+    lane = tl.arange(0, LANES)
+    head = lane % HEADS_POW2
+    run = lane // HEADS_POW2
+    # The shift is by nothing, but hides from Triton that tokens are consecutive: it would spread
+    # them over threads to load a few numbers at once, and move all that follows between threads.
+    number = tl.arange(0, RUN) ^ (programs >> 31)
+    for tile in tl.range(tl.program_id(0), used, programs, disable_licm=True):
+        start = tile * TILE
+        token = start + run[:, None] * RUN + number[None, :]
+        valid = token < length
+        slot = tl.load(token_slots_ptr + batch * token_slots_stride + token, mask=valid, other=0)
+        keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
+        wait_for_last(PDL)
+        # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
+        tl.debug_barrier()
+        score = score_codes(
+            keys,
+            q_codes_ptr,
+            scales_ptr,
+            batch,
+            head,
+            slot,
+            token,
+            length,
+            sink,
+            recent,
+            (start < sink) | (start + TILE > length - recent),
+            RUN,
+            LANES,
+            HEADS,
+            WEIGHTS,
+            PLANES,
+            WORDS,
+            WORDS_POW2,
+            DOUBLING,
+            EQUAL,
+            FULL,
+            FORCED,
+            MOST,
+            SHIFT,
+            WIDE,
+            PTX,
+        )
+        row = batch * HEADS + head
+        floor = tl.load(floors_ptr + row, mask=head < HEADS, other=FORCED + 1)
+        keep = valid & (score >= floor[:, None])
+        kept = keep.to(tl.int32)
+        in_run = tl.reshape(tl.sum(kept, axis=1), (LANES // HEADS_POW2, HEADS_POW2))
+        count = tl.sum(in_run, axis=0)
+        heads = tl.arange(0, HEADS_POW2)
+        rows = batch * HEADS + heads
+        begin = tl.atomic_add(found_ptr + rows, count, mask=heads < HEADS, sem="relaxed")
+        piece = (begin.to(tl.int64) << 32) | count.to(tl.int64)
+        tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < HEADS)
+        # A piece that its row has no room for is left out: `take_kernel` sees that the row is over.
+        first = tl.where(begin + count <= room, begin, room)
+        before = tl.reshape(first[None, :] + tl.cumsum(in_run, axis=0) - in_run, (LANES,))
+        by_lane = tl.trans(kept)
+        rank = before[:, None] + tl.trans(tl.cumsum(by_lane, axis=0) - by_lane)
+        bin = row[:, None] * (1 << BIN_BITS) + (score >> (SCORE_BITS - BIN_BITS))
+        tl.atomic_add(counts_ptr + bin, 1, mask=keep, sem="relaxed")
+        entry = (score.to(tl.int64) << 32) | token.to(tl.int64)
+        tl.store(entries_ptr + row[:, None] * room + rank, entry, mask=keep & (rank < room))
+    wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

@@ -1,0 +1,133 @@
+"""First launch of the ranking: a floor for every row, from a sample of its context."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..chain import start_next, wait_for_last
+from .tokens import load_codes, score_codes
+
+# Tokens that a floor is taken from.
+SAMPLE = 1024
+# Contexts of at most this many tokens have no floor: taking all of them costs less than sampling.
+UNSAMPLED = 2048
+# The floor is set for so many standard deviations of what a sample can mislead by. Beyond it the
+# last launch scores the row again: 1 row in 300,000.
+DEVIATIONS = 4.5
+WARPS = 8
+
+
+@triton.jit
+def floor_kernel(
+    q_codes_ptr,
+    codes_ptr,
+    scales_ptr,
+    token_slots_ptr,
+    seq_lens_ptr,
+    budgets_ptr,
+    floors_ptr,
+    found_ptr,
+    counts_ptr,
+    token_slots_stride,
+    tiles,
+    room,
+    sink,
+    recent,
+    k_max,
+    HEADS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    WORDS: tl.constexpr,
+    WORDS_POW2: tl.constexpr,
+    DOUBLING: tl.constexpr,
+    EQUAL: tl.constexpr,
+    FULL: tl.constexpr,
+    FORCED: tl.constexpr,
+    MOST: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PTX: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    LANES: tl.constexpr,
+    UNSAMPLED: tl.constexpr,
+    DEVIATIONS: tl.constexpr,
+    SCORE_BITS: tl.constexpr,
+    PDL: tl.constexpr,
+    BIN_BITS: tl.constexpr,
+):
+    """Floor of one row: 0, below every score, where the context is short or mostly kept."""
+    start_next(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // HEADS
+    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+    budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
+    if length <= budget:
+        wait_for_last(PDL)  # the next launch waits for this one alone
+        return
+    place = tl.arange(0, LANES)[:, None] + tl.arange(0, SAMPLE // LANES)[None, :] * LANES
+    # One token of every SAMPLE-th part of the context, not always the first: texts have periods.
+    jitter = (place * 40503) & 1023
+    token = ((place.to(tl.int64) * 1024 + jitter) * length // (SAMPLE * 1024)).to(tl.int32)
+    slot = tl.load(token_slots_ptr + batch * token_slots_stride + token)
+    head = (row % HEADS).to(tl.int32) + tl.zeros((LANES,), tl.int32)
+    keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
+    wait_for_last(PDL)
+    tl.store(found_ptr + row, 0)
+    for first in tl.static_range(0, 1 << BIN_BITS, 1024):
+        bin = first + tl.arange(0, 1024)
+        tl.store(
+            counts_ptr + row * (1 << BIN_BITS) + bin,
+            tl.zeros((1024,), tl.int32),
+            mask=bin < (1 << BIN_BITS),
+        )
+    if (length <= UNSAMPLED) | (budget * 4 >= length):
+        tl.store(floors_ptr + row, 0)
+        return
+    score = score_codes(
+        keys,
+        q_codes_ptr,
+        scales_ptr,
+        batch,
+        head,
+        slot,
+        token,
+        length,
+        sink,
+        recent,
+        True,
+        SAMPLE // LANES,
+        LANES,
+        HEADS,
+        WEIGHTS,
+        PLANES,
+        WORDS,
+        WORDS_POW2,
+        DOUBLING,
+        EQUAL,
+        FULL,
+        FORCED,
+        MOST,
+        SHIFT,
+        WIDE,
+        PTX,
+    )
+    # So many of the top k are expected in the sample; it holds more than `rank` of them, which
+    # would put the floor above the threshold, where chance is off by DEVIATIONS of its root.
+    expected = budget.to(tl.float32) * SAMPLE / length.to(tl.float32)
+    rank = (expected + DEVIATIONS * tl.sqrt(expected) + 4).to(tl.int32)
+    floor = 0
+    # Two bits of an even number of them at a time.
+    unit = 1 << (SCORE_BITS + SCORE_BITS % 2 - 2)
+    for _ in tl.static_range(0, SCORE_BITS, 2):
+        # Two bits at a time; three counts below 2**16 in one sum.
+        reached = (score >= floor + unit).to(tl.int64)
+        reached += (score >= floor + 2 * unit).to(tl.int64) << 16
+        reached += (score >= floor + 3 * unit).to(tl.int64) << 32
+        counts = tl.sum(tl.reshape(reached, (SAMPLE,)), axis=0)
+        digit = ((counts & 0xFFFF) >= rank).to(tl.int32)
+        digit += (((counts >> 16) & 0xFFFF) >= rank).to(tl.int32)
+        digit += ((counts >> 32) >= rank).to(tl.int32)
+        floor += digit * unit
+        unit = unit >> 2
+    tl.store(floors_ptr + row, floor)

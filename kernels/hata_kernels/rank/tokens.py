@@ -1,0 +1,159 @@
+"""What the ranking kernels share: how one program scores some tokens."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..score.triton import popcount
+
+
+@triton.jit
+def _add_bits(a, b, c, PTX: tl.constexpr):
+    """Full adder on every bit: sums and carries. Told apart from the XORs before it, or the
+    compiler merges these into both results and computes them twice.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "lop3.b32 $0, $2, $3, $4, 0x96; lop3.b32 $1, $2, $3, $4, 0xE8;",
+            "=&r,=&r,r,r,r",
+            [a, b, c],
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    return a ^ b ^ c, (a & b) | (c & (a | b))
+
+
+@triton.jit
+def _weighted_distance(
+    keys,
+    q_place,
+    real,
+    RUN: tl.constexpr,
+    LANES: tl.constexpr,
+    WORDS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    PLANE_STRIDE: tl.constexpr,
+    DOUBLING: tl.constexpr,
+    EQUAL: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Weighted Hamming distances ``[LANES, RUN]`` of codes ``[LANES, RUN, WORDS]`` to queries.
+
+    A GPU counts bits at a quarter of the rate at which it adds: full adders on whole words halve
+    the popcounts. Where weights double from plane to plane, two words of a plane and the carry of
+    the plane before make one word of sums and one of carries; where all weigh the same, planes
+    are added in threes.
+    """
+    if DOUBLING and PLANES > 1 and WORDS > 1:
+        even, odd = tl.split(tl.reshape(keys, (LANES, RUN, WORDS // 2, 2)))
+        carry = tl.zeros(even.shape, dtype=tl.int32)
+        distance = tl.zeros(even.shape, dtype=tl.int32)
+        for plane in tl.static_range(PLANES):
+            query = tl.load(q_place + plane * PLANE_STRIDE, mask=real, other=0)
+            q_even, q_odd = tl.split(tl.reshape(query, (LANES, 1, WORDS // 2, 2)))
+            ones, carry = _add_bits(even ^ q_even, odd ^ q_odd, carry, PTX)
+            distance += popcount(ones, PTX) * WEIGHTS[plane]
+        distance += popcount(carry, PTX) * (2 * WEIGHTS[PLANES - 1])
+        return tl.sum(distance, axis=2)
+    distance = tl.zeros(keys.shape, dtype=tl.int32)
+    if EQUAL:
+        ones = keys ^ tl.load(q_place, mask=real, other=0)
+        for pair in tl.static_range(PLANES // 2):
+            a = keys ^ tl.load(q_place + (2 * pair + 1) * PLANE_STRIDE, mask=real, other=0)
+            if 2 * pair + 2 < PLANES:
+                b = keys ^ tl.load(q_place + (2 * pair + 2) * PLANE_STRIDE, mask=real, other=0)
+                ones, twos = _add_bits(a, b, ones, PTX)
+                distance += popcount(twos, PTX)
+            else:
+                distance += popcount(a & ones, PTX)
+                ones = a ^ ones
+        distance = (2 * distance + popcount(ones, PTX)) * WEIGHTS[0]
+    else:
+        for plane in tl.static_range(PLANES):
+            query = tl.load(q_place + plane * PLANE_STRIDE, mask=real, other=0)
+            distance += popcount(keys ^ query, PTX) * WEIGHTS[plane]
+    return tl.sum(distance, axis=2)
+
+
+@triton.jit
+def load_codes(
+    codes_ptr, slot, head, HEADS: tl.constexpr, WORDS: tl.constexpr, WORDS_POW2: tl.constexpr
+):
+    """Codes ``[LANES, RUN, WORDS_POW2]`` of slots ``[LANES, RUN]`` for KV heads ``[LANES]``.
+
+    One thread has one lane: of the dimensions that are not contiguous in memory, Triton spreads
+    threads over the first. A token's codes are one contiguous row of memory: where the heads of a
+    token are lanes side by side, whole cache lines are read. Every slot is read, also of tokens
+    that are none: theirs is 0, which is reserved.
+    """
+    word = tl.arange(0, WORDS_POW2)
+    place = slot.to(tl.int64)[:, :, None] * (HEADS * WORDS)
+    place += (head * WORDS)[:, None, None] + word[None, None, :]
+    real = (head < HEADS)[:, None, None] & (word < WORDS)[None, None, :]
+    return tl.load(codes_ptr + place, mask=real, other=0)
+
+
+@triton.jit
+def score_codes(
+    keys,
+    q_codes_ptr,
+    scales_ptr,
+    batch,
+    head,
+    slot,
+    token,
+    length,
+    sink,
+    recent,
+    some_forced,
+    RUN: tl.constexpr,
+    LANES: tl.constexpr,
+    HEADS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    WORDS: tl.constexpr,
+    WORDS_POW2: tl.constexpr,
+    DOUBLING: tl.constexpr,
+    EQUAL: tl.constexpr,
+    FULL: tl.constexpr,
+    FORCED: tl.constexpr,
+    MOST: tl.constexpr,
+    SHIFT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave."""
+    word = tl.arange(0, WORDS_POW2)
+    # Words beyond the code are 0 on both sides and add nothing.
+    real = (head < HEADS)[:, None, None] & (word < WORDS)[None, None, :]
+    q_place = q_codes_ptr + (batch * HEADS + head)[:, None, None] * (PLANES * WORDS)
+    score = FULL - _weighted_distance(
+        keys,
+        q_place + word[None, None, :],
+        real,
+        RUN,
+        LANES,
+        WORDS_POW2,
+        WEIGHTS,
+        PLANES,
+        WORDS,
+        DOUBLING,
+        EQUAL,
+        PTX,
+    )
+    if MOST > 0:
+        place = slot.to(tl.int64) * HEADS + head[:, None]
+        # The cast to int32 extends the sign of an int16; the mask undoes it.
+        scale = tl.load(scales_ptr + place, mask=(head < HEADS)[:, None], other=0)
+        scale = scale.to(tl.int32) & MOST
+        signed = 2 * score - FULL
+        if WIDE:
+            score = ((signed.to(tl.int64) * scale.to(tl.int64) + FULL * MOST) >> SHIFT).to(tl.int32)
+        else:
+            score = (signed * scale + FULL * MOST) >> SHIFT
+    if some_forced:  # a scalar: the branch is the same for all threads
+        score = tl.where((token < sink) | (token >= length - recent), FORCED, score)
+    return score

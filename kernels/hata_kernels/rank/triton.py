@@ -1,0 +1,150 @@
+"""Triton ranking: sample a floor, score and filter, take the best; scores never reach memory.
+
+Nearly all tokens of a long context score below the threshold of the top k. A sample of the context
+gives a floor that is below it with near certainty, so that the launch which scores all tokens
+writes a few percent of them, and the launch which finds the threshold and compacts reads only
+these. The result is exact and the same in every run, whatever the sample says: where fewer tokens
+than the budget reach the floor, or more than their list has room for, the last launch scores that
+row's tokens again.
+
+No launch depends on ``seq_lens``: safe inside a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+
+from ..bits import WORD_BITS
+from ..chain import chain_options, most_cache
+from ..score.naive import full_score, score_levels, score_shift
+from . import filter as filtering
+from . import floor as sampling
+from . import take as taking
+from .buffers import FILTER_WARPS, RankBuffers, RankSizes, filter_shape, power_of_2
+from .naive import check_rank
+
+
+def rank_triton(
+    q_codes: torch.Tensor,
+    codes: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    budgets: torch.Tensor,
+    *,
+    plane_weights: Sequence[int],
+    sink: int,
+    recent: int,
+    k_max: int,
+    out: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    scale_bits: int = 0,
+    buffers: RankBuffers | None = None,
+) -> torch.Tensor:
+    """Rank on the GPU; same contract and result as `rank_naive`.
+
+    Kernels of a GPU of compute capability 9.0 and up read lengths, budgets, slots and the codes of
+    tokens before the last ``recent`` while the launch before still runs: only
+    `Encoder.encode_step` may come directly before with codes of its own.
+
+    Parameters
+    ----------
+    q_codes, codes, token_slots, seq_lens, budgets
+    plane_weights, sink, recent, k_max, out, scales, scale_bits
+        As in `rank_naive`.
+    buffers : RankBuffers, optional
+        Allocated when None.
+
+    Raises
+    ------
+    ValueError
+        As `rank_naive`, and when the buffers do not fit; lengths and budgets are trusted.
+    """
+    counts = (plane_weights, sink, recent, k_max)
+    out = check_rank(
+        q_codes, codes, token_slots, seq_lens, budgets, *counts, out, scales, scale_bits
+    )
+    batch, width = token_slots.shape
+    kv_heads, words = codes.shape[1:]
+    bits, rows = words * WORD_BITS, batch * kv_heads
+    if rows == 0:
+        return out
+    levels = score_levels(plane_weights, bits, scale_bits)
+    sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
+    if buffers is None:
+        buffers = RankBuffers(rows, sizes, codes.device)
+    buffers.check(rows, sizes)
+    made = buffers.sizes
+    full, most = full_score(plane_weights, bits), 2**scale_bits - 1
+    weights = tuple(plane_weights)
+    common = {
+        "HEADS": kv_heads,
+        "WEIGHTS": weights,
+        "PLANES": len(weights),
+        "WORDS": words,
+        "WORDS_POW2": power_of_2(words),
+        "DOUBLING": weights == tuple(weights[0] << plane for plane in range(len(weights))),
+        "EQUAL": len(set(weights)) == 1,
+        "FULL": full,
+        "FORCED": levels - 1,
+        "MOST": most,
+        "SHIFT": score_shift(full, scale_bits),
+        "WIDE": 2 * full * most >= 2**31,
+        "PTX": codes.is_cuda,
+        "SCORE_BITS": sizes.score_bits,
+        "BIN_BITS": sizes.bin_bits,
+        **chain_options(codes.device),
+    }
+    inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
+    scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max)
+    floor = (buffers.floors, buffers.found, buffers.counts)
+    sampled = sampling.floor_kernel[(rows,)](
+        *inputs,
+        *floor,
+        *scalars,
+        **common,
+        SAMPLE=sampling.SAMPLE,
+        LANES=min(sampling.SAMPLE, 32 * sampling.WARPS),
+        UNSAMPLED=sampling.UNSAMPLED,
+        DEVIATIONS=sampling.DEVIATIONS,
+        num_warps=sampling.WARPS,
+    )
+    lanes, run, tile = filter_shape(kv_heads, words)
+    programs = min(sizes.tiles, max(1, filtering.PROGRAMS // batch))
+    filtered = filtering.filter_kernel[(programs, batch)](
+        *inputs,
+        *floor,
+        buffers.entries,
+        buffers.tiles,
+        *scalars,
+        **common,
+        HEADS_POW2=power_of_2(kv_heads),
+        TILE=tile,
+        RUN=run,
+        LANES=lanes,
+        num_warps=FILTER_WARPS,
+        maxnreg=filtering.REGISTERS,
+    )
+    taken = taking.take_kernel[(rows,)](
+        *inputs,
+        *floor,
+        buffers.entries,
+        buffers.tiles,
+        buffers.before,
+        buffers.shift,
+        out,
+        *scalars,
+        **common,
+        TILE=tile,
+        TILES=min(1024, triton.next_power_of_2(sizes.tiles)),
+        CHUNK=taking.chunk(k_max),
+        BLOCK=taking.BLOCK,
+        LANES=32 * taking.WARPS,
+        FIELD=made.field,
+        num_warps=taking.WARPS,
+    )
+    for kernel in (sampled, filtered, taken):
+        most_cache(kernel)
+    return out
