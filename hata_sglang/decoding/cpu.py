@@ -27,6 +27,9 @@ class CpuDecoder:
         By sparse layer, of those whose method keeps codes.
     """
 
+    #: The pool encodes a step's keys when it stores them.
+    encodes_keys = False
+
     def __init__(
         self,
         plans: Sequence[LayerPlan],

@@ -1,52 +1,28 @@
-"""Sparse decoding on a GPU: Triton and FlashInfer, eager or inside SGLang's CUDA graphs."""
+"""Sparse decoding on a GPU with Triton's kernels, eager or inside SGLang's CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from hata_kernels.attend import SparseDecode, workspace_bytes
+from hata_kernels.attend import attend
 from hata_kernels.encoders import Encoder
-from hata_kernels.select import MAX_LEVELS, select, select_streaming
-from hata_sglang.config import Budget, LayerPlan
-from hata_sglang.decoding.scores import dtype_of_scores, levels_of_scores, write_scores
-from hata_sglang.decoding.step import Batch, count_step, counts
-
-#: Bytes per score that `select_topk` takes while it runs: the sort keys, and a copy of them.
-TOPK_BYTES = 16
-
-
-class _Buffers:
-    """Device memory that captured graphs, or one eager step, read."""
-
-    def __init__(self, decoder: GpuDecoder, bs: int, width: int, *, graph: bool):
-        heads, device = decoder.num_kv_heads, decoder.device
-        self.token_slots = torch.empty(bs, width, dtype=torch.int32, device=device)
-        self.seq_lens = torch.ones(bs, dtype=torch.int32, device=device)
-        self.scores = {
-            dtype: torch.empty(bs, heads, width, dtype=dtype, device=device)
-            for dtype in decoder.score_dtypes(decoder.plans, decoder.encoders)
-        }
-        # FlashInfer's index buffer, filled and read by one layer after the other.
-        k_max = max(decoder.k_max(budget, decoder.context_len) for budget, _ in decoder.groups)
-        self.pages = torch.zeros(
-            bs * heads * k_max if graph else 0, dtype=torch.int32, device=device
-        )
-        self.ratio_budgets = {
-            budget: torch.ones(bs, dtype=torch.int32, device=device)
-            for budget, _ in decoder.groups
-            if not budget.is_fixed
-        }
+from hata_kernels.rank import rank
+from hata_kernels.score import exact_score
+from hata_kernels.select import select, select_streaming
+from hata_sglang.config import LayerPlan
+from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes, k_max, rank_key
+from hata_sglang.decoding.step import Batch, count_step
 
 
 class GpuDecoder:
-    """Decodes the sparse layers without waiting for the host.
+    """Decodes the sparse layers without waiting for the host, and without planning on it.
 
     In a CUDA graph every kernel reads static buffers: a private copy of the rows of
-    ``req_to_token`` (SGLang may free and rewrite the originals while a graph replays) and one
-    FlashInfer wrapper per captured batch size and distinct budget, planned from host lengths
-    before each replay and only where these changed.
+    ``req_to_token`` (SGLang may free and rewrite the originals while a graph replays), lengths and
+    budgets. All launches depend on shapes only.
 
     Parameters
     ----------
@@ -60,10 +36,11 @@ class GpuDecoder:
         Of this rank.
     context_len : int
         Longest context in tokens; the width of the static buffers.
-    dtype : torch.dtype
-        Of q and the KV cache, bfloat16 or float16.
     device : torch.device
     """
+
+    #: `decode` encodes the step's own keys, in the launch that encodes its queries.
+    encodes_keys = True
 
     def __init__(
         self,
@@ -75,53 +52,36 @@ class GpuDecoder:
         num_kv_heads: int,
         head_dim: int,
         context_len: int,
-        dtype: torch.dtype,
         device: torch.device,
     ):
         self.plans, self.scales, self.encoders = plans, scales, encoders
-        # Layers of one budget and scale share a FlashInfer plan.
-        self.groups = tuple(dict.fromkeys((p.budget, scales[p.layer]) for p in plans))
-        self.group_size = num_heads // num_kv_heads
-        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
-        self.context_len, self.dtype, self.device = context_len, dtype, device
-        self._wrappers: dict[tuple, SparseDecode] = {}
-        self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
-        self._static: _Buffers | None = None
+        self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
+        self.context_len, self.device = context_len, device
+        self.shape = {
+            "context_len": context_len,
+            "num_kv_heads": num_kv_heads,
+            "group": num_heads // num_kv_heads,
+            "head_dim": head_dim,
+        }
+        self._static: Buffers | None = None
+        self._scratch: dict[tuple, Any] = {}
 
-    def k_max(self, budget: Budget, width: int) -> int:
-        """Slots that a row of at most `width` tokens can need under this budget."""
-        return min(budget.k_max(self.context_len), width)
-
-    @staticmethod
-    def score_dtypes(
-        plans: Sequence[LayerPlan], encoders: Mapping[int, Encoder]
-    ) -> set[torch.dtype]:
-        """Dtypes that these layers' scores need: nearly always one, none for streaming."""
-        return {dtype_of_scores(p, encoders.get(p.layer)) for p in plans} - {None}
-
-    @staticmethod
-    def graph_bytes(
-        plans: Sequence[LayerPlan],
-        encoders: Mapping[int, Encoder],
-        *,
-        max_bs: int,
-        num_kv_heads: int,
-        context_len: int,
-    ) -> int:
-        """Device memory in bytes that CUDA graphs of up to `max_bs` rows take for the layers.
-
-        That of `_Buffers`, and the scratch of top-k by PyTorch where a layer selects so.
-        """
-        k_max = min(max(p.budget.k_max(context_len) for p in plans), context_len)
-        item = sum(dtype.itemsize for dtype in GpuDecoder.score_dtypes(plans, encoders))
-        if any(_selects_by_topk(p, encoders.get(p.layer)) for p in plans):
-            item += TOPK_BYTES
-        per_row = 4 * context_len + num_kv_heads * (context_len * item + 4 * k_max)
-        return max_bs * per_row
+    def _make_buffers(self, bs: int, width: int) -> Buffers:
+        sizes = BufferSizes.of(self.plans, self.encoders, bs=bs, width=width, **self.shape)
+        return Buffers(sizes, self.budgets, self.device)
 
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows read."""
-        self._static = _Buffers(self, max_bs, self.context_len, graph=True)
+        self._static = self._make_buffers(max_bs, self.context_len)
+        # Layers of one kind share the scratch of their encoders: they run one after the other.
+        self._scratch = {}
+        for encoder in self.encoders.values():
+            if self._kind(encoder) not in self._scratch:
+                self._scratch[self._kind(encoder)] = encoder.step_scratch(max_bs)
+
+    @staticmethod
+    def _kind(encoder: Encoder) -> tuple:
+        return type(encoder), encoder.bits
 
     def covers_context(self, plan: LayerPlan) -> bool:
         """False: short rows are attended in full by the same captured kernels."""
@@ -144,50 +104,16 @@ class GpuDecoder:
             assert self._static is not None, "SGLang calls init_cuda_graph_state before capture"
             self.buffers = self._static
         else:
-            self.buffers = _Buffers(self, bs, longest, graph=False)
-        self.bs = bs
+            self.buffers = self._make_buffers(bs, longest)
+        self.bs, self.graph = bs, graph
         self.buffers.token_slots[:bs, :longest].copy_(batch.req_to_token[batch.rows, :longest])
         self.buffers.seq_lens[:bs].copy_(batch.seq_lens)
-        for budget, out in self.buffers.ratio_budgets.items():
-            out[:bs].copy_(budget.tokens_tensor(batch.seq_lens))
-        self.attend: dict[tuple[Budget, float], SparseDecode] = {}
-        for group in self.groups:
-            self.attend[group] = self._wrapper(group, graph)
-            self.attend[group].plan(counts(group[0], batch.seq_lens_cpu))
+        for budget, out in self.buffers.budgets.items():
+            if not budget.is_fixed:
+                out[:bs].copy_(budget.tokens_tensor(batch.seq_lens))
         rows = bs if real_rows is None else real_rows
         if rows:
             count_step(self.plans, batch.seq_lens_cpu[:rows])
-
-    def _wrapper(self, group: tuple[Budget, float], graph: bool) -> SparseDecode:
-        # A captured wrapper serves one batch size; an eager one any up to its own, and is kept:
-        # its last plan may still be on its way to the device.
-        batch = self.bs if graph else max(16, 1 << (self.bs - 1).bit_length())
-        key = (graph, batch, *group)
-        if key not in self._wrappers:
-            budget, scale = group
-            self._wrappers[key] = SparseDecode(
-                max_batch=batch,
-                num_kv_heads=self.num_kv_heads,
-                group=self.group_size,
-                head_dim=self.head_dim,
-                k_max=self.k_max(budget, self.context_len),
-                dtype=self.dtype,
-                device=self.device,
-                workspace=self._workspace_for(batch),
-                scale=scale,
-                use_cuda_graph=graph,
-                pages=self.buffers.pages if graph else None,
-            )
-        return self._wrappers[key]
-
-    def _workspace_for(self, batch: int) -> torch.Tensor:
-        """Scratch for partial results, shared by the wrappers: they run one after the other."""
-        sm_count = torch.cuda.get_device_properties(self.device).multi_processor_count
-        rows = batch * self.num_kv_heads
-        needed = workspace_bytes(rows, self.group_size, self.head_dim, sm_count)
-        if self._workspace.numel() < needed:  # wrappers made before keep the smaller one
-            self._workspace = torch.zeros(needed, dtype=torch.uint8, device=self.device)
-        return self._workspace
 
     def decode(
         self,
@@ -197,34 +123,63 @@ class GpuDecoder:
         v_cache: torch.Tensor,
         codes: torch.Tensor | None,
         key_scales: torch.Tensor | None,
+        new_keys: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
-        Parameters are those of `CpuDecoder.decode`. No host synchronisation; safe to capture after
-        `prepare` with ``graph=True``.
+        No host synchronisation; safe to capture after `prepare` with ``graph=True``.
+
+        Parameters
+        ----------
+        plan, q, k_cache, v_cache, codes, key_scales
+            As in `CpuDecoder.decode`.
+        new_keys : tuple of torch.Tensor, optional
+            The step's keys ``[bs, Hkv, D]`` and their slots ``[bs]``, of which the codes are
+            missing and are written. None: they are there.
         """
-        buffers, bs, encoder = self.buffers, self.bs, self.encoders.get(plan.layer)
-        where = (buffers.token_slots[:bs], buffers.seq_lens[:bs])
-        scale = self.scales[plan.layer]
-        k = self.k_max(plan.budget, where[0].shape[1])
-        budgets = k if plan.budget.is_fixed else buffers.ratio_budgets[plan.budget][:bs]
-        dtype = dtype_of_scores(plan, encoder)
-        if dtype is None:
-            slots = select_streaming(
-                *where, budgets, kv_heads=self.num_kv_heads, k_max=k, sink=plan.sink
-            )
+        buffers, bs = self.buffers, self.bs
+        where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], buffers.budgets[plan.budget][:bs])
+        k = k_max(plan.budget, self.context_len, where[0].shape[1])
+        encoder = self.encoders.get(plan.layer)
+        if encoder is None:
+            slots = self._select_without_codes(plan, q, k_cache, where, k)
         else:
-            scores = buffers.scores[dtype][:bs]
-            tokens = (q, k_cache, codes, key_scales)
-            write_scores(plan, encoder, *tokens, *where, scale=scale, out=scores)
-            levels = None if plan.budget.is_fixed else levels_of_scores(encoder)
-            slots = select(scores, *where, budgets, k_max=k, levels=levels)
-        return self.attend[plan.budget, scale].run(q, k_cache, v_cache, slots)
+            slots = rank(
+                self._encode(encoder, q, codes, key_scales, new_keys),
+                codes,
+                *where,
+                plane_weights=encoder.plane_weights,
+                sink=plan.sink,
+                recent=plan.recent,
+                k_max=k,
+                scales=key_scales,
+                scale_bits=encoder.scale_bits,
+                buffers=buffers.rank[rank_key(encoder)],
+            )
+        tokens = (q, k_cache, v_cache, slots)
+        return attend(
+            *tokens, *where[1:], scale=self.scales[plan.layer], buffers=self.buffers.attend
+        )
 
+    def _encode(self, encoder, q, codes, key_scales, new_keys) -> torch.Tensor:
+        """Codes of the queries; those of the step's keys go to their slots."""
+        if new_keys is None:
+            return encoder.encode_queries(q)
+        keys, slots = new_keys
+        scratch = self._scratch.get(self._kind(encoder)) if self.graph else None
+        where = {"codes": codes, "slots": slots, "scales": key_scales}
+        return encoder.encode_step(q, keys, **where, scratch=scratch)
 
-def _selects_by_topk(plan: LayerPlan, encoder: Encoder | None) -> bool:
-    """Whether `select` falls back to `select_topk`, as it does where it cannot count scores."""
-    if plan.budget.is_fixed or plan.method == "streaming":
-        return False
-    levels = levels_of_scores(encoder)
-    return levels is None or levels > MAX_LEVELS
+    def _select_without_codes(self, plan, q, k_cache, where, k: int) -> torch.Tensor:
+        """Slots of a layer that ranks by exact scores, or not at all."""
+        token_slots, seq_lens, budgets = where
+        forced = {"sink": plan.sink}
+        if plan.method == "streaming":
+            heads = k_cache.shape[1]
+            return select_streaming(*where, kv_heads=heads, k_max=k, **forced)
+        scores = self.buffers.scores[: self.bs]
+        forced |= {"recent": plan.recent, "scale": self.scales[plan.layer]}
+        exact_score(q, k_cache, token_slots, seq_lens, out=scores, **forced)
+        # One budget for all rows lets `select` use FlashInfer's top-k.
+        budgets = k if plan.budget.is_fixed else budgets
+        return select(scores, token_slots, seq_lens, budgets, k_max=k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hata_kernels.encoders import Encoder
-from hata_kernels.score import exact_score, score, score_dtype, score_levels
+from hata_kernels.score import exact_score, score, score_dtype
 from hata_sglang.config import LayerPlan
 
 
@@ -16,13 +16,6 @@ def dtype_of_scores(plan: LayerPlan, encoder: Encoder | None) -> torch.dtype | N
     if encoder is None:
         return torch.float32
     return score_dtype(encoder.plane_weights, encoder.bits, encoder.scale_bits)
-
-
-def levels_of_scores(encoder: Encoder | None) -> int | None:
-    """How many values a layer's scores can take; None for exact scores, which are real numbers."""
-    if encoder is None:
-        return None
-    return score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
 
 
 def write_scores(

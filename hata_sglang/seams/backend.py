@@ -50,7 +50,6 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             context_len=shape.context_len,
-            dtype=runner.kv_cache_dtype,
             device=device,
         )
     backend.__class__ = _subclass(type(backend))
@@ -127,15 +126,21 @@ def _make_subclass(base: type) -> type:
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
                 )
-            pool.set_kv_buffer(layer, versions.write_loc(forward_batch), k, v)
-            k_cache, v_cache = pool.get_kv_buffer(layer.layer_id)
+            where = versions.write_loc(forward_batch)
+            new_keys = {}
+            if decoder.encodes_keys and layer.layer_id in pool.codes:
+                pool_shape = (layer.tp_k_head_num, layer.head_dim)
+                slots = pool.set_kv_without_codes(layer, where, k, v)
+                new_keys["new_keys"] = (k.reshape(-1, *pool_shape), slots)
+            else:
+                pool.set_kv_buffer(layer, where, k, v)
             out = decoder.decode(
                 plan,
                 q.reshape(-1, layer.tp_q_head_num, layer.head_dim),
-                k_cache,
-                v_cache,
+                *pool.get_kv_buffer(layer.layer_id),
                 pool.codes.get(layer.layer_id),
                 pool.scales.get(layer.layer_id),
+                **new_keys,
             )
             return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
 

@@ -87,6 +87,13 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             )
             super().set_kv_buffer(layer, loc_info, cache_k, cache_v, *args, **kwargs)
 
+        def set_kv_without_codes(self, layer, loc_info, cache_k, cache_v) -> torch.Tensor:
+            """Write keys and values whose codes the decoder is about to write; their slots."""
+            super().set_kv_buffer(layer, loc_info, cache_k, cache_v)
+            if layer.layer_id == self._first_coded and not _capturing(cache_k):
+                COUNTERS.tokens_encoded += cache_k.shape[0]
+            return unwrap_write_loc(loc_info)[0]
+
         def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
             """Write codes and scales of ``keys [T, Hkv, D]`` to ``slots [T]`` of a coded layer."""
             encoder = self.encoders.get(layer_id)

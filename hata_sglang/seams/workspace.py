@@ -19,14 +19,17 @@ def graph_workspace_bytes(configurator: Any) -> int:
     """
     if torch.device(configurator.device).type == "cpu" or configurator.is_draft_worker:
         return 0
-    from hata_sglang.decoding import GpuDecoder
+    from hata_sglang.decoding.gpu_buffers import BufferSizes
 
     session = Session.open(configurator.model_config)
     shape = session.shape
-    return GpuDecoder.graph_bytes(
+    return BufferSizes.of(
         session.sparse_plans,
         session.weights,
-        max_bs=versions.decode_graph_max_bs(configurator.server_args),
-        num_kv_heads=shape.num_kv_heads,
+        bs=versions.decode_graph_max_bs(configurator.server_args),
+        width=shape.context_len,
         context_len=shape.context_len,
-    )
+        num_kv_heads=shape.num_kv_heads,
+        group=shape.num_heads // shape.num_kv_heads,
+        head_dim=shape.head_dim,
+    ).nbytes

@@ -12,6 +12,7 @@ import torch
 from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import CpuDecoder, GpuDecoder
+from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
 from hata_sglang.decoding.step import Batch
 
 HQ, HKV, DIM, LAYER = 6, 2, 64, 0
@@ -50,12 +51,6 @@ METHODS = {
     "exact": ("exact", None, {}),
     "streaming": ("streaming", None, {}),
 }
-#: FlashInfer's top-k, of fixed budgets on a GPU, breaks ties as it likes: codes have many.
-GPU_CASES = [
-    (name, budget)
-    for name, budget in product(METHODS, BUDGETS)
-    if budget == "ratio" or name in ("exact", "streaming")
-]
 
 
 def make_plan(method: str, budget):
@@ -196,40 +191,80 @@ def test_layers_of_all_methods_share_one_step():
         torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
 
 
-def test_graph_memory_is_that_of_the_methods():
-    """4,096 tokens, 2 KV heads, one row: slots, scores where ranked, indices, top-k's scratch."""
-
-    def taken(name, budget):
-        step = Step(name, budget)
-        return GpuDecoder.graph_bytes(
-            [step.plan], step.encoders, max_bs=1, num_kv_heads=2, context_len=4096
-        )
-
-    fixed, ratio = 4 * 4096 + 2 * 4 * 40, 4 * 4096 + 2 * 4 * 45
-    assert taken("streaming", "fixed") == fixed
-    assert taken("streaming", "ratio") == ratio
-    assert taken("hata", "ratio") == ratio + 2 * 2 * 4096
-    assert taken("asymmetric, 16-bit scales", "ratio") == ratio + 2 * 2 * 4096
-    assert taken("exact", "fixed") == fixed + 2 * 4 * 4096
-    assert taken("exact", "ratio") == ratio + 2 * 4 * 4096 + 2 * 16 * 4096
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-@pytest.mark.parametrize(("name", "budget"), GPU_CASES)
-def test_gpu_attends_over_what_the_method_chooses(name, budget, graph):
-    step = Step(name, budget, "cuda", torch.bfloat16)
-    decoder = GpuDecoder(
-        [step.plan],
-        {LAYER: SCALE},
-        step.encoders,
+def make_gpu_decoder(steps, device="cuda"):
+    """Decoder of one layer per step."""
+    encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
+    plans = [step.plan for step in steps]
+    return GpuDecoder(
+        plans,
+        {plan.layer: SCALE for plan in plans},
+        encoders,
         num_heads=HQ,
         num_kv_heads=HKV,
         head_dim=DIM,
         context_len=256,
-        dtype=torch.bfloat16,
-        device=torch.device("cuda"),
+        device=torch.device(device),
     )
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_gpu_decoder_with_the_references(name, budget):
+    """The GPU's decoder runs on a CPU too, where every kernel is its reference."""
+    step = Step(name, budget)
+    decoder = make_gpu_decoder([step], "cpu")
+    eager = step.decode(decoder, graph=False)
+    torch.testing.assert_close(eager, step.expected(), atol=1e-5, rtol=1e-4)
+    decoder.allocate_static(len(LENGTHS) + 3)
+    torch.testing.assert_close(step.decode(decoder, graph=True), eager)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method[1]])
+def test_a_step_encodes_its_keys(name):
+    step = Step(name, "ratio")
+    codes, scales = step.codes.clone(), None if step.scales is None else step.scales.clone()
+    newest = torch.tensor([slots[-1] for slots in step.slots])
+    step.codes[newest] = -1
+    decoder = make_gpu_decoder([step], "cpu")
+    decoder.prepare(step.batch, graph=False)
+    new_keys = (step.k[newest], newest)
+    tokens = (step.q, step.k, step.v, step.codes, step.scales)
+    out = decoder.decode(step.plan, *tokens, new_keys=new_keys)
+    assert torch.equal(step.codes, codes)
+    assert scales is None or torch.equal(step.scales, scales)
+    torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
+
+
+def held_bytes(buffers) -> int:
+    """Bytes of all tensors that an object holds, directly or in others of this package."""
+    if isinstance(buffers, torch.Tensor):
+        return buffers.nbytes
+    if isinstance(buffers, dict):
+        return sum(map(held_bytes, buffers.values()))
+    return sum(map(held_bytes, vars(buffers).values())) if hasattr(buffers, "__dict__") else 0
+
+
+@pytest.mark.parametrize("names", [*[[name] for name in METHODS], list(METHODS)])
+def test_graph_memory_is_counted(names):
+    """What is counted: the buffers themselves, the largest selection, and top-k's scratch."""
+    steps = [Step(name, budget) for name in names for budget in BUDGETS]
+    for layer, step in enumerate(steps):
+        step.plan = dataclasses.replace(step.plan, layer=layer)
+    decoder = make_gpu_decoder(steps, "cpu")
+    sizes = BufferSizes.of(decoder.plans, decoder.encoders, bs=3, width=256, **decoder.shape)
+    buffers = Buffers(sizes, decoder.budgets, decoder.device)
+    buffers.budgets.clear()  # a few bytes per row
+    extra = sizes.nbytes - held_bytes(buffers)
+    assert extra == 3 * HKV * (4 * 45 + 16 * 256 * ("exact" in names))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_gpu_attends_over_what_the_method_chooses(name, budget, graph):
+    step = Step(name, budget, "cuda", torch.bfloat16)
+    decoder = make_gpu_decoder([step])
     if graph:
         decoder.allocate_static(len(LENGTHS))
         real, lengths = step.batch, torch.ones(len(LENGTHS), dtype=torch.int64)

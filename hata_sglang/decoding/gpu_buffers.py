@@ -1,0 +1,124 @@
+"""Device memory of the GPU decoder: what captured graphs, or one eager step, read and write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from hata_kernels.attend import AttendBuffers
+from hata_kernels.encoders import Encoder
+from hata_kernels.rank import RankBuffers, RankSizes
+from hata_kernels.score import score_levels
+from hata_sglang.config import Budget, LayerPlan
+
+#: Bytes per exact score that top-k by PyTorch takes while it runs: sort keys and a copy of them.
+TOPK_BYTES = 16
+
+
+def k_max(budget: Budget, context_len: int, width: int) -> int:
+    """Slots that a row of at most `width` tokens can need under a budget."""
+    return min(budget.k_max(context_len), width)
+
+
+def rank_key(encoder: Encoder) -> tuple[int, int]:
+    """Which layers share the ranking's buffers: those with tiles and scores of one size."""
+    sizes = _rank_sizes(encoder, 1, 1)
+    return sizes.tile, sizes.bin_bits
+
+
+def _rank_sizes(encoder: Encoder, width: int, most: int) -> RankSizes:
+    levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
+    return RankSizes.of(encoder.num_kv_heads, encoder.words, levels, width, most)
+
+
+@dataclasses.dataclass(frozen=True)
+class BufferSizes:
+    """Sizes of `Buffers` for some layers.
+
+    Attributes
+    ----------
+    bs, width : int
+        Rows, and tokens of the longest context.
+    num_kv_heads, group, head_dim : int
+    most : int
+        Slots of the largest selection.
+    rank : dict of tuple to RankSizes
+        By `rank_key`, of the layers whose methods keep codes.
+    exact : bool
+        Whether a layer ranks by exact scores, and whether by PyTorch's top-k.
+    exact_topk : bool
+    """
+
+    bs: int
+    width: int
+    num_kv_heads: int
+    group: int
+    head_dim: int
+    most: int
+    rank: dict[tuple[int, int], RankSizes]
+    exact: bool
+    exact_topk: bool
+
+    @classmethod
+    def of(
+        cls,
+        plans: Sequence[LayerPlan],
+        encoders: Mapping[int, Encoder],
+        *,
+        bs: int,
+        width: int,
+        context_len: int,
+        num_kv_heads: int,
+        group: int,
+        head_dim: int,
+    ) -> BufferSizes:
+        """Sizes for all of a decoder's sparse layers together."""
+        rank: dict[tuple[int, int], RankSizes] = {}
+        for plan in plans:
+            encoder = encoders.get(plan.layer)
+            if encoder is None:
+                continue
+            key = rank_key(encoder)
+            sizes = _rank_sizes(encoder, width, k_max(plan.budget, context_len, width))
+            if key not in rank or rank[key].room < sizes.room:
+                rank[key] = sizes
+        exact = [plan for plan in plans if plan.method == "exact"]
+        most = max(k_max(plan.budget, context_len, width) for plan in plans)
+        topk = any(not plan.budget.is_fixed for plan in exact)
+        shape = (bs, width, num_kv_heads, group, head_dim)
+        return cls(*shape, most, rank, bool(exact), topk)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `Buffers`, selections and the scratch of exact layers included."""
+        rows = self.bs * self.num_kv_heads
+        scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
+        per_row = sum(sizes.row_bytes for sizes in self.rank.values()) + 4 * self.most
+        attend = AttendBuffers.bytes_for(rows, self.group, self.head_dim, self.most)
+        return rows * (per_row + scores * self.width) + attend + self.bs * 4 * (self.width + 1)
+
+
+class Buffers:
+    """Rows of a step, and scratch that its layers use one after the other.
+
+    Parameters
+    ----------
+    sizes : BufferSizes
+    budgets : iterable of Budget
+        The layers'.
+    device : torch.device
+    """
+
+    def __init__(self, sizes: BufferSizes, budgets: Sequence[Budget], device: torch.device):
+        rows, most = sizes.bs * sizes.num_kv_heads, sizes.most
+        make = {"dtype": torch.int32, "device": device}
+        self.token_slots = torch.empty(sizes.bs, sizes.width, **make)
+        self.seq_lens = torch.ones(sizes.bs, **make)
+        # A plain number of tokens never changes; a share of the context does in every step.
+        self.budgets = {b: torch.full((sizes.bs,), b.max, **make) for b in budgets}
+        self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
+        self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
+        shape = (sizes.bs, sizes.num_kv_heads, sizes.width)
+        self.scores = torch.empty(shape, device=device) if sizes.exact else None
