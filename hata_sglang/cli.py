@@ -55,6 +55,16 @@ def _eval(argv: Sequence[str], prog: str) -> int:
     return run_eval(parser.parse_args(argv))
 
 
+def _bench(argv: Sequence[str], prog: str) -> int:
+    from hata_sglang.bench.cli import add_bench_arguments, run_bench
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Measure the speed of a sparse layer and of a server."
+    )
+    add_bench_arguments(parser)
+    return run_bench(parser.parse_args(argv))
+
+
 def _demo_model(argv: Sequence[str], prog: str) -> int:
     from hata_sglang.demo_model import add_demo_model_arguments, run_demo_model
 
@@ -83,6 +93,7 @@ COMMANDS = {
     "train": (_train, "train hash weights for a model"),
     "import-hashattention": (_import_hashattention, "import HashAttention's published weights"),
     "eval": (_eval, "measure quality, dense and per method"),
+    "bench": (_bench, "measure speed: a sparse layer on a GPU, a server, and plots"),
     "demo-model": (_demo_model, "get the demo model (SmolLM2-135M-Instruct), once"),
     "weights": (_weights, "list the shipped hash weights"),
 }

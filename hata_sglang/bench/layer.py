@@ -1,0 +1,103 @@
+"""Static GPU buffers of one attention layer and one batch, as a server keeps them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hata_kernels.encoders import Encoder, make_encoder
+from hata_sglang.bench.shapes import Scenario, Shape
+
+#: More bytes of codes than this, over all layers, do not fit any L2 cache (that of an H100: 50 MB).
+COLD_BYTES = 200e6
+#: Bound of the K and V of all layers.
+POOL_BYTES = 40e9
+SINK, RECENT = 16, 64
+#: Where everything lies, and its dtype; tests of the arithmetic set the CPU and float32.
+DEVICE, DTYPE = "cuda", torch.bfloat16
+
+
+def random_encoder(shape: Shape, method: str, bits: int) -> Encoder:
+    """Encoder of random weights, which cost what trained ones do; `DTYPE`, on `DEVICE`."""
+    heads, dim = shape.kv_heads, shape.dim
+    if method == "hata":
+        tensors = {"weight": torch.randn(heads, dim, bits)}
+        options = {}
+    else:
+        half = bits // 2
+        tensors = {
+            "key_weight": torch.randn(heads, dim, bits),
+            "key_bias": torch.randn(heads, bits),
+            "query_weight": torch.randn(heads, shape.group * dim, bits),
+            "query_bias": torch.randn(heads, bits),
+            "residual_weight": (dim / half) ** 0.5 * torch.randn(heads, half, half),
+        }
+        options = {"stages": 2}
+    sizes = {"num_kv_heads": heads, "group": shape.group, "head_dim": dim}
+    return make_encoder(method, tensors, **sizes, **options).to(DEVICE, DTYPE)
+
+
+class LayerBuffers:
+    """K, V, codes and slots of one layer.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    encoder : Encoder
+        On the GPU.
+    slots : int
+        Of the pool; slot 0 is reserved.
+    """
+
+    def __init__(self, scenario: Scenario, encoder: Encoder, slots: int) -> None:
+        shape, batch = scenario.shape, scenario.batch
+        make = {"device": DEVICE, "dtype": DTYPE}
+        self.q = torch.randn(batch, shape.q_heads, shape.dim, **make)
+        self.new_k = torch.randn(batch, shape.kv_heads, shape.dim, **make)
+        self.new_places = torch.randint(1, slots, (batch,), device=DEVICE)
+        self.k_cache = torch.randn(slots, shape.kv_heads, shape.dim, **make)
+        self.v_cache = torch.randn(slots, shape.kv_heads, shape.dim, **make)
+        self.codes = torch.empty(
+            slots, shape.kv_heads, encoder.words, dtype=torch.int32, device=DEVICE
+        )
+        for first in range(0, slots, 65536):
+            part = torch.arange(first, min(first + 65536, slots), device=DEVICE)
+            encoder.encode_keys(self.k_cache[part], codes=self.codes, slots=part)
+        # A pool that has served for a while: a request's slots lie anywhere in it.
+        order = 1 + torch.randperm(slots - 1, device=DEVICE)[: batch * scenario.context]
+        self.token_slots = order.int().view(batch, scenario.context)
+
+
+def layer_count(scenario: Scenario, code_bytes: int) -> int:
+    """How many layers keep the L2 cold, of those that fit `POOL_BYTES`; at least two.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    code_bytes : int
+        Of a token and KV head.
+    """
+    shape = scenario.shape
+    slots = scenario.batch * scenario.context + 1
+    codes = slots * shape.kv_heads * code_bytes
+    kv = 2 * slots * shape.kv_heads * shape.dim * 2
+    return max(2, min(32, math.ceil(COLD_BYTES / codes), int(POOL_BYTES / kv)))
+
+
+def make_layers(scenario: Scenario, encoder: Encoder) -> list[LayerBuffers]:
+    """As many layers as keep the L2 cold, and as fit."""
+    slots = scenario.batch * scenario.context + 1
+    count = layer_count(scenario, encoder.code_bytes)
+    return [LayerBuffers(scenario, encoder, slots) for _ in range(count)]
+
+
+def memory_needed(scenario: Scenario) -> int:
+    """Bytes of GPU memory that a scenario takes, an estimate from above.
+
+    The layers' buffers, what making the last of them takes, and 2 GB for workspaces and graphs.
+    """
+    shape = scenario.shape
+    tokens = scenario.batch * scenario.context
+    layer = tokens * (shape.kv_heads * (4 * shape.dim + scenario.bits // 8) + 4)
+    return layer_count(scenario, scenario.bits // 8) * layer + 20 * tokens + 2 * 10**9

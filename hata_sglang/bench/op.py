@@ -1,0 +1,203 @@
+"""The steps that ``hata-sglang bench op`` times: a sparse layer's stages, and the dense peer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+
+from hata_kernels.attend import AttendBuffers, attend
+from hata_kernels.rank import RankBuffers, RankSizes, rank
+from hata_kernels.score import score_levels
+from hata_sglang.bench import layer as buffers
+from hata_sglang.bench.layer import (
+    COLD_BYTES,
+    RECENT,
+    SINK,
+    LayerBuffers,
+    make_layers,
+    random_encoder,
+)
+from hata_sglang.bench.shapes import Scenario
+from hata_sglang.bench.timing import Timing, kernel_times, time_layers
+
+Step = Callable[[int], object]
+#: The launches of the ranking, in order.
+RANK_KERNELS = ("floor_kernel", "filter_kernel", "take_kernel")
+#: Bound of the selections per layer that attention is timed with.
+MAX_TURNS = 32
+FLASHINFER_WORKSPACE = 256 * 2**20
+
+
+class SparseLayer:
+    """Our stages over some layers' buffers; each step takes a layer's number.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    like : SparseLayer, optional
+        Of a scenario with the same `Scenario.buffers`: its layers are used. Default: new ones.
+    """
+
+    def __init__(self, scenario: Scenario, like: SparseLayer | None = None) -> None:
+        self.scenario = scenario
+        where = {"device": buffers.DEVICE, "dtype": torch.int32}
+        if like is None:
+            self.encoder = random_encoder(scenario.shape, scenario.method, scenario.bits)
+            self.layers = make_layers(scenario, self.encoder)
+            # Weights of its own for every layer: in a model, no layer finds them in the L2.
+            self.encoders = [copy.deepcopy(self.encoder) for _ in self.layers]
+            self.q_codes = [self.encoder.encode_queries(layer.q) for layer in self.layers]
+            self.seq_lens = torch.full((scenario.batch,), scenario.context, **where)
+            self.out = torch.empty_like(self.layers[0].q)
+        else:
+            self.encoder, self.layers, self.encoders = like.encoder, like.layers, like.encoders
+            self.q_codes, self.seq_lens, self.out = like.q_codes, like.seq_lens, like.out
+        self.budgets = torch.full((scenario.batch,), scenario.k, **where)
+        self.scratch = self.encoder.step_scratch(scenario.batch)
+        rows = scenario.batch * scenario.shape.kv_heads
+        levels = score_levels(self.encoder.plane_weights, self.encoder.bits)
+        sizes = (scenario.shape.kv_heads, self.encoder.words, levels, scenario.context, scenario.k)
+        self.rank_buffers = RankBuffers(rows, RankSizes.of(*sizes), self.out.device)
+        shape = (scenario.shape.group, scenario.shape.dim, scenario.k)
+        self.attend_buffers = AttendBuffers(rows, *shape, self.out.device)
+        pairs = zip(self.layers, self.q_codes, strict=True)
+        self.slots = [self._rank(layer, q) for layer, q in pairs]
+
+    def _rank(self, layer: LayerBuffers, q_codes: torch.Tensor) -> torch.Tensor:
+        return rank(
+            q_codes,
+            layer.codes,
+            layer.token_slots,
+            self.seq_lens,
+            self.budgets,
+            plane_weights=self.encoder.plane_weights,
+            sink=SINK,
+            recent=RECENT,
+            k_max=self.scenario.k,
+            buffers=self.rank_buffers,
+        )
+
+    def _attend(self, layer: LayerBuffers, slots: torch.Tensor) -> None:
+        attend(
+            layer.q,
+            layer.k_cache,
+            layer.v_cache,
+            slots,
+            self.seq_lens,
+            self.budgets,
+            scale=self.scenario.shape.dim**-0.5,
+            out=self.out,
+            buffers=self.attend_buffers,
+        )
+
+    def encode(self, i: int) -> torch.Tensor:
+        """Codes of the step's keys, to their slots, and of its queries."""
+        layer, encoder = self.layers[i], self.encoders[i]
+        where = {"codes": layer.codes, "slots": layer.new_places, "scratch": self.scratch}
+        return encoder.encode_step(layer.q, layer.new_k, **where)
+
+    def rank(self, i: int) -> torch.Tensor:
+        """Score and select."""
+        return self._rank(self.layers[i], self.q_codes[i])
+
+    def attend(self, i: int) -> None:
+        """Attend over a selection made before."""
+        self._attend(self.layers[i], self.slots[i])
+
+    def whole(self, i: int) -> None:
+        """The layer: encode, score, select, attend."""
+        self._attend(self.layers[i], self._rank(self.layers[i], self.encode(i)))
+
+    def attend_cold(self) -> tuple[Step, int]:
+        """Attention that finds no row in the L2: over so many selections that they do not fit.
+
+        A whole layer reads all codes between two calls of its attention, which evicts the K and V
+        of the first. Attention alone would find few rows in the L2 again.
+
+        Returns
+        -------
+        step : callable
+            Takes the number of a selection: the layers' own, then random ones of each layer.
+        count : int
+            Selections.
+        """
+        read = len(self.layers) * self.scenario.bytes_read["attend"]
+        turns = min(MAX_TURNS, math.ceil(COLD_BYTES / read))
+        pairs = list(zip(self.layers, self.slots, strict=True))
+        for _ in range(1, turns):
+            pairs += [(layer, self._random_slots(layer)) for layer in self.layers]
+        return (lambda i: self._attend(*pairs[i])), len(pairs)
+
+    def _random_slots(self, layer: LayerBuffers) -> torch.Tensor:
+        """``[batch, kv_heads, k]`` int32 slots of random tokens, in position order."""
+        scenario = self.scenario
+        shape = (scenario.batch, scenario.shape.kv_heads, scenario.k)
+        places = torch.randint(scenario.context, shape, device=buffers.DEVICE).sort(dim=-1).values
+        slots = layer.token_slots[:, None, :].expand(-1, scenario.shape.kv_heads, -1)
+        return slots.gather(2, places).contiguous()
+
+
+def dense_step(sparse: SparseLayer, tensor_cores: bool) -> Step:
+    """FlashInfer's dense decode of the same buffers, page size 1."""
+    import flashinfer
+
+    scenario, layers = sparse.scenario, sparse.layers
+    batch, where = scenario.batch, {"dtype": torch.int32, "device": buffers.DEVICE}
+    # One for all layers, as in SGLang: they run one after the other.
+    workspace = torch.zeros(FLASHINFER_WORKSPACE, dtype=torch.uint8, device=buffers.DEVICE)
+    wrappers = []
+    for layer in layers:
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            workspace,
+            "NHD",
+            use_cuda_graph=True,
+            use_tensor_cores=tensor_cores,
+            paged_kv_indptr_buffer=torch.zeros(batch + 1, **where),
+            paged_kv_indices_buffer=layer.token_slots.flatten(),
+            paged_kv_last_page_len_buffer=torch.ones(batch, **where),
+            backend="fa2",
+        )
+        wrapper.plan(
+            torch.arange(batch + 1, dtype=torch.int32) * scenario.context,
+            layer.token_slots.flatten(),
+            torch.ones(batch, dtype=torch.int32),
+            scenario.shape.q_heads,
+            scenario.shape.kv_heads,
+            scenario.shape.dim,
+            1,
+            q_data_type=torch.bfloat16,
+            kv_data_type=torch.bfloat16,
+        )
+        wrappers.append(wrapper)
+
+    def step(i: int) -> None:
+        layer = layers[i]
+        caches = (layer.k_cache.unsqueeze(1), layer.v_cache.unsqueeze(1))
+        wrappers[i].run(layer.q, caches, out=sparse.out)
+
+    return step
+
+
+def time_stages(sparse: SparseLayer) -> dict[str, Timing]:
+    """Time every stage, the launches of the ranking (``rank/filter_kernel``), and the layer."""
+    count = len(sparse.layers)
+    times = {
+        "encode": time_layers(sparse.encode, count),
+        "rank": time_layers(sparse.rank, count),
+        "attend": time_layers(*sparse.attend_cold()),
+        "layer": time_layers(sparse.whole, count),
+    }
+    launches = kernel_times(sparse.rank, count, RANK_KERNELS)
+    return times | {f"rank/{name}": timing for name, timing in launches.items()}
+
+
+def time_scenario(scenario: Scenario) -> dict[str, Timing]:
+    """Time every stage, the layer and the dense peers; microseconds."""
+    sparse = SparseLayer(scenario)
+    times = time_stages(sparse)
+    for name, tensor_cores in (("dense, tensor cores", True), ("dense, cuda cores", False)):
+        times[name] = time_layers(dense_step(sparse, tensor_cores), len(sparse.layers))
+    return times

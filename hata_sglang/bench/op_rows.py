@@ -1,0 +1,135 @@
+"""Rows of ``hata-sglang bench op``: what was timed, the bytes it cannot do without, and speeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hata_sglang.bench.shapes import Scenario
+from hata_sglang.bench.versions import package_versions
+
+if TYPE_CHECKING:
+    from hata_sglang.bench.timing import Timing
+
+KEYS = ("shape", "batch", "context", "k", "method", "bits", "stage")
+COLUMNS = (
+    "shape",
+    "q_heads",
+    "kv_heads",
+    "dim",
+    "batch",
+    "context",
+    "k",
+    "method",
+    "bits",
+    "stage",
+    "p20_us",
+    "p50_us",
+    "p80_us",
+    "bytes",
+    "gb_per_s",
+    "share_of_copy",
+    "speedup",
+    "note",
+    "copy_gb_per_s",
+    "triton",
+    "flashinfer",
+)
+DENSE, EXACT, LAYER = "dense", "exact", "layer"
+DENSE_STAGES = {"dense, tensor cores": True, "dense, cuda cores": False}
+#: Planes of an asymmetric query: `AsymmetricEncoder`'s default, and that of trained weights.
+PLANES = 4
+#: Tokens that the ranking takes a row's floor from.
+SAMPLE = 2048
+
+
+def stage_bytes(scenario: Scenario) -> dict[str, int]:
+    """Bytes that each stage has to move between the chip and its memory, at least.
+
+    Parameters
+    ----------
+    scenario : Scenario
+
+    Returns
+    -------
+    dict of str to int
+        By stage. ``rank/take_kernel`` is not in it: what it reads depends on the scores. The
+        layer's is the sum of encode, rank and attend.
+    """
+    shape, bits, batch = scenario.shape, scenario.bits, scenario.batch
+    heads, dim, group = shape.kv_heads, shape.dim, shape.group
+    weights = heads * dim * bits * 2
+    query_codes = batch * shape.q_heads * bits // 8
+    if scenario.method == "asymmetric":
+        # Projections of keys and of whole groups, residual weights in bf16; two float32 biases.
+        weights += heads * (group * dim * bits + (bits // 2) ** 2) * 2 + heads * 2 * bits * 4
+        query_codes = batch * heads * PLANES * bits // 8
+    vectors = batch * shape.q_heads * dim * 2
+    read = scenario.bytes_read
+    picked = batch * heads * min(scenario.k, scenario.context) * 4
+    sampled = min(SAMPLE, scenario.context)
+    stages = {
+        "encode": weights
+        + vectors
+        + batch * heads * (dim * 2 + bits // 8)  # the new keys and their codes
+        + query_codes,
+        "rank": query_codes + read["score"] + picked,
+        "attend": read["attend"] + 2 * vectors,
+    }
+    stages[LAYER] = sum(stages.values())
+    stages["rank/floor_kernel"] = batch * sampled * (heads * bits // 8 + 4)
+    stages["rank/filter_kernel"] = query_codes + read["score"]
+    keys = batch * scenario.context * (heads * dim * 2 + 4)
+    stages[EXACT] = keys + stages["attend"]
+    return stages | dict.fromkeys(DENSE_STAGES, scenario.dense_bytes + 2 * vectors)
+
+
+def key_of(scenario: Scenario, stage: str) -> dict[str, Any]:
+    """The columns that tell rows apart; dense rows have no budget, peers no bits."""
+    method, k, bits = scenario.method, scenario.k, scenario.bits
+    if stage in DENSE_STAGES:
+        method, k, bits = DENSE, "", ""
+    elif stage == EXACT:
+        method, bits = EXACT, ""
+    values = (scenario.shape.name, scenario.batch, scenario.context, k, method, bits, stage)
+    return dict(zip(KEYS, values, strict=True))
+
+
+def make_row(
+    scenario: Scenario,
+    stage: str,
+    timing: Timing | None,
+    copy: float,
+    *,
+    dense_us: float | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """One row of the CSV, without provenance.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    stage : str
+    timing : Timing or None
+        Microseconds. None: it was not timed, and `note` says why; the columns stay empty.
+    copy : float
+        Measured bandwidth of a copy, bytes per microsecond.
+    dense_us : float, optional
+        Median of the best dense peer. Default: the row has no speed-up.
+    note : str, default ""
+    """
+    shape = scenario.shape
+    row = dict.fromkeys(COLUMNS, "")
+    row |= {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "dim": shape.dim}
+    row |= key_of(scenario, stage) | package_versions()
+    row |= {"note": note, "copy_gb_per_s": round(copy / 1e3, 1)}
+    size = stage_bytes(scenario).get(stage)
+    row["bytes"] = "" if size is None else size
+    if timing is None:
+        return row
+    row |= {name: round(getattr(timing, name[:3]), 2) for name in ("p20_us", "p50_us", "p80_us")}
+    if size is not None and timing.p50 > 0:
+        row["gb_per_s"] = round(size / timing.p50 / 1e3, 1)
+        row["share_of_copy"] = round(size / timing.p50 / copy, 4)
+    if dense_us is not None and stage in (LAYER, EXACT):
+        row["speedup"] = round(dense_us / timing.p50, 3)
+    return row

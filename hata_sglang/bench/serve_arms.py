@@ -1,0 +1,148 @@
+"""The arms of ``hata-sglang bench serve``: the same engine, stock and with each YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from hata_sglang.bench.workloads import Workload
+from hata_sglang.config import HataConfig
+from hata_sglang.errors import Problem, Refusal
+from hata_sglang.evaluation.arms import arm_settings
+
+STOCK = "stock"
+#: What the hata arm gets for a model without weights; `random` costs what `hata` does.
+RANDOM = """\
+method: random
+bits: 128
+budget: {ratio: 0.0156, min: 512, max: 4096}
+sink: 16
+recent: 64
+dense_layers: [0, 1]
+"""
+#: Flags that tell arms apart, or that this command sets by its own.
+OWN_FLAGS = (
+    "--attention-backend",
+    "--decode-attention-backend",
+    "--prefill-attention-backend",
+    "--hata-config",
+    "--model-path",
+    "--model",
+    "--context-length",
+    "--device",
+    "--load-format",
+)
+#: Slots beyond those of the workloads, for the warm-up and for what SGLang allocates ahead.
+SPARE_SLOTS = 4096
+#: Tokens of a context beyond the longest request; SGLang keeps some for itself.
+SPARE_CONTEXT = 64
+
+
+@dataclass(frozen=True)
+class ServeArm:
+    """One engine.
+
+    Attributes
+    ----------
+    name : str
+        ``stock``, or the name of a YAML file.
+    backend : str
+        What ``--attention-backend`` says.
+    inner : str
+        The backend that does prefill and dense layers; the stock arm's own.
+    flags : tuple of str
+        Of SGLang, all of them.
+    """
+
+    name: str
+    backend: str
+    inner: str
+    flags: tuple[str, ...]
+
+
+def check_server_args(words: Sequence[str]) -> None:
+    """Refuse flags that this command sets.
+
+    Raises
+    ------
+    Refusal
+    """
+    found = sorted({flag for word in words if (flag := word.partition("=")[0]) in OWN_FLAGS})
+    if found:
+        expected = "flags that all arms have in common (the others have options of their own)"
+        raise Refusal([Problem("--server-args", expected, ", ".join(found))])
+
+
+def context_length(workloads: Sequence[Workload]) -> int:
+    """Tokens of the longest request, and some to spare."""
+    return max(workload.longest for workload in workloads) + SPARE_CONTEXT
+
+
+def common_flags(
+    model: Path, workloads: Sequence[Workload], *, on_cpu: bool, dummy: bool, more: Sequence[str]
+) -> list[str]:
+    """SGLang's flags that all arms have.
+
+    Parameters
+    ----------
+    model : Path
+    workloads : sequence of Workload
+        Size the context, the captured batches, and on a CPU the pool.
+    on_cpu, dummy : bool
+        Run on the CPU; fill the model with dummy weights.
+    more : sequence of str
+        The user's; last, so that they win.
+    """
+    users = sorted({1, *(workload.users for workload in workloads)})
+    flags = ["--model-path", str(model), "--skip-tokenizer-init", "--random-seed", "0"]
+    flags += ["--context-length", str(context_length(workloads))]
+    flags += ["--max-running-requests", str(max(2, users[-1]))]
+    flags += ["--incremental-streaming-output"]
+    if dummy:
+        flags += ["--load-format", "dummy"]
+    if on_cpu:
+        slots = max(workload.pool for workload in workloads) + SPARE_SLOTS
+        flags += ["--device", "cpu", "--max-total-tokens", str(slots)]
+    else:
+        # The steady state of a workload is a batch of all its users: one exact graph for each.
+        flags += ["--cuda-graph-bs-decode", *map(str, users)]
+        flags += ["--cuda-graph-backend-prefill", "disabled"]
+    return [*flags, *more]
+
+
+def make_arms(
+    common: Sequence[str], stock: str, configs: Sequence[tuple[str, Path]], folder: Path
+) -> list[ServeArm]:
+    """The stock arm, then one for each YAML file.
+
+    Parameters
+    ----------
+    common : sequence of str
+        From `common_flags`.
+    stock : str
+        Attention backend of the stock arm, and the inner backend of a YAML file that leaves it
+        to SGLang: the arms differ in the decode of sparse layers alone.
+    configs : sequence of (str, Path)
+        Names and files.
+    folder : Path
+        Where the completed YAML files are written.
+
+    Raises
+    ------
+    Refusal
+        If a file is not valid.
+    """
+    arms = [ServeArm(STOCK, stock, stock, (*common, "--attention-backend", stock))]
+    for name, path in configs:
+        settings = arm_settings(HataConfig.load(path).method, path)
+        if settings.get("inner_backend", "auto") == "auto":
+            settings["inner_backend"] = stock
+        HataConfig.parse(settings)
+        completed = folder / f"{name}.yaml"
+        completed.write_text(yaml.safe_dump(settings, sort_keys=False))
+        flags = (*common, "--attention-backend", "hata", "--hata-config", str(completed))
+        arms.append(ServeArm(name, "hata", settings["inner_backend"], flags))
+    return arms

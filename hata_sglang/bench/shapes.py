@@ -1,0 +1,122 @@
+"""What is timed: attention shapes of models, and scenarios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Attention shape of one layer of a model.
+
+    Attributes
+    ----------
+    name : str
+    q_heads, kv_heads, dim : int
+    """
+
+    name: str
+    q_heads: int
+    kv_heads: int
+    dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.q_heads // self.kv_heads
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("Llama-3.1-8B", 32, 8, 128),
+        Shape("Qwen2.5-7B", 28, 4, 128),
+        Shape("Llama-2-7B", 32, 32, 128),
+        Shape("SmolLM2-135M", 9, 3, 64),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One decode step of one layer.
+
+    Attributes
+    ----------
+    shape : Shape
+    batch, context : int
+        Requests, and tokens of each.
+    k : int
+        Budget, tokens per KV head.
+    method : str
+        ``hata`` or ``asymmetric``.
+    bits : int
+        Per code.
+    """
+
+    shape: Shape
+    batch: int
+    context: int
+    k: int
+    method: str = "asymmetric"
+    bits: int = 128
+
+    def __str__(self) -> str:
+        size = f"{self.batch} x {self.context // 1024}K, k {self.k}"
+        return f"{self.shape.name} {size}, {self.method} {self.bits}"
+
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """Bytes that a step cannot do without, by stage: codes and slots, then K and V kept."""
+        rows = self.batch * self.shape.kv_heads
+        tokens = self.batch * self.context
+        return {
+            "score": tokens * (self.shape.kv_heads * self.bits // 8 + 4),
+            "attend": rows * min(self.k, self.context) * (2 * 2 * self.shape.dim + 4),
+        }
+
+    @property
+    def buffers(self) -> tuple[str, int, int, int, str]:
+        """Scenarios that agree in it can use the same layers: all but the budget."""
+        return self.shape.name, self.batch, self.context, self.bits, self.method
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of K, V and slots that dense attention reads."""
+        row = 2 * 2 * self.shape.kv_heads * self.shape.dim + 4
+        return self.batch * self.context * row
+
+
+def headline() -> Iterator[Scenario]:
+    """The scenarios of the README, of both methods."""
+    llama, mha = SHAPES["Llama-3.1-8B"], SHAPES["Llama-2-7B"]
+    for method in ("asymmetric", "hata"):
+        for batch, context, k in (
+            (1, 32, 512),
+            (8, 32, 512),
+            (32, 32, 512),
+            (1, 128, 2048),
+            (8, 128, 2048),
+        ):
+            yield Scenario(llama, batch, context * 1024, k, method)
+        yield Scenario(mha, 8, 32 * 1024, 512, method)
+
+
+def grid(
+    shapes: Iterable[Shape],
+    batches: Iterable[int],
+    contexts: Iterable[int],
+    budgets: Iterable[float],
+    bits: Iterable[int],
+    methods: Iterable[str],
+) -> Iterator[Scenario]:
+    """Every combination; a budget below 1 is a share of the context. Contexts are in tokens."""
+    for shape in shapes:
+        for method in methods:
+            for width in bits:
+                for context in contexts:
+                    for budget in budgets:
+                        k = round(budget * context) if budget < 1 else int(budget)
+                        for batch in batches:
+                            yield Scenario(shape, batch, context, k, method, width)

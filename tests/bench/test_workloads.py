@@ -1,0 +1,171 @@
+"""Workloads of `bench serve`: sizes, prompts, the command line, and the flags of the arms."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hata_sglang import cli
+from hata_sglang.bench.serve_arms import (
+    RANDOM,
+    check_server_args,
+    common_flags,
+    context_length,
+    make_arms,
+)
+from hata_sglang.bench.serve_cli import add_serve_arguments, make_workloads
+from hata_sglang.bench.workloads import FIRST_TOKEN, Workload, read_size
+from hata_sglang.errors import Refusal
+
+SHARED = Workload("shared", 3, 100, 8, question=20)
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    add_serve_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_shared_prompts_have_one_document():
+    prompts = SHARED.prompts(1000)
+    document = SHARED.document(1000)
+    assert len(document) == 100
+    assert [len(prompt) for prompt in prompts] == [120] * 3
+    assert all(prompt[:100] == document for prompt in prompts)
+    assert len({tuple(prompt[100:]) for prompt in prompts}) == 3
+    assert all(FIRST_TOKEN <= token < 1000 for prompt in prompts for token in prompt)
+    assert SHARED.prompts(1000) == prompts
+    assert SHARED.document(1000, repeat=1) != document
+
+
+def test_unrelated_prompts_share_nothing():
+    workload = Workload("unrelated", 4, 50, 8)
+    first, *others = workload.prompts(1000)
+    assert all(prompt[:8] != first[:8] for prompt in others)
+    assert workload.document(1000) is None
+    assert Workload(**workload.as_dict()) == workload
+
+
+def test_sizes():
+    assert (SHARED.prompt, SHARED.longest, SHARED.pool) == (120, 128, 100 + 3 * 28)
+    assert Workload("short", 64, 500, 12).pool == 64 * 512
+    assert read_size("8x32K") == (8, 32768)
+
+
+@pytest.mark.parametrize("text", ["8", "8x", "x8", "0x5", "8xK", "-1x5"])
+def test_bad_sizes(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="USERSxTOKENS"):
+        read_size(text)
+
+
+def test_default_workloads():
+    names = [str(each) for each in make_workloads(parse(), small=False)]
+    assert names == [
+        "one 1x131072",
+        "unrelated 8x32768",
+        "shared 32x100000",
+        "shared 128x100000",
+        "short 64x500",
+    ]
+    small = make_workloads(parse("--workloads", "short", "one"), small=True)
+    assert [each.name for each in small] == ["short", "one"]
+    assert max(each.longest for each in small) <= 8192
+
+
+def test_given_workloads():
+    args = parse("--workloads", "shared", "--shared", "2x1K", "4x1K", "--question-tokens", "50")
+    assert make_workloads(args, small=False) == [
+        Workload("shared", users, 1024, 256, question=50) for users in (2, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [(("--output-tokens", "1"), "--output-tokens"), (("--repeats", "0"), "--repeats")],
+)
+def test_refused_numbers(argv, words):
+    with pytest.raises(Refusal, match=words):
+        make_workloads(parse(*argv), small=True)
+
+
+def test_server_args_may_not_tell_arms_apart():
+    check_server_args(["--mem-fraction-static", "0.8"])
+    with pytest.raises(Refusal, match="found --attention-backend, --hata-config"):
+        check_server_args(["--attention-backend=fa3", "--hata-config", "x"])
+
+
+def test_arms_differ_in_the_backend_alone(tmp_path):
+    source = tmp_path / "mine.yaml"
+    source.write_text(RANDOM)
+    flags = common_flags(tmp_path, [SHARED], on_cpu=False, dummy=True, more=["--dtype", "half"])
+    stock, hata = make_arms(flags, "flashinfer", [("mine", source)], tmp_path / "..")
+    assert (stock.name, stock.backend, stock.inner) == ("stock", "flashinfer", "flashinfer")
+    assert (hata.name, hata.backend, hata.inner) == ("mine", "hata", "flashinfer")
+    assert stock.flags == (*flags, "--attention-backend", "flashinfer")
+    assert hata.flags[: len(flags) + 2] == (*flags, "--attention-backend", "hata")
+    completed = yaml.safe_load(Path(hata.flags[-1]).read_text())
+    assert completed["inner_backend"] == "flashinfer"
+    text = " ".join(flags)
+    assert "--cuda-graph-bs-decode 1 3" in text
+    assert "--load-format dummy" in text
+    assert f"--context-length {context_length([SHARED])}" in text
+    assert "--device" not in text
+    assert text.endswith("--dtype half")
+
+
+def test_an_inner_backend_of_the_yaml_stays(tmp_path):
+    source = tmp_path / "a.yaml"
+    source.write_text(RANDOM + "inner_backend: triton\n")
+    (tmp_path / "out").mkdir()
+    _, arm = make_arms([], "flashinfer", [("a", source)], tmp_path / "out")
+    assert arm.inner == "triton"
+
+
+def test_cpu_flags(tmp_path):
+    flags = common_flags(tmp_path, [SHARED], on_cpu=True, dummy=False, more=[])
+    assert flags[flags.index("--device") + 1] == "cpu"
+    assert int(flags[flags.index("--max-total-tokens") + 1]) > SHARED.pool
+    assert "--cuda-graph-bs-decode" not in flags
+    assert "--load-format" not in flags
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "m", "--shape", "tiny"], "not allowed with"),
+        (["--shape", "gpt"], "invalid choice: 'gpt'"),
+        (["--config", "stock=a.yaml"], "NAME a word other than stock"),
+        (["--one", "5"], "expected USERSxTOKENS (8x32K), found '5'"),
+        (["--workloads", "many"], "invalid choice: 'many'"),
+    ],
+)
+def test_usage_errors(argv, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["bench", "serve", "--out", "x.csv", *argv])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "none"], "--config: expected a YAML file for this model"),
+        (["--model", "none", "--config", "a.yaml"], "no such folder"),
+        (["--shape", "tiny", "--config", "a=none.yaml"], "none.yaml"),
+        (["--shape", "tiny", "--server-args", "--device cpu"], "--server-args: expected"),
+    ],
+)
+def test_refusals(argv, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", "serve", "--out", "x.csv", *argv]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_requests_longer_than_the_model_takes(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512, "vocab_size": 64}')
+    argv = ["bench", "serve", "--out", str(tmp_path / "x.csv"), "--model", str(tmp_path)]
+    argv += ["--config", "a.yaml", "--one", "1x512", "--workloads", "one"]
+    assert cli.main(argv) == 2
+    assert "expected requests of at most 512 tokens" in capsys.readouterr().err
