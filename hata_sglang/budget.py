@@ -98,6 +98,11 @@ class Budget(BaseModel):
         """Whether the budget is a plain number of tokens, whatever the context."""
         return self.ratio is None
 
+    @property
+    def share(self) -> tuple[int, int, int]:
+        """Parts of a billion, and bounds in tokens: what the device computes with."""
+        return self._ratio_units(), self.min, self.max
+
     def tokens(self, seq_len: int) -> int:
         """Tokens attended in a context of `seq_len` tokens.
 

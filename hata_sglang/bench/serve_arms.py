@@ -18,7 +18,7 @@ STOCK = "stock"
 RANDOM = """\
 method: random
 bits: 128
-budget: {ratio: 0.0156, min: 512, max: 4096}
+budget: {ratio: 0.0156, min: 1024, max: 4096}
 sink: 16
 recent: 64
 dense_layers: [0, 1]

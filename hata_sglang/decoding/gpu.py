@@ -10,6 +10,7 @@ import torch
 from hata_kernels.attend import attend
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import rank
+from hata_kernels.rows import copy_rows
 from hata_kernels.score import exact_score
 from hata_kernels.select import select, select_streaming
 from hata_sglang.config import LayerPlan
@@ -106,11 +107,16 @@ class GpuDecoder:
         else:
             self.buffers = self._make_buffers(bs, longest)
         self.bs, self.graph = bs, graph
-        self.buffers.token_slots[:bs, :longest].copy_(batch.req_to_token[batch.rows, :longest])
-        self.buffers.seq_lens[:bs].copy_(batch.seq_lens)
-        for budget, out in self.buffers.budgets.items():
-            if not budget.is_fixed:
-                out[:bs].copy_(budget.tokens_tensor(batch.seq_lens))
+        copy_rows(
+            batch.req_to_token,
+            batch.rows,
+            batch.seq_lens,
+            longest=longest,
+            shares=self.buffers.shares,
+            token_slots=self.buffers.token_slots,
+            lengths=self.buffers.seq_lens,
+            budgets=self.buffers.share_budgets,
+        )
         rows = bs if real_rows is None else real_rows
         if rows:
             count_step(self.plans, batch.seq_lens_cpu[:rows])

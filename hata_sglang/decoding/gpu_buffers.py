@@ -117,7 +117,13 @@ class Buffers:
         self.token_slots = torch.empty(sizes.bs, sizes.width, **make)
         self.seq_lens = torch.ones(sizes.bs, **make)
         # A plain number of tokens never changes; a share of the context does in every step.
-        self.budgets = {b: torch.full((sizes.bs,), b.max, **make) for b in budgets}
+        shares = [budget for budget in budgets if not budget.is_fixed]
+        self.shares = tuple(budget.share for budget in shares)
+        self.share_budgets = torch.ones(len(shares), sizes.bs, **make)
+        self.budgets = dict(zip(shares, self.share_budgets, strict=True))
+        for budget in budgets:
+            if budget.is_fixed:
+                self.budgets[budget] = torch.full((sizes.bs,), budget.max, **make)
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
         self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
         shape = (sizes.bs, sizes.num_kv_heads, sizes.width)

@@ -25,10 +25,14 @@ def load_interpreted_kernels() -> None:
 
     if not isinstance(tl.sum, InterpretedFunction):
         raise pytest.UsageError("Triton was imported before its interpreter could be chosen")
+    import hata_kernels.attend.gather_kernels
     import hata_kernels.attend.triton
     import hata_kernels.encode.triton
     import hata_kernels.encode.triton_planes
     import hata_kernels.encode.triton_residual
+    import hata_kernels.encode.triton_step
+    import hata_kernels.rank.triton
+    import hata_kernels.rows.triton
     import hata_kernels.score.exact_triton
     import hata_kernels.score.triton
     import hata_kernels.select.triton  # noqa: F401
