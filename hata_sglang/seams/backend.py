@@ -128,7 +128,8 @@ def _make_subclass(base: type) -> type:
                 )
             where = versions.write_loc(forward_batch)
             new_keys = {}
-            if decoder.encodes_keys and layer.layer_id in pool.codes:
+            # Ranking does not wait for codes of the step's own keys: these have to be kept anyway.
+            if decoder.encodes_keys and plan.recent > 0 and layer.layer_id in pool.codes:
                 pool_shape = (layer.tp_k_head_num, layer.head_dim)
                 slots = pool.set_kv_without_codes(layer, where, k, v)
                 new_keys["new_keys"] = (k.reshape(-1, *pool_shape), slots)
