@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "_compact_kernel", "_count_kernel", "_encode_kernel", "_pages_kernel", "_partial_kernel",
+    "_asymmetric_step_kernel", "_compact_kernel", "_count_kernel", "_encode_kernel",
+    "_linear_step_kernel", "_merge_kernel", "_pages_kernel", "_part_kernel", "_partial_kernel",
     "_planes_kernel", "_residual_kernel", "_rows_kernel", "_score_kernel", "_threshold_kernel",
+    "filter_kernel", "floor_kernel", "take_kernel",
 }  # fmt: skip
 
 

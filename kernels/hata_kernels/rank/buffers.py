@@ -123,14 +123,15 @@ class RankBuffers:
         self.before = make(sizes.room + 1, sums)
         self.shift = make(sizes.tiles, sums)
 
-    def check(self, rows: int, sizes: RankSizes) -> None:
+    def check(self, rows: int, sizes: RankSizes, device: torch.device) -> None:
         """Check that a call fits.
 
         Raises
         ------
         ValueError
-            When it has more rows, or needs more of anything.
+            When it has more rows, needs more of anything, or is elsewhere.
         """
+        expect(self.found.device == device, "buffers.device", device, self.found.device)
         expect(self.rows >= rows, "buffers.rows", f"at least {rows}", self.rows)
         made = self.sizes
         large = made.tiles >= sizes.tiles and made.room >= sizes.room

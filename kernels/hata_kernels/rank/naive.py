@@ -9,7 +9,7 @@ import torch
 from ..bits import WORD_BITS
 from ..checks import expect, expect_tensor
 from ..score.naive import LENGTHS, check_codes, score_dtype, score_naive
-from ..select.naive import check_budgets, select_naive
+from ..select.naive import select_naive
 
 
 def check_rank(
@@ -44,8 +44,9 @@ def check_rank(
     expect_tensor(
         "seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=codes.device, contiguous=True
     )
-    check_budgets(budgets, k_max, batch, codes.device)
-    expect_tensor("budgets", budgets, contiguous=True)
+    expect(k_max >= 1, "k_max", "at least 1", k_max)
+    expect(isinstance(budgets, torch.Tensor), "budgets", "a tensor", type(budgets).__name__)
+    expect_tensor("budgets", budgets, shape=(batch,), contiguous=True, **rows)
     shape = (batch, codes.shape[1], k_max)
     if out is None:
         return torch.empty(shape, dtype=torch.int32, device=codes.device)

@@ -9,6 +9,8 @@ from ..chain import start_next, wait_for_last
 from .tokens import load_codes, score_codes
 
 WARPS = 8
+# Tiles that a program takes in at a time, at most.
+TILES = 1024
 # Tokens that are scored at a time where a list does not serve.
 BLOCK = 512
 

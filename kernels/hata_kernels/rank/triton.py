@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import triton
 
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache
@@ -75,7 +74,7 @@ def rank_triton(
     sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
     if buffers is None:
         buffers = RankBuffers(rows, sizes, codes.device)
-    buffers.check(rows, sizes)
+    buffers.check(rows, sizes, codes.device)
     made = buffers.sizes
     full, most = full_score(plane_weights, bits), 2**scale_bits - 1
     weights = tuple(plane_weights)
@@ -138,7 +137,7 @@ def rank_triton(
         *scalars,
         **common,
         TILE=tile,
-        TILES=min(1024, triton.next_power_of_2(sizes.tiles)),
+        TILES=min(taking.TILES, power_of_2(sizes.tiles)),
         CHUNK=taking.chunk(k_max),
         BLOCK=taking.BLOCK,
         LANES=32 * taking.WARPS,

@@ -1,0 +1,453 @@
+"""A decode step's keys and queries in one launch: the Triton encoders against the CPU ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from hata_kernels.bits import unpack_bits
+from hata_kernels.encode.naive_step import encode_step_asymmetric_naive, encode_step_linear_naive
+from hata_kernels.encode.triton_step import (
+    StepScratch,
+    encode_step_asymmetric,
+    encode_step_linear,
+)
+
+# Beside this file, which pytest imports without a package.
+spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("encoder_cases.py"))
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+
+SLOTS = 60
+
+# method, tokens, KV heads, group, head size, bits, options
+STEPS = [
+    pytest.param("hata", 1, 8, 4, 128, 128, {}, id="hata-T1-D128-r128"),
+    pytest.param("hata", 5, 2, 3, 64, 96, {"scale_bits": 8}, id="hata-T5-G3-D64-r96-scale8"),
+    pytest.param("random", 16, 1, 1, 96, 32, {}, id="random-T16-G1-D96-r32"),
+    pytest.param("hata", 17, 1, 2, 256, 64, {"scale_bits": 16}, id="hata-T17-D256-r64-scale16"),
+    pytest.param("hata", 15, 3, 5, 80, 256, {"scale_bits": 16}, id="hata-T15-G5-D80-r256-scale16"),
+    pytest.param("hata", 40, 2, 8, 64, 64, {}, id="hata-T40-G8-D64-r64"),
+    pytest.param("asymmetric", 1, 8, 4, 128, 128, {}, id="one-stage-T1-B4-D128-r128"),
+    pytest.param(
+        "asymmetric", 15, 2, 7, 64, 96, {"query_bits": 1, "scale_bits": 8},
+        id="one-stage-T15-B1-G7-r96-scale8",
+    ),
+    pytest.param(
+        "asymmetric", 17, 1, 8, 256, 32, {"query_bits": 5}, id="one-stage-T17-B5-G8-D256-r32"
+    ),
+    pytest.param(
+        "asymmetric", 16, 3, 1, 96, 256, {"query_bits": 8, "scale_bits": 16},
+        id="one-stage-T16-B8-G1-D96-r256-scale16",
+    ),
+    pytest.param("asymmetric", 40, 2, 3, 80, 64, {"query_bits": 2}, id="one-stage-T40-B2-D80-r64"),
+    pytest.param("asymmetric", 1, 8, 4, 128, 128, {"stages": 2}, id="residual-T1-B4-D128-r128"),
+    pytest.param(
+        "asymmetric", 15, 3, 6, 64, 64, {"stages": 2, "query_bits": 3, "scale_bits": 8},
+        id="residual-T15-B3-G6-r64-scale8",
+    ),
+    pytest.param(
+        "asymmetric", 16, 2, 2, 256, 32, {"stages": 2, "query_bits": 7},
+        id="residual-T16-B7-D256-r32",
+    ),
+    pytest.param(
+        "asymmetric", 17, 1, 1, 96, 96, {"stages": 2, "query_bits": 6, "scale_bits": 16},
+        id="residual-T17-B6-G1-D96-r96-scale16",
+    ),
+    pytest.param(
+        "asymmetric", 40, 1, 5, 64, 256, {"stages": 2, "query_bits": 8}, id="residual-T40-B8-r256"
+    ),
+]  # fmt: skip
+EVERY = pytest.mark.parametrize(
+    ("method", "tokens", "kv_heads", "group", "dim", "bits", "options"), STEPS
+)
+
+
+def whole(*shape: int, most: int = 1) -> torch.Tensor:
+    """Whole numbers: exact in half precision, and their sums in float32; many sums are zero."""
+    return torch.randint(-most, most + 1, shape).float()
+
+
+def make_whole(method, kv_heads, group, dim, bits, **options):
+    """An encoder of whole numbers, whose scales take all values up to the largest."""
+    encoder = cases.make(method, kv_heads, group, dim, bits, **options)
+    tensors = encoder.tensors()
+    for name, tensor in tensors.items():
+        if name == "scale_step":
+            continue
+        tensors[name] = whole(*tensor.shape)
+        if name in ("weight", "key_weight", "query_weight"):
+            tensors[name] *= torch.rand(tensor.shape) < 0.2
+    # Queries of zeros project to zeros.
+    if "query_bias" in tensors:
+        tensors["query_bias"][0] = 0
+    shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
+    return type(encoder).from_tensors(tensors, **shape, **encoder.options())
+
+
+def fused_step(make_numbers, tokens, kv_heads, group, dim, dtype, device):
+    """Queries and keys as slices of one QKV projection; the last ones are zeros."""
+    fused = make_numbers(tokens, (group + 2) * kv_heads * dim).to(dtype)
+    fused[1:][-1:] = 0
+    fused = fused.to(device)
+    q = fused[:, : group * kv_heads * dim].unflatten(1, (-1, dim))
+    k = fused[:, group * kv_heads * dim : (group + 1) * kv_heads * dim].unflatten(1, (-1, dim))
+    assert tokens == 1 or not q.is_contiguous()
+    assert tokens == 1 or not k.is_contiguous()
+    return q, k
+
+
+def run(implementation, encoder, q, k, slots, poison, scratch=None):
+    """Queries' codes, and the poisoned buffers of codes and scales after the step, on the CPU."""
+    codes, scales = cases.make_buffers(encoder, SLOTS, poison, q.device)
+    tensors = encoder._tensors
+    stored = {"codes": codes, "slots": slots.to(q.device), "scales": scales}
+    stored["scale_step"] = tensors.get("scale_step")
+    if encoder.method == "asymmetric":
+        names = ("query_weight", "query_bias", "key_weight", "key_bias", "residual_weight")
+        weights = (tensors.get(name) for name in names)
+        stored |= {"planes": encoder.query_bits, "clip": encoder.clip, "scratch": scratch}
+    else:
+        weights = (tensors["weight"],)
+    q_codes = implementation(q, k, *weights, **stored)
+    rest = torch.ones(SLOTS, dtype=torch.bool)
+    rest[slots.long()] = False
+    assert codes.cpu()[rest].eq(-987654321).all()
+    assert scales is None or scales.cpu()[rest].eq(77).all()
+    return q_codes.cpu(), codes.cpu(), None if scales is None else scales.cpu()
+
+
+def implementations(encoder):
+    if encoder.method == "asymmetric":
+        return encode_step_asymmetric, encode_step_asymmetric_naive
+    return encode_step_linear, encode_step_linear_naive
+
+
+def same_keys(found, expected, encoder, k) -> None:
+    """Bits are equal but for those within rounding of zero."""
+    numbers = cases.key_numbers(encoder, k)
+    clear = cases.is_clear(numbers)
+    if encoder.options().get("stages") == 2:
+        first, second = clear.chunk(2, dim=-1)
+        # A first-stage sign within rounding of zero moves the whole second stage of its key.
+        clear = torch.cat([first, second & first.all(dim=-1, keepdim=True)], dim=-1)
+    assert clear.double().mean() > (0.9 if len(k) > 1 else 0.4)
+    found, expected = unpack_bits(found), unpack_bits(expected)
+    assert torch.equal(found[clear], expected[clear])
+    assert torch.equal(found[clear], (numbers > 0)[clear])
+
+
+def same_queries(found, expected, encoder, q) -> None:
+    """Bits or levels are equal but for those within rounding of the next, which may be the next."""
+    found, expected = (
+        unpack_bits(x).unflatten(1, (encoder.num_kv_heads, -1)) for x in (found, expected)
+    )
+    numbers = cases.query_numbers(encoder, q)
+    if encoder.method != "asymmetric":
+        clear = cases.is_clear(numbers)
+        assert clear.double().mean() > 0.9
+        assert torch.equal(found[clear], expected[clear])
+        return
+    planes = encoder.query_bits
+    weights = 2 ** torch.arange(planes).view(-1, 1)
+    found, expected = ((x * weights).sum(dim=2) - 2 ** (planes - 1) for x in (found, expected))
+    # A projection of zeros, whose rms counts as 1, is 0 steps.
+    steps = numbers.squeeze(2).nan_to_num(0.0)
+    clear = ((steps - steps.round()).abs() > cases.CLOSE * 2**planes) | (steps == 0)
+    assert clear.double().mean() > 0.8
+    assert torch.equal(found[clear], expected[clear])
+    assert (found - expected).abs().max() <= 1
+    assert found[steps == 0].eq(0).all()
+
+
+def check_step(poison, device, dtypes, make_numbers, make, method, tokens, *shape, **options):
+    kv_heads, group, dim, _ = shape
+    dtype, weight_dtype = dtypes
+    there = make(method, *shape, **options).to(device, weight_dtype)
+    here = there.to("cpu", torch.float32)
+    q, k = fused_step(make_numbers, tokens, kv_heads, group, dim, dtype, device)
+    slots = torch.randperm(SLOTS)[:tokens].to(torch.int32 if tokens % 2 else torch.int64)
+    launch, reference = implementations(there)
+    q_found, found, scales = run(launch, there, q, k, slots, poison)
+    q_expected, expected, expected_scales = run(reference, here, q.cpu(), k.cpu(), slots, poison)
+    rows = slots.long()
+    if make_numbers is whole:
+        # Every sum is exact.
+        assert torch.equal(found, expected)
+        if method != "asymmetric":
+            assert torch.equal(q_found, q_expected)
+    same_keys(found[rows], expected[rows], here, k.cpu())
+    same_queries(q_found, q_expected, here, q.cpu())
+    if scales is not None:
+        most = 2**there.scale_bits - 1
+        error = (scales.long() & most) - (expected_scales.long() & most)
+        assert error.abs().max() <= 1
+        cases.assert_scales(scales[rows], here, k.cpu())
+
+
+NUMBERS = pytest.mark.parametrize(
+    ("make_numbers", "make"),
+    [(whole, make_whole), (torch.randn, cases.make)],
+    ids=["whole", "real"],
+)
+
+
+@NUMBERS
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        pytest.param((torch.float32, torch.float32), id="float32"),
+        pytest.param((torch.float16, torch.float16), id="float16"),
+        pytest.param((torch.float16, torch.float32), id="float16-by-float32"),
+    ],
+)
+@EVERY
+def test_triton_is_the_reference(
+    device, poison, dtypes, make_numbers, make,
+    method, tokens, kv_heads, group, dim, bits, options,
+) -> None:  # fmt: skip
+    shape = (tokens, kv_heads, group, dim, bits)
+    check_step(poison, device, dtypes, make_numbers, make, method, *shape, **options)
+
+
+@pytest.mark.gpu
+@NUMBERS
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32], ids=str)
+@EVERY
+def test_triton_is_the_reference_in_bfloat16(
+    poison, weight_dtype, make_numbers, make, method, tokens, kv_heads, group, dim, bits, options
+) -> None:
+    # On the GPU only: Triton's interpreter has no bfloat16.
+    shape = (tokens, kv_heads, group, dim, bits)
+    dtypes = (torch.bfloat16, weight_dtype)
+    check_step(poison, "cuda", dtypes, make_numbers, make, method, *shape, **options)
+
+
+@pytest.mark.parametrize("planes", range(1, 9))
+def test_every_number_of_planes(device, poison, planes) -> None:
+    for stages in (1, 2):
+        options = {"query_bits": planes, "stages": stages}
+        dtypes = (torch.float32, torch.float32)
+        shape = (5, 2, 2, 32, 64)
+        check_step(poison, device, dtypes, torch.randn, cases.make, "asymmetric", *shape, **options)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_scratch_serves_steps_of_any_number_of_tokens(device, poison, stages) -> None:
+    kv_heads, group, dim, bits = 2, 3, 96, 64
+    encoder = cases.make("asymmetric", kv_heads, group, dim, bits, stages=stages)
+    encoder = encoder.to(device, torch.float32)
+    scratch = encoder.step_scratch(40)
+    assert isinstance(scratch, StepScratch)
+    assert scratch.arrived.tolist() == [0] * 6
+    scratch.partial.fill_(float("nan"))
+    for tokens in (17, 40, 1, 16, 33, 40):
+        q, k = fused_step(torch.randn, tokens, kv_heads, group, dim, torch.float32, device)
+        slots = torch.randperm(SLOTS)[:tokens]
+        expected = run(encode_step_asymmetric, encoder, q, k, slots, poison)
+        for _ in range(2):
+            found = run(encode_step_asymmetric, encoder, q, k, slots, poison, scratch)
+            # The same program in the same order: the same bits.
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])
+            assert scratch.arrived.eq(0).all()
+    q, k = fused_step(torch.randn, 49, kv_heads, group, dim, torch.float32, device)
+    with pytest.raises(ValueError, match="scratch: expected 8 blocks of 16 tokens, found 6"):
+        run(encode_step_asymmetric, encoder, q, k, torch.arange(49), poison, scratch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stages", [1, 2])
+def test_steps_of_a_graph_share_scratch(poison, stages) -> None:
+    encoder = cases.make("asymmetric", 8, 4, 128, 128, stages=stages).to("cuda", torch.bfloat16)
+    layers = [fused_step(torch.randn, 24, 8, 4, 128, torch.bfloat16, "cuda") for _ in range(20)]
+    slots, scratch = torch.arange(24, device="cuda"), encoder.step_scratch(30)
+    codes = poison(20, SLOTS, 8, 4, dtype=torch.int32, device="cuda")
+
+    def steps():
+        return [
+            encoder.encode_step(q, k, codes=codes[n], slots=slots, scratch=scratch)
+            for n, (q, k) in enumerate(layers)
+        ]
+
+    expected, stored = steps(), codes.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = steps()
+    for _ in range(50):
+        codes.fill_(7)
+        graph.replay()
+        assert torch.equal(codes[:, :24], stored[:, :24])
+        assert all(map(torch.equal, found, expected))
+    assert scratch.arrived.eq(0).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@cases.ALL
+def test_a_step_is_keys_and_queries(
+    any_device, poison, tokens, method, kv_heads, group, dim, bits, options
+) -> None:
+    encoder = cases.make(method, kv_heads, group, dim, bits, **options)
+    dtype = torch.float32 if any_device.type == "cpu" else torch.bfloat16
+    encoder = encoder.to(any_device, dtype)
+    q, k = fused_step(torch.randn, tokens, kv_heads, group, dim, dtype, any_device)
+    slots = torch.randperm(SLOTS)[:tokens].to(any_device)
+    expected, expected_scales = cases.make_buffers(encoder, SLOTS, poison, any_device)
+    encoder.encode_keys(k, codes=expected, slots=slots, scales=expected_scales)
+    q_expected = encoder.encode_queries(q)
+    for scratch in (None, encoder.step_scratch(tokens + 20)):
+        codes, scales = cases.make_buffers(encoder, SLOTS, poison, any_device)
+        stored = {"codes": codes, "slots": slots, "scales": scales}
+        q_found = encoder.encode_step(q, k, **stored, scratch=scratch)
+        assert q_found.shape == q_expected.shape
+        if any_device.type == "cpu" or method == "hashattention":
+            assert torch.equal(codes, expected)
+            assert torch.equal(q_found, q_expected)
+            assert scales is None or torch.equal(scales, expected_scales)
+            continue
+        # Blocks of other sizes: sums may round differently, and do so near zero.
+        here = encoder.to("cpu", torch.float32)
+        rows = slots.cpu()
+        same_keys(codes.cpu()[rows], expected.cpu()[rows], here, k.cpu())
+        same_queries(q_found.cpu(), q_expected.cpu(), here, q.cpu())
+        if scales is not None:
+            cases.assert_scales(scales.cpu()[rows], here, k.cpu())
+
+
+@pytest.mark.parametrize(
+    ("reference", "launch"),
+    [
+        (encode_step_linear_naive, encode_step_linear),
+        (encode_step_asymmetric_naive, encode_step_asymmetric),
+    ],
+    ids=["linear", "asymmetric"],
+)
+def test_references_take_the_arguments_of_the_launches(reference, launch) -> None:
+    assert inspect.signature(reference) == inspect.signature(launch)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+STEP = {
+    "q": torch.randn(4, 6, 16),
+    "k": torch.randn(4, 2, 16),
+    "codes": ints(9, 2, 2),
+    "slots": torch.arange(4),
+}
+LINEAR = {**STEP, "weight": torch.randn(2, 16, 64)}
+ASYMMETRIC = {
+    **STEP,
+    "query_weight": torch.randn(2, 48, 64),
+    "query_bias": torch.randn(2, 64),
+    "key_weight": torch.randn(2, 16, 64),
+    "key_bias": torch.randn(2, 64),
+    "residual_weight": torch.randn(2, 32, 32),
+    "planes": 3,
+    "clip": 1.7,
+}
+BYTES = torch.zeros(9, 2, dtype=torch.uint8)
+EITHER = [
+    ({"q": STEP["q"].int()}, r"(x|q)\.dtype: expected .*found torch\.int32"),
+    ({"q": STEP["q"].half()}, r"q\.dtype: expected torch\.float32, found torch\.float16"),
+    ({"q": STEP["q"][:3]}, r"q\.shape\[0\]: expected 4, found 3"),
+    ({"q": STEP["q"][:, :5]}, r"(x|q)\.shape\[1\]: expected a multiple of 2 KV heads, found 5"),
+    ({"k": STEP["k"][:3], "slots": torch.arange(3)}, r"q\.shape\[0\]: expected 3, found 4"),
+    ({"k": torch.randn(4, 3, 16), "codes": ints(9, 3, 2)}, "expected a multiple of 2 KV heads"),
+    (
+        {"k": torch.randn(4, 4, 16), "codes": ints(9, 4, 2)},
+        r"k(\.shape\[1\])?: expected (2 KV|keys)",
+    ),
+    ({"k": torch.randn(4, 2, 8)}, r"weight\.shape: expected \[any, 8, any\]"),
+    ({"codes": STEP["codes"].long()}, r"out\.dtype: expected torch\.int32"),
+    ({"codes": ints(9, 2, 3)}, r"out\.shape: expected \[any, 2, 2\], found \[9, 2, 3\]"),
+    ({"slots": torch.arange(3)}, r"slots\.shape: expected \[4\], found \[3\]"),
+    ({"slots": torch.randn(4)}, r"slots\.dtype: expected torch\.int64 or torch\.int32"),
+    ({"scales": BYTES}, "scale_step: expected a tensor, because scales is given"),
+    ({"scales": BYTES[:4], "scale_step": torch.ones(2)}, r"scales\.shape: expected \[9, 2\]"),
+    ({"scales": BYTES.int(), "scale_step": torch.ones(2)}, r"scales\.dtype: expected torch\.uint8"),
+    ({"scales": BYTES, "scale_step": torch.ones(3)}, r"scale_step\.shape: expected \[2\]"),
+]
+OF_ASYMMETRIC = [
+    ({"planes": 9}, "planes: expected 1 to 8, found 9"),
+    ({"query_weight": torch.randn(2, 40, 64)}, r"weight\.shape\[1\]: expected G \* D = 48"),
+    ({"query_bias": torch.randn(2, 32)}, r"bias\.shape: expected \[2, 64\]"),
+    ({"key_bias": torch.randn(2, 32)}, r"bias\.shape: expected \[2, 64\]"),
+    ({"residual_weight": torch.randn(2, 64, 64)}, r"residual_weight\.shape"),
+    ({"residual_weight": ASYMMETRIC["residual_weight"].half()}, r"residual_weight\.dtype"),
+    (
+        {"query_weight": torch.randn(2, 48, 96), "query_bias": torch.randn(2, 96)},
+        r"key_weight\.shape\[2\]: expected that of query_weight, 96, found 64",
+    ),
+    (
+        {"query_weight": torch.randn(1, 96, 64), "query_bias": torch.randn(1, 64)},
+        r"key_weight\.shape\[0\]: expected that of query_weight, 1, found 2",
+    ),
+    ({"query_weight": ASYMMETRIC["query_weight"].half()}, r"key_weight\.dtype: expected that of"),
+]
+WIDE = {
+    "query_weight": torch.randn(2, 48, 1056),
+    "query_bias": torch.randn(2, 1056),
+    "key_weight": torch.randn(2, 16, 1056),
+    "key_bias": torch.randn(2, 1056),
+    "residual_weight": None,
+    "codes": ints(9, 2, 33),
+}
+OF_LAUNCHES = [
+    ({"q": torch.randn(4, 6, 32)[..., ::2]}, r"q\.stride\(2\): expected 1, found 2"),
+    ({"k": torch.randn(4, 2, 32)[..., ::2]}, r"k\.stride\(2\): expected 1, found 2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("good", "implementation", "wrong"),
+    [
+        (LINEAR, encode_step_linear_naive, EITHER),
+        (LINEAR, encode_step_linear, EITHER + OF_LAUNCHES),
+        (ASYMMETRIC, encode_step_asymmetric_naive, EITHER + OF_ASYMMETRIC),
+        (ASYMMETRIC, encode_step_asymmetric, EITHER + OF_ASYMMETRIC + OF_LAUNCHES),
+        ({**ASYMMETRIC, "residual_weight": None}, encode_step_asymmetric_naive, EITHER),
+        ({**ASYMMETRIC, "residual_weight": None}, encode_step_asymmetric, EITHER + OF_LAUNCHES),
+        (
+            {**ASYMMETRIC, "residual_weight": None},
+            encode_step_asymmetric,
+            [(WIDE, r"key_weight\.shape\[2\]: expected at most 1024, found 1056")],
+        ),
+    ],
+    ids=[
+        "linear-naive",
+        "linear",
+        "residual-naive",
+        "residual",
+        "one-stage-naive",
+        "one-stage",
+        "wide",
+    ],
+)
+def test_wrong_arguments_are_named(good, implementation, wrong) -> None:
+    for changed, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            implementation(**{**good, **changed})
+
+
+def test_no_tokens(device, poison) -> None:
+    empty = {"q": STEP["q"][:0], "k": STEP["k"][:0], "slots": STEP["slots"][:0]}
+    codes = poison(9, 2, 2, dtype=torch.int32)
+    for implementations_, good, heads in (
+        ((encode_step_linear_naive, encode_step_linear), LINEAR, 6),
+        ((encode_step_asymmetric_naive, encode_step_asymmetric), ASYMMETRIC, 6),
+    ):
+        for implementation in implementations_:
+            where = "cpu" if implementation.__name__.endswith("naive") else device
+            arguments = {**good, **empty, "codes": codes}
+            arguments = {
+                name: value.to(where) if isinstance(value, torch.Tensor) else value
+                for name, value in arguments.items()
+            }
+            assert implementation(**arguments).shape == (0, heads, 2)
+            assert arguments["codes"].eq(-987654321).all()
