@@ -123,7 +123,8 @@ class Buffers:
         self.budgets = dict(zip(shares, self.share_budgets, strict=True))
         for budget in budgets:
             if budget.is_fixed:
-                self.budgets[budget] = torch.full((sizes.bs,), budget.max, **make)
+                tokens = min(budget.max, sizes.width)
+                self.budgets[budget] = torch.full((sizes.bs,), tokens, **make)
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
         self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
         shape = (sizes.bs, sizes.num_kv_heads, sizes.width)

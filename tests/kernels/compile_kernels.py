@@ -22,7 +22,8 @@ from hata_kernels.attend.gather import attend_gather
 from hata_kernels.attend.triton import write_pages
 from hata_kernels.encode.triton import encode_triton
 from hata_kernels.encode.triton_residual import encode_residual_triton
-from hata_kernels.encode.triton_step import encode_step_asymmetric, encode_step_linear
+from hata_kernels.encode.triton_step import encode_step_asymmetric
+from hata_kernels.encode.triton_step_linear import encode_step_linear
 from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.score import score_dtype, score_levels

@@ -219,6 +219,20 @@ def test_gpu_decoder_with_the_references(name, budget):
     torch.testing.assert_close(step.decode(decoder, graph=True), eager)
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_gpu_decoder_where_all_rows_are_short(name, budget):
+    """An eager step's buffers are as wide as its longest row, which may be below every budget."""
+    step = Step(name, budget)
+    short = [row for row, length in enumerate(LENGTHS) if length <= 5]
+    whole = step.expected(every_token=True)[short]
+    batch, step.q = step.batch, step.q[short]
+    parts = (batch.rows, batch.seq_lens, batch.seq_lens_cpu)
+    step.batch = Batch(batch.req_to_token, *(part[short] for part in parts))
+    out = step.decode(make_gpu_decoder([step], "cpu"), graph=False)
+    torch.testing.assert_close(out, whole, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method[1]])
 def test_a_step_encodes_its_keys(name):
     step = Step(name, "ratio")

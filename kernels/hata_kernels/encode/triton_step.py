@@ -1,4 +1,4 @@
-"""Triton encoders of a decode step: its queries and its keys in one launch.
+"""Triton encoder of a decode step of `AsymmetricEncoder`: its queries and keys in one launch.
 
 A step has few tokens, so a launch costs more than what it computes, and the weights of the
 queries are the most of its bytes: they are split over many programs.
@@ -13,178 +13,13 @@ import triton.language as tl
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
-from .naive_step import check_step_asymmetric, check_step_linear
+from .naive_step import check_step_asymmetric
 from .triton import encode_rows
 from .triton_planes import MAX_BITS, store_planes
 from .triton_residual import encode_residual_rows
 
 BLOCK_M = 16
 WARPS = 4
-
-
-@triton.jit
-def _linear_step_kernel(
-    q_ptr,
-    k_ptr,
-    weight_ptr,
-    q_codes_ptr,
-    codes_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    tokens,
-    q_blocks,
-    q_stride_token,
-    q_stride_head,
-    k_stride_token,
-    k_stride_head,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    BITS: tl.constexpr,
-    OF_NORM: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One program: a block of queries or of keys of one KV head."""
-    start_next(PDL)
-    wait_for_last(PDL)
-    block = tl.program_id(0)
-    head = tl.program_id(1)
-    part = tl.program_id(2)
-    PARTS: tl.constexpr = BITS // BLOCK_R
-    if block < q_blocks:
-        encode_rows(
-            block,
-            head,
-            part,
-            q_ptr,
-            weight_ptr,
-            None,
-            q_codes_ptr,
-            None,
-            None,
-            None,
-            tokens * GROUP,
-            q_stride_token,
-            q_stride_head,
-            KV_HEADS,
-            GROUP,
-            DIM,
-            BITS,
-            False,
-            False,
-            False,
-            False,
-            0,
-            SAME_DTYPE,
-            BLOCK_M,
-            BLOCK_R,
-            1,
-            BLOCK_D,
-        )
-    elif (part == 0) or (not OF_NORM):
-        # A key's scale is stored by the program that has all of its bits.
-        encode_rows(
-            block - q_blocks,
-            head,
-            part,
-            k_ptr,
-            weight_ptr,
-            None,
-            codes_ptr,
-            slots_ptr,
-            scales_ptr,
-            scale_step_ptr,
-            tokens,
-            k_stride_token,
-            k_stride_head,
-            KV_HEADS,
-            1,
-            DIM,
-            BITS,
-            False,
-            True,
-            OF_NORM,
-            False,
-            MOST,
-            SAME_DTYPE,
-            BLOCK_M,
-            BLOCK_R,
-            PARTS if OF_NORM else 1,
-            BLOCK_D,
-        )
-
-
-def encode_step_linear(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    codes: torch.Tensor,
-    slots: torch.Tensor,
-    scales: torch.Tensor | None = None,
-    scale_step: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Encode a step on the GPU, in one launch; same contract as `encode_step_linear_naive`.
-
-    ``q`` and ``k`` may be views whose last dimension is contiguous, as slices of a fused QKV
-    projection. ``weight`` in their dtype uses the tensor cores (bf16, fp16) with float32
-    accumulation; in another dtype all are converted to float32 first.
-
-    Raises
-    ------
-    ValueError
-        As `encode_step_linear_naive`, and when the last dimension of q or k is not contiguous.
-    """
-    most = check_step_linear(q, k, weight, codes, slots, scales, scale_step)
-    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
-    expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
-    tokens, kv_heads, dim = k.shape
-    bits = weight.shape[2]
-    shape = (tokens, q.shape[1], bits // WORD_BITS)
-    q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
-    if tokens == 0:
-        return q_codes
-    group = q.shape[1] // kv_heads
-    wide = q.dtype == weight.dtype != torch.float32
-    block_r = next(size for size in ((64, 32) if wide else (32,)) if bits % size == 0)
-    q_blocks, k_blocks = triton.cdiv(tokens * group, BLOCK_M), triton.cdiv(tokens, BLOCK_M)
-    most_cache(
-        _linear_step_kernel[(q_blocks + k_blocks, kv_heads, bits // block_r)](
-            q,
-            k,
-            weight,
-            q_codes,
-            codes,
-            slots,
-            scales,
-            scale_step,
-            tokens,
-            q_blocks,
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            KV_HEADS=kv_heads,
-            GROUP=group,
-            DIM=dim,
-            BITS=bits,
-            OF_NORM=scales is not None,
-            MOST=most,
-            SAME_DTYPE=q.dtype == weight.dtype,
-            BLOCK_M=BLOCK_M,
-            BLOCK_R=block_r,
-            BLOCK_D=min(128 if wide else 32, max(16, triton.next_power_of_2(dim))),
-            num_warps=WARPS,
-            **chain_options(q.device),
-        )
-    )
-    return q_codes
 
 
 @triton.jit

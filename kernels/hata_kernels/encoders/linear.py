@@ -87,7 +87,7 @@ class LinearEncoder(Encoder):
         return encode_triton(q, self.weight)
 
     def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
-        from ..encode.triton_step import encode_step_linear
+        from ..encode.triton_step_linear import encode_step_linear
 
         where = {"codes": codes, "slots": slots, "scales": scales}
         return encode_step_linear(
