@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .tokens import load_codes, score_codes
+from .rescored import take_rescored
 
 WARPS = 8
 # Tiles that a program takes in at a time, at most.
@@ -18,14 +18,6 @@ BLOCK = 512
 def chunk(k_max: int) -> int:
     """Candidates that a program takes in at a time; a usual list has two budgets of them."""
     return min(4096, max(1024, triton.next_power_of_2(4 * k_max)))
-
-
-@triton.jit
-def _digit(counts, budget):
-    """Which of three thresholds, counted in 20 bits each, the budget reaches: 0 to 3."""
-    digit = ((counts & 0xFFFFF) >= budget).to(tl.int32)
-    digit += (((counts >> 20) & 0xFFFFF) >= budget).to(tl.int32)
-    return digit + ((counts >> 40) >= budget).to(tl.int32)
 
 
 @triton.jit
@@ -196,80 +188,34 @@ def take_kernel(
             FIELD,
         )
     else:
-        index = (
-            tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
+        take_rescored(
+            q_codes_ptr,
+            codes_ptr,
+            scales_ptr,
+            slots_row,
+            out_row,
+            row,
+            length,
+            budget,
+            sink,
+            recent,
+            HEADS,
+            WEIGHTS,
+            PLANES,
+            WORDS,
+            WORDS_POW2,
+            DOUBLING,
+            EQUAL,
+            FULL,
+            FORCED,
+            MOST,
+            SHIFT,
+            WIDE,
+            PTX,
+            SCORE_BITS,
+            BLOCK,
+            LANES,
         )
-        head = (row % HEADS).to(tl.int32) + tl.zeros((LANES,), tl.int32)
-        threshold = 0
-        above = 0
-        ties_kept = 0
-        ties = 0
-        done = 0
-        STEPS: tl.constexpr = (SCORE_BITS + 1) // 2
-        unit = 1 << (2 * STEPS - 2)
-        # The threshold two bits at a time, how many are above it, then the slots.
-        for step in range(0, STEPS + 2):
-            reached = tl.zeros((LANES, BLOCK // LANES), dtype=tl.int64)
-            for first in range(0, length, BLOCK):
-                token = first + index
-                valid = token < length
-                slot = tl.load(slots_row + token, mask=valid, other=0)
-                keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
-                score = score_codes(
-                    keys,
-                    q_codes_ptr,
-                    scales_ptr,
-                    batch,
-                    head,
-                    slot,
-                    token,
-                    length,
-                    sink,
-                    recent,
-                    (first < sink) | (first + BLOCK > length - recent),
-                    BLOCK // LANES,
-                    LANES,
-                    HEADS,
-                    WEIGHTS,
-                    PLANES,
-                    WORDS,
-                    WORDS_POW2,
-                    DOUBLING,
-                    EQUAL,
-                    FULL,
-                    FORCED,
-                    MOST,
-                    SHIFT,
-                    WIDE,
-                    PTX,
-                )
-                score = tl.where(valid, score, -1)
-                if step <= STEPS:
-                    # In the last of these steps the unit is 0 and all three are at least 1.
-                    one = tl.maximum(unit, 1)
-                    reached += (score >= threshold + one).to(tl.int64)
-                    reached += (score >= threshold + 2 * one).to(tl.int64) << 20
-                    reached += (score >= threshold + 3 * one).to(tl.int64) << 40
-                else:
-                    is_above = (score > threshold).to(tl.int32)
-                    is_tie = (score == threshold).to(tl.int32)
-                    # Tokens in position order.
-                    flat_tie = tl.reshape(is_tie, (BLOCK,))
-                    tie = ties + tl.cumsum(flat_tie, axis=0) - flat_tie
-                    kept_tie = (flat_tie == 1) & (tie < ties_kept)
-                    keep = (tl.reshape(is_above, (BLOCK,)) == 1) | kept_tie
-                    kept = keep.to(tl.int32)
-                    to = done + tl.cumsum(kept, axis=0) - kept
-                    tl.store(out_row + to, tl.reshape(slot, (BLOCK,)), mask=keep)
-                    done += tl.sum(kept, axis=0)
-                    ties += tl.sum(flat_tie, axis=0)
-            counts = tl.sum(tl.reshape(reached, (BLOCK,)), axis=0)
-            if step < STEPS:
-                threshold += _digit(counts, budget) * unit
-                unit = unit >> 2
-            if step == STEPS:
-                above = (counts & 0xFFFFF).to(tl.int32)
-                ties_kept = budget - above
     for first in range(0, k_max, CHUNK):
         place = first + tl.arange(0, CHUNK)
         tl.store(out_row + place, -1, mask=(place >= budget) & (place < k_max))
