@@ -38,8 +38,6 @@ DENSE, EXACT, LAYER = "dense", "exact", "layer"
 DENSE_STAGES = {"dense, tensor cores": True, "dense, cuda cores": False}
 #: Planes of an asymmetric query: `AsymmetricEncoder`'s default, and that of trained weights.
 PLANES = 4
-#: Tokens that the ranking takes a row's floor from.
-SAMPLE = 2048
 
 
 def stage_bytes(scenario: Scenario) -> dict[str, int]:
@@ -55,6 +53,9 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
         By stage. ``rank/take_kernel`` is not in it: what it reads depends on the scores. The
         layer's is the sum of encode, rank and attend.
     """
+    # Triton is imported with it: not before a command needs it.
+    from hata_kernels.rank.floor import SAMPLE
+
     shape, bits, batch = scenario.shape, scenario.bits, scenario.batch
     heads, dim, group = shape.kv_heads, shape.dim, shape.group
     weights = heads * dim * bits * 2
