@@ -31,12 +31,12 @@ class Stream:
     tokens: tuple[int, ...]
     cached: int = 0
 
-    def gaps_ms(self, since: float) -> list[float]:
-        """Milliseconds per token of the chunks behind the first that began at `since` or later."""
+    def gaps_ms(self, since: float, until: float) -> list[float]:
+        """Milliseconds per token of the chunks, but the first, between two times."""
         gaps = []
         for i in range(1, len(self.times)):
             new = self.tokens[i] - self.tokens[i - 1]
-            if self.times[i - 1] >= since and new > 0:
+            if since <= self.times[i - 1] and self.times[i] <= until and new > 0:
                 gaps += [1e3 * (self.times[i] - self.times[i - 1]) / new] * new
         return gaps
 
@@ -105,7 +105,7 @@ class Speed:
         first = [stream.times[0] - stream.sent for stream in streams]
         begin = max(stream.times[0] for stream in streams)
         end = min(stream.times[-1] for stream in streams)
-        gaps = [gap for stream in streams for gap in stream.gaps_ms(begin)]
+        gaps = [gap for stream in streams for gap in stream.gaps_ms(begin, end)]
         steady = max(end - begin, 0.0)
         made = sum(stream.tokens_at(end) - stream.tokens_at(begin) for stream in streams)
         low, high = np.percentile(gaps, (50, 99)) if gaps else (None, None)

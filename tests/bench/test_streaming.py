@@ -24,9 +24,10 @@ def test_record():
 
 def test_a_chunk_of_several_tokens_is_spread_over_them():
     stream = Stream(0.0, (1.0, 1.2, 1.8), (1, 2, 5))
-    assert stream.gaps_ms(0) == pytest.approx([200, 200, 200, 200])
-    assert stream.gaps_ms(1.1) == pytest.approx([200, 200, 200])
-    assert stream.gaps_ms(2.0) == []
+    assert stream.gaps_ms(0, 9) == pytest.approx([200, 200, 200, 200])
+    assert stream.gaps_ms(1.1, 9) == pytest.approx([200, 200, 200])
+    assert stream.gaps_ms(0, 1.7) == pytest.approx([200])
+    assert stream.gaps_ms(2.0, 9) == []
 
 
 def test_steady_state_is_from_the_last_start_to_the_first_end():
