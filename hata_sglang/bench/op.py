@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 
 from hata_kernels.attend import AttendBuffers, attend
-from hata_kernels.rank import RankBuffers, RankSizes, rank
-from hata_kernels.score import score_levels
+from hata_kernels.rank import RankBuffers, rank
 from hata_sglang.bench import layer as buffers
 from hata_sglang.bench.layer import (
     COLD_BYTES,
@@ -22,6 +21,7 @@ from hata_sglang.bench.layer import (
 )
 from hata_sglang.bench.shapes import Scenario
 from hata_sglang.bench.timing import Timing, kernel_times, time_layers
+from hata_sglang.decoding.gpu_buffers import rank_sizes
 
 Step = Callable[[int], object]
 #: The launches of the ranking, in order.
@@ -58,9 +58,8 @@ class SparseLayer:
         self.budgets = torch.full((scenario.batch,), scenario.k, **where)
         self.scratch = self.encoder.step_scratch(scenario.batch)
         rows = scenario.batch * scenario.shape.kv_heads
-        levels = score_levels(self.encoder.plane_weights, self.encoder.bits)
-        sizes = (scenario.shape.kv_heads, self.encoder.words, levels, scenario.context, scenario.k)
-        self.rank_buffers = RankBuffers(rows, RankSizes.of(*sizes), self.out.device)
+        sizes = rank_sizes(self.encoder, scenario.context, scenario.k)
+        self.rank_buffers = RankBuffers(rows, sizes, self.out.device)
         shape = (scenario.shape.group, scenario.shape.dim, scenario.k)
         self.attend_buffers = AttendBuffers(rows, *shape, self.out.device)
         pairs = zip(self.layers, self.q_codes, strict=True)
@@ -192,12 +191,3 @@ def time_stages(sparse: SparseLayer) -> dict[str, Timing]:
     }
     launches = kernel_times(sparse.rank, count, RANK_KERNELS)
     return times | {f"rank/{name}": timing for name, timing in launches.items()}
-
-
-def time_scenario(scenario: Scenario) -> dict[str, Timing]:
-    """Time every stage, the layer and the dense peers; microseconds."""
-    sparse = SparseLayer(scenario)
-    times = time_stages(sparse)
-    for name, tensor_cores in (("dense, tensor cores", True), ("dense, cuda cores", False)):
-        times[name] = time_layers(dense_step(sparse, tensor_cores), len(sparse.layers))
-    return times

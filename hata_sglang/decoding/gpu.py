@@ -11,10 +11,10 @@ from hata_kernels.attend import attend
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import rank
 from hata_kernels.rows import copy_rows
-from hata_kernels.score import exact_score
 from hata_kernels.select import select, select_streaming
 from hata_sglang.config import LayerPlan
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes, k_max, rank_key
+from hata_sglang.decoding.scores import write_scores
 from hata_sglang.decoding.step import Batch, count_step
 
 
@@ -178,14 +178,11 @@ class GpuDecoder:
 
     def _select_without_codes(self, plan, q, k_cache, where, k: int) -> torch.Tensor:
         """Slots of a layer that ranks by exact scores, or not at all."""
-        token_slots, seq_lens, budgets = where
-        forced = {"sink": plan.sink}
         if plan.method == "streaming":
-            heads = k_cache.shape[1]
-            return select_streaming(*where, kv_heads=heads, k_max=k, **forced)
+            return select_streaming(*where, kv_heads=k_cache.shape[1], k_max=k, sink=plan.sink)
         scores = self.buffers.scores[: self.bs]
-        forced |= {"recent": plan.recent, "scale": self.scales[plan.layer]}
-        exact_score(q, k_cache, token_slots, seq_lens, out=scores, **forced)
+        scale, rows = self.scales[plan.layer], where[:2]
+        write_scores(plan, None, q, k_cache, None, None, *rows, scale=scale, out=scores)
         # One budget for all rows lets `select` use FlashInfer's top-k.
-        budgets = k if plan.budget.is_fixed else budgets
-        return select(scores, token_slots, seq_lens, budgets, k_max=k)
+        budgets = k if plan.budget.is_fixed else where[2]
+        return select(scores, *rows, budgets, k_max=k)

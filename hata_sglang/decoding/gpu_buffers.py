@@ -24,11 +24,12 @@ def k_max(budget: Budget, context_len: int, width: int) -> int:
 
 def rank_key(encoder: Encoder) -> tuple[int, int]:
     """Which layers share the ranking's buffers: those with tiles and scores of one size."""
-    sizes = _rank_sizes(encoder, 1, 1)
+    sizes = rank_sizes(encoder, 1, 1)
     return sizes.tile, sizes.bin_bits
 
 
-def _rank_sizes(encoder: Encoder, width: int, most: int) -> RankSizes:
+def rank_sizes(encoder: Encoder, width: int, most: int) -> RankSizes:
+    """Sizes of the ranking for contexts of `width` tokens and selections of `most`."""
     levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
     return RankSizes.of(encoder.num_kv_heads, encoder.words, levels, width, most)
 
@@ -81,7 +82,7 @@ class BufferSizes:
             if encoder is None:
                 continue
             key = rank_key(encoder)
-            sizes = _rank_sizes(encoder, width, k_max(plan.budget, context_len, width))
+            sizes = rank_sizes(encoder, width, k_max(plan.budget, context_len, width))
             if key not in rank or rank[key].room < sizes.room:
                 rank[key] = sizes
         exact = [plan for plan in plans if plan.method == "exact"]

@@ -22,10 +22,9 @@ def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS,
 
 
 @triton.jit
-def encode_rows(
-    block,
-    head,
-    part,
+def _encode_kernel(
+    first_block,
+    first_part,
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -51,11 +50,15 @@ def encode_rows(
     BLOCKS_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Encode BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits of them.
+    """One program: BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits.
 
     The G query heads of a KV head share its weight, so they are rows of the same product: a
-    decode batch of one still fills G rows of the tile.
+    decode batch of one still fills G rows of the tile. Also a part of other kernels, which call it
+    in their programs from ``(first_block, any head, first_part)`` on.
     """
+    block = tl.program_id(0) - first_block
+    head = tl.program_id(1)
+    part = tl.program_id(2) - first_part
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = row < rows
     token = (row // GROUP).to(tl.int64)
@@ -113,65 +116,6 @@ def encode_rows(
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
 
 
-@triton.jit
-def _encode_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    rows,
-    x_stride_token,
-    x_stride_head,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    BITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
-    OF_NORM: tl.constexpr,
-    OF_PROJECTIONS: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCKS_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One program: one block of rows of one KV head, some of its bits."""
-    encode_rows(
-        tl.program_id(0),
-        tl.program_id(1),
-        tl.program_id(2),
-        x_ptr,
-        weight_ptr,
-        bias_ptr,
-        out_ptr,
-        slots_ptr,
-        scales_ptr,
-        scale_step_ptr,
-        rows,
-        x_stride_token,
-        x_stride_head,
-        KV_HEADS,
-        GROUP,
-        DIM,
-        BITS,
-        HAS_BIAS,
-        HAS_SLOTS,
-        OF_NORM,
-        OF_PROJECTIONS,
-        MOST,
-        SAME_DTYPE,
-        BLOCK_M,
-        BLOCK_R,
-        BLOCKS_R,
-        BLOCK_D,
-    )
-
-
 def encode_triton(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -214,6 +158,8 @@ def encode_triton(
     blocks_r = 1 if scales is None else bits // block_r
     grid = (triton.cdiv(rows, block_m), kv_heads, bits // block_r // blocks_r)
     _encode_kernel[grid](
+        0,
+        0,
         x,
         weight,
         bias,

@@ -63,9 +63,7 @@ def _store_bits(
 
 
 @triton.jit
-def encode_residual_rows(
-    block,
-    head,
+def _residual_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -89,13 +87,14 @@ def encode_residual_rows(
     BLOCK_2: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Encode BLOCK_M keys of one KV head, all bits.
+    """One program: all bits of BLOCK_M keys of one KV head. Also a part of other kernels.
 
     Every first-stage sign reaches every second-stage projection: those are all kept (BLOCK_2
     columns), and BLOCK_1 first-stage columns at a time are added to them.
     """
     HALF: tl.constexpr = BITS // 2
-    token = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    head = tl.program_id(1)
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = token < rows
     token = token.to(tl.int64)
     place = tl.load(slots_ptr + token, mask=valid, other=0).to(tl.int64)
@@ -140,60 +139,6 @@ def encode_residual_rows(
     if HAS_SCALES:
         size = size / HALF
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
-
-
-@triton.jit
-def _residual_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    residual_ptr,
-    out_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    rows,
-    x_stride_token,
-    x_stride_head,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BITS: tl.constexpr,
-    UNIT: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_1: tl.constexpr,
-    BLOCK_2: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One program: one block of keys of one KV head."""
-    encode_residual_rows(
-        tl.program_id(0),
-        tl.program_id(1),
-        x_ptr,
-        weight_ptr,
-        bias_ptr,
-        residual_ptr,
-        out_ptr,
-        slots_ptr,
-        scales_ptr,
-        scale_step_ptr,
-        rows,
-        x_stride_token,
-        x_stride_head,
-        KV_HEADS,
-        DIM,
-        BITS,
-        UNIT,
-        HAS_SCALES,
-        MOST,
-        SAME_DTYPE,
-        BLOCK_M,
-        BLOCK_1,
-        BLOCK_2,
-        BLOCK_D,
-    )
 
 
 def encode_residual_triton(

@@ -14,9 +14,9 @@ from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
 from .naive_step import check_step_asymmetric
-from .triton import encode_rows
+from .triton import _encode_kernel
 from .triton_planes import MAX_BITS, store_planes
-from .triton_residual import encode_residual_rows
+from .triton_residual import _residual_kernel
 
 BLOCK_M = 16
 WARPS = 4
@@ -74,9 +74,7 @@ def _asymmetric_step_kernel(
     if split == SPLITS:
         wait_for_last(PDL)
         if TWO_STAGES:
-            encode_residual_rows(
-                block,
-                head,
+            _residual_kernel(
                 k_ptr,
                 key_weight_ptr,
                 key_bias_ptr,
@@ -101,10 +99,9 @@ def _asymmetric_step_kernel(
                 BLOCK_KD,
             )
         else:
-            encode_rows(
-                block,
-                head,
+            _encode_kernel(
                 0,
+                SPLITS,
                 k_ptr,
                 key_weight_ptr,
                 key_bias_ptr,

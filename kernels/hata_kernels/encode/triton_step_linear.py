@@ -10,7 +10,7 @@ from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
 from .naive_step import check_step_linear
-from .triton import encode_rows
+from .triton import _encode_kernel
 
 BLOCK_M = 16
 WARPS = 4
@@ -47,15 +47,11 @@ def _linear_step_kernel(
     """One program: a block of queries or of keys of one KV head."""
     start_next(PDL)
     wait_for_last(PDL)
-    block = tl.program_id(0)
-    head = tl.program_id(1)
-    part = tl.program_id(2)
     PARTS: tl.constexpr = BITS // BLOCK_R
-    if block < q_blocks:
-        encode_rows(
-            block,
-            head,
-            part,
+    if tl.program_id(0) < q_blocks:
+        _encode_kernel(
+            0,
+            0,
             q_ptr,
             weight_ptr,
             None,
@@ -81,12 +77,11 @@ def _linear_step_kernel(
             1,
             BLOCK_D,
         )
-    elif (part == 0) or (not OF_NORM):
+    elif (tl.program_id(2) == 0) or (not OF_NORM):
         # A key's scale is stored by the program that has all of its bits.
-        encode_rows(
-            block - q_blocks,
-            head,
-            part,
+        _encode_kernel(
+            q_blocks,
+            0,
             k_ptr,
             weight_ptr,
             None,
