@@ -5,41 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hata_sglang.errors import Problem, Refusal
+from hata_sglang.plotting import pyplot
 
-DPI = 130
 Row = Mapping[str, str]
-
-
-def pyplot() -> Any:
-    """``matplotlib.pyplot`` without a display.
-
-    Raises
-    ------
-    Refusal
-        If matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        expected = 'installed for plots: pip install "hata-sglang[plot]"'
-        raise Refusal([Problem("package matplotlib", expected, "no such package")]) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure and forget it."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    pyplot().close(figure)
-    return path
 
 
 def file_name(*parts: str) -> str:

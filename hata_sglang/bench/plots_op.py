@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hata_sglang.bench.op_rows import DENSE, EXACT, LAYER
-from hata_sglang.bench.plots import Row, file_name, groups, pyplot, save
+from hata_sglang.bench.plots import Row, file_name, groups
+from hata_sglang.plotting import pyplot, save
 
 AXES = {"context": "context, tokens", "batch": "batch, requests", "k": "k, tokens per KV head"}
 MAX_PANELS, COLUMNS = 6, 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from hata_sglang.bench.plots import Row, file_name, groups, pyplot, save
+from hata_sglang.bench.plots import Row, file_name, groups
+from hata_sglang.plotting import pyplot, save
 
 METRICS = {
     "decode_tokens_per_s": "decode, tokens/s of all users",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from hata_sglang.bench.versions import package_versions
 from hata_sglang.bench.workloads import Workload
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.results import ResultFile
+from hata_sglang.processes import GRACE_S, end_group
 
 KEYS = (
     "arm",
@@ -50,8 +50,6 @@ COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", "triton", "flas
 ARM_COMMAND = (sys.executable, "-m", "hata_sglang.bench.engine_arm")
 LOG_TAIL_LINES = 30
 POLL_S = 0.2
-#: Seconds between asking an engine to end (SIGTERM) and forcing it (SIGKILL).
-GRACE_S = 15.0
 
 
 class ArmError(HataError):
@@ -144,16 +142,7 @@ def follow(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)  # it shuts its engine down
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End an engine and every process that it started: they share its session."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
+        end_group(process)
 
 
 def run_arms(

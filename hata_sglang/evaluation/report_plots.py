@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hata_sglang.errors import Problem, Refusal
 from hata_sglang.evaluation.report_data import (
     Entry,
     Rows,
@@ -19,30 +18,9 @@ from hata_sglang.evaluation.report_data import (
     offline_scores,
 )
 from hata_sglang.evaluation.statistics import Estimate, estimate
+from hata_sglang.plotting import pyplot, save
 
 NEEDLE = "needle"
-DPI = 130
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        expected = 'installed for plots: pip install "hata-sglang[plot]" (or --no-plots)'
-        raise Refusal([Problem("package matplotlib", expected, "no such package")]) from None
-    matplotlib.use("Agg")  # no display on servers
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    _pyplot().close(figure)
-    return path
 
 
 def needle_grids(
@@ -68,7 +46,7 @@ def _title(entry: Entry) -> str:
 
 
 def _heat_maps(rows: Rows, out: Path) -> list[Path]:
-    plt = _pyplot()
+    plt = pyplot()
     grids = needle_grids(rows.tasks)
     # One scale of depths and lengths for all arms, so that the pictures compare.
     depths = sorted({depth for grid in grids.values() for depth, _ in grid})
@@ -86,7 +64,7 @@ def _heat_maps(rows: Rows, out: Path) -> list[Path]:
         axes.set(xlabel="length, tokens", ylabel="depth of the needle", title=_title(entry))
         figure.colorbar(image, label="score")
         name = "-".join(part for part in (entry.name, entry.bits, entry.budget) if part)
-        paths.append(_save(figure, out / f"needle-{name.replace('/', '_')}.png"))
+        paths.append(save(figure, out / f"needle-{name.replace('/', '_')}.png"))
     return paths
 
 
@@ -111,7 +89,7 @@ def _against_budget(values: Mapping[Entry, Estimate], quality: str, path: Path) 
             lines[entry.name + bits][entry.budget_number] = value
     if not lines:
         return []
-    figure, axes = _pyplot().subplots(figsize=(7, 4.5))
+    figure, axes = pyplot().subplots(figsize=(7, 4.5))
     for label in sorted(lines):
         _line(axes, lines[label], label)
     for entry, value in values.items():
@@ -124,7 +102,7 @@ def _against_budget(values: Mapping[Entry, Estimate], quality: str, path: Path) 
     axes.minorticks_off()
     axes.set(xlabel="budget, share of the context" if shares else "budget", ylabel=quality)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return [_save(figure, path)]
+    return [save(figure, path)]
 
 
 def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) -> list[Path]:
@@ -136,7 +114,7 @@ def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) ->
         return []
     bits = sorted({x for points in lines.values() for x in points})
     budgets = sorted({budget for budget, _ in lines}, key=lambda text: float(text or 0))
-    figure, panels = _pyplot().subplots(
+    figure, panels = pyplot().subplots(
         1, len(budgets), figsize=(4 * len(budgets) + 2, 4.5), sharey=True, squeeze=False
     )
     for axes, budget in zip(panels[0], budgets, strict=True):
@@ -154,7 +132,7 @@ def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) ->
         axes.set(xlabel="bits per token and KV head", title=f"budget {budget}")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     panels[0, 0].set_ylabel(quality)
-    return [_save(figure, path)]
+    return [save(figure, path)]
 
 
 def averages(scores: Mapping[Entry, Scores]) -> dict[Entry, Estimate]:
@@ -186,7 +164,7 @@ def write_plots(rows: Rows, tasks: Mapping[Entry, Scores], out: Path) -> list[Pa
     Refusal
         If matplotlib is missing.
     """
-    _pyplot()
+    pyplot(instead="--no-plots")
     out.mkdir(parents=True, exist_ok=True)
     offline = offline_scores(by_method(rows.offline), "relative_mass")
     kinds = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hata_sglang.errors import HataError
+from hata_sglang.processes import end_group
 
 HOST = "127.0.0.1"
 LOG_TAIL_LINES = 40
@@ -173,24 +173,9 @@ class ServerProcess:
         except (urllib.error.URLError, ConnectionError, TimeoutError):  # not listening, or 503
             return False
 
-    def stop(self, grace: float = 15.0) -> None:
-        """End the server and everything it spawned; returns when the server is gone.
-
-        Parameters
-        ----------
-        grace : float, default 15
-            Seconds between asking (SIGTERM) and forcing (SIGKILL).
-        """
-        self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace)
-        # Children of a server that ended by itself would stay behind: the group, not the leader.
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # the whole group is gone
-            os.killpg(self.process.pid, number)
+    def stop(self) -> None:
+        """End the server and everything it spawned; returns when the server is gone."""
+        end_group(self.process)
 
     def get_json(self, path: str) -> Any:
         """GET `path` and return its JSON."""

@@ -1,6 +1,7 @@
 """Plots out of small CSV files: which files, and what lines they have."""
 
 import csv
+import sys
 
 import pytest
 
@@ -92,3 +93,12 @@ def test_other_files_are_refused(tmp_path, capsys):
     assert not (tmp_path / "plots").exists()
     assert cli.main(["bench", "plot", "none.csv", "--out", "x"]) == 2
     assert "none.csv: no such file" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_error_says_what_to_install(op_csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not there
+    out = tmp_path / "plots"
+    assert cli.main(["bench", "plot", str(op_csv), "--out", str(out)]) == 2
+    # The command is for plots: there is no flag that does without them.
+    assert '"hata-sglang[plot]", found no such package' in capsys.readouterr().err
+    assert not out.exists()

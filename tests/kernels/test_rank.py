@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +14,15 @@ import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.take as taking
-from hata_kernels.rank import RankBuffers, RankSizes, rank, rank_naive
+from hata_kernels.rank import rank, rank_naive
 from hata_kernels.rank.triton import rank_triton
-from hata_kernels.score import score_levels
+
+# Beside this file, which pytest imports without a package.
+spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("rank_cases.py"))
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+
+small = cases.small  # a fixture, which pytest looks for in each module
 
 BYTES = tuple(2**plane for plane in range(8))
 
@@ -42,86 +48,6 @@ CASES = [
 ]
 
 
-def random_words(*shape: int) -> torch.Tensor:
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
-
-
-def make_inputs(make_token_slots, lengths, kv_heads, words, weights, scale_bits):
-    """Positional and keyword arguments of both."""
-    slots = max(lengths) + 50
-    codes = random_words(slots, kv_heads, words)
-    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
-    # The extremes of the range: a key that agrees in every bit, and one that disagrees in all.
-    q_codes[:, : len(weights)] = q_codes[:, :1]
-    codes[::97, 0], codes[1::97, 0] = q_codes[0, 0], ~q_codes[0, 0]
-    token_slots = make_token_slots(lengths, max(lengths) + 5, slots)
-    scales = None
-    if scale_bits:
-        scales = torch.randint(0, 2**scale_bits, (slots, kv_heads))
-        scales[::5], scales[1::5] = 0, 2**scale_bits - 1
-        scales = scales.to({8: torch.uint8, 16: torch.int16}[scale_bits])
-    inputs = (q_codes, codes, token_slots, torch.tensor(lengths))
-    return inputs, {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits}
-
-
-def fill_with_garbage(buffers: RankBuffers) -> RankBuffers:
-    for tensor in tensors_of(buffers):
-        most = torch.iinfo(tensor.dtype).max
-        tensor.copy_(torch.randint(-most, most, tensor.shape, dtype=tensor.dtype))
-    return buffers
-
-
-def tensors_of(buffers: RankBuffers) -> list[torch.Tensor]:
-    return [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
-
-
-def make_buffers(inputs, options, device, k_max, rows=0, width=0) -> RankBuffers:
-    """Scratch full of garbage, for at least the call of these arguments."""
-    _, codes, token_slots, lengths = inputs
-    kv_heads, words = codes.shape[1:]
-    levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
-    sizes = RankSizes.of(kv_heads, words, levels, max(width, token_slots.shape[1]), k_max)
-    return fill_with_garbage(RankBuffers(max(rows, len(lengths) * kv_heads), sizes, device))
-
-
-def check(device, poison, inputs, options, budgets, *, sink, recent, k_max, buffers=None) -> None:
-    """`rank_triton` selects what `rank_naive` does; it takes budgets above k_max for k_max."""
-    arguments = (*inputs, torch.tensor(budgets, dtype=torch.int32))
-    options = {**options, "sink": sink, "recent": recent, "k_max": k_max}
-    out = poison(len(budgets), inputs[1].shape[1], k_max, dtype=torch.int32)
-    expected = rank_naive(*inputs, arguments[4].clamp(max=k_max), **options, out=out)
-    assert expected is out
-    assert not expected.eq(-987654321).any()
-    found = poison(*out.shape, dtype=torch.int32, device=device)
-    moved = move(device, arguments, options)
-    assert rank_triton(*moved[0], **moved[1], out=found, buffers=buffers) is found
-    assert torch.equal(found.cpu(), expected)
-
-
-def move(device, arguments, options):
-    """Arguments on the device; token slots stay a slice of a wider table, full of garbage."""
-    moved = [argument.to(device) for argument in arguments]
-    rows, width = arguments[2].shape
-    table = random_words(rows, width + 7).to(device)
-    moved[2] = table[:, 3 : width + 3].copy_(moved[2])
-    scales = options["scales"]
-    return moved, {**options, "scales": None if scales is None else scales.to(device)}
-
-
-@pytest.fixture
-def small(monkeypatch) -> None:
-    """A sample and short contexts of a few hundred tokens."""
-    monkeypatch.setattr(sampling, "SAMPLE", 128)
-    monkeypatch.setattr(sampling, "UNSAMPLED", 300)
-
-
-def set_room(monkeypatch, room: int) -> None:
-    """Give every list room for so many candidates."""
-    of = RankSizes.of
-    smaller = staticmethod(lambda *sizes: dataclasses.replace(of(*sizes), room=room))
-    monkeypatch.setattr(RankSizes, "of", smaller)
-
-
 @pytest.mark.parametrize("chunk", [64, None], ids="chunk-{}".format)
 @pytest.mark.parametrize(
     (
@@ -135,25 +61,25 @@ def test_triton_equals_naive(
     lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent, more,
 ) -> None:  # fmt: skip
     shape = (lengths, kv_heads, words, weights, scale_bits)
-    inputs, options = make_inputs(make_token_slots, *shape)
+    inputs, options = cases.make_inputs(make_token_slots, *shape)
     ends = {"sink": sink, "recent": recent}
     k_max = max(budgets) + more
     if chunk is None:
-        check(device, poison, inputs, options, budgets, **ends, k_max=3)
-        check(device, poison, inputs, options, budgets, **ends, k_max=k_max)
+        cases.check(device, poison, inputs, options, budgets, **ends, k_max=3)
+        cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max)
     else:
         monkeypatch.setattr(taking, "chunk", lambda k_max: chunk)
-        buffers = make_buffers(inputs, options, device, k_max)
-        check(device, poison, inputs, options, budgets, **ends, k_max=k_max, buffers=buffers)
+        buffers = cases.make_buffers(inputs, options, device, k_max)
+        cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max, buffers=buffers)
 
 
 @pytest.mark.parametrize("weights", [(1,) * 4, (1, 2, 4, 8)], ids=str)
 def test_contexts_around_those_that_are_sampled(device, poison, make_token_slots, weights) -> None:
     lengths = [sampling.UNSAMPLED - 1, sampling.UNSAMPLED, sampling.UNSAMPLED + 1, 3000]
-    inputs, options = make_inputs(make_token_slots, lengths, 2, 4, weights, 0)
-    buffers = make_buffers(inputs, options, device, 64)
+    inputs, options = cases.make_inputs(make_token_slots, lengths, 2, 4, weights, 0)
+    buffers = cases.make_buffers(inputs, options, device, 64)
     ends = {"sink": 16, "recent": 64}
-    check(device, poison, inputs, options, [64] * 4, **ends, k_max=64, buffers=buffers)
+    cases.check(device, poison, inputs, options, [64] * 4, **ends, k_max=64, buffers=buffers)
     floors, found = (a.view(4, 2).cpu() for a in (buffers.floors, buffers.found))
     assert floors[:2].eq(0).all()
     assert floors[2:].gt(0).all()
@@ -165,55 +91,57 @@ def test_contexts_around_those_that_are_sampled(device, poison, make_token_slots
 
 @pytest.mark.parametrize("length_dtype", [torch.int32, torch.int64], ids=str)
 def test_lengths_of_both_dtypes(device, poison, make_token_slots, small, length_dtype) -> None:
-    inputs, options = make_inputs(make_token_slots, [500, 3], 2, 2, (1, 2), 0)
+    inputs, options = cases.make_inputs(make_token_slots, [500, 3], 2, 2, (1, 2), 0)
     inputs = (*inputs[:3], inputs[3].to(length_dtype))
-    check(device, poison, inputs, options, [40, 7], sink=2, recent=2, k_max=41)
+    cases.check(device, poison, inputs, options, [40, 7], sink=2, recent=2, k_max=41)
 
 
 @pytest.mark.parametrize("ends", [(0, 0), (90, 0), (0, 90), (90, 90), (1000, 1000)], ids=str)
 def test_sinks_and_recent_tokens_beyond_the_budget(
     device, poison, make_token_slots, small, ends
 ) -> None:
-    inputs, options = make_inputs(make_token_slots, [700, 30], 2, 2, (1, 2, 4, 8), 0)
+    inputs, options = cases.make_inputs(make_token_slots, [700, 30], 2, 2, (1, 2, 4, 8), 0)
     sink, recent = ends
-    check(device, poison, inputs, options, [50, 20], sink=sink, recent=recent, k_max=50)
+    cases.check(device, poison, inputs, options, [50, 20], sink=sink, recent=recent, k_max=50)
 
 
 def test_every_budget(device, poison, make_token_slots, small) -> None:
     budgets = [1, 2, 31, 32, 33, 99, 100, 101, 200]
-    inputs, options = make_inputs(make_token_slots, [400] * 8 + [100], 1, 1, (1, 2), 0)
+    inputs, options = cases.make_inputs(make_token_slots, [400] * 8 + [100], 1, 1, (1, 2), 0)
     # 34 levels for 400 tokens: the threshold is shared by many.
-    check(device, poison, inputs, options, budgets, sink=1, recent=1, k_max=200)
-    check(device, poison, inputs, options, [b + 199 for b in budgets], sink=1, recent=1, k_max=400)
+    cases.check(device, poison, inputs, options, budgets, sink=1, recent=1, k_max=200)
+    cases.check(
+        device, poison, inputs, options, [b + 199 for b in budgets], sink=1, recent=1, k_max=400
+    )
 
 
 @pytest.mark.parametrize(("code", "scale_bits"), [(0, 0), (-1, 0), (0, 8), (-1, 16)], ids=str)
 def test_equal_scores_overflow_their_list_and_keep_the_first(
     device, monkeypatch, poison, make_token_slots, small, code, scale_bits
 ) -> None:
-    set_room(monkeypatch, 400)
+    cases.set_room(monkeypatch, 400)
     lengths = [700, 401, 400, 30]
     shape = (lengths, 2, 1, (1, 2), scale_bits)
-    (q_codes, codes, *rest), options = make_inputs(make_token_slots, *shape)
+    (q_codes, codes, *rest), options = cases.make_inputs(make_token_slots, *shape)
     q_codes[:], codes[:] = 0, code
     if scale_bits:
         options["scales"][:] = 77
     inputs, budgets = (q_codes, codes, *rest), [9, 10, 8, 7]
-    buffers = make_buffers(inputs, options, device, 10)
+    buffers = cases.make_buffers(inputs, options, device, 10)
     for sink, recent in ((0, 0), (3, 4)):
         ends = {"sink": sink, "recent": recent, "k_max": 10}
-        check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
+        cases.check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
         found = buffers.found.view(4, 2)[:3].cpu()
         assert found.tolist() == [[length] * 2 for length in lengths[:3]]
 
 
 def test_a_list_overflows_the_room_that_it_usually_has(device, poison, make_token_slots) -> None:
-    (q_codes, codes, *rest), options = make_inputs(make_token_slots, [4200], 1, 1, (1,), 0)
+    (q_codes, codes, *rest), options = cases.make_inputs(make_token_slots, [4200], 1, 1, (1,), 0)
     codes[:] = q_codes[0, 0]
     inputs = (q_codes, codes, *rest)
-    buffers = make_buffers(inputs, options, device, 10)
+    buffers = cases.make_buffers(inputs, options, device, 10)
     assert buffers.sizes.room == 4136
-    check(device, poison, inputs, options, [9], sink=1, recent=2, k_max=10, buffers=buffers)
+    cases.check(device, poison, inputs, options, [9], sink=1, recent=2, k_max=10, buffers=buffers)
     assert buffers.found.item() == 4200
 
 
@@ -240,13 +168,13 @@ def test_rows_that_a_sample_misled_are_scored_again(
     monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
     monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
     if room:
-        set_room(monkeypatch, room)
+        cases.set_room(monkeypatch, room)
     lengths, budgets = [700, 512, 513, 20], [45, 45, 44, 44]
     shape = (lengths, kv_heads, words, weights, scale_bits)
-    inputs, options = make_inputs(make_token_slots, *shape)
-    buffers = make_buffers(inputs, options, device, 45)
+    inputs, options = cases.make_inputs(make_token_slots, *shape)
+    buffers = cases.make_buffers(inputs, options, device, 45)
     ends = {"sink": 3, "recent": 5}
-    check(device, poison, inputs, options, budgets, **ends, k_max=45, buffers=buffers)
+    cases.check(device, poison, inputs, options, budgets, **ends, k_max=45, buffers=buffers)
     found = buffers.found.view(4, kv_heads)[:3].cpu()
     again = (found < torch.tensor(budgets[:3]).view(3, 1)) | (found > buffers.sizes.room)
     if deviations == -50 or room in (40, 60):
@@ -257,8 +185,8 @@ def test_a_sample_of_a_few_tokens(device, monkeypatch, poison, make_token_slots)
     for sample, unsampled in ((16, 20), (64, 0), (1024, 0)):
         monkeypatch.setattr(sampling, "SAMPLE", sample)
         monkeypatch.setattr(sampling, "UNSAMPLED", unsampled)
-        inputs, options = make_inputs(make_token_slots, [21, 600, 1], 2, 2, (1, 2), 0)
-        check(device, poison, inputs, options, [3, 40, 40], sink=0, recent=2, k_max=40)
+        inputs, options = cases.make_inputs(make_token_slots, [21, 600, 1], 2, 2, (1, 2), 0)
+        cases.check(device, poison, inputs, options, [3, 40, 40], sink=0, recent=2, k_max=40)
 
 
 @pytest.mark.parametrize("programs", [1, 2, 5])
@@ -267,10 +195,10 @@ def test_programs_that_take_several_tiles(
 ) -> None:
     monkeypatch.setattr(filtering, "PROGRAMS", programs)
     for lengths in ([1300], [1300, 40, 700]):
-        inputs, options = make_inputs(make_token_slots, lengths, 8, 8, (1, 2), 0)
-        assert make_buffers(inputs, options, device, 50).sizes.tiles > 20
+        inputs, options = cases.make_inputs(make_token_slots, lengths, 8, 8, (1, 2), 0)
+        assert cases.make_buffers(inputs, options, device, 50).sizes.tiles > 20
         budgets = [50] * len(lengths)
-        check(device, poison, inputs, options, budgets, sink=4, recent=4, k_max=50)
+        cases.check(device, poison, inputs, options, budgets, sink=4, recent=4, k_max=50)
 
 
 def test_more_tiles_than_are_summed_at_a_time(
@@ -278,12 +206,14 @@ def test_more_tiles_than_are_summed_at_a_time(
 ) -> None:
     # 1024 at a time elsewhere, which takes the interpreter a minute.
     monkeypatch.setattr(taking, "TILES", 16)
-    inputs, options = make_inputs(make_token_slots, [1100, 64 * 16, 64 * 16 + 1], 2, 4, (1, 2), 0)
+    inputs, options = cases.make_inputs(
+        make_token_slots, [1100, 64 * 16, 64 * 16 + 1], 2, 4, (1, 2), 0
+    )
     monkeypatch.setattr(sizes_of, "THREAD_WORDS", 4)
-    sizes = make_buffers(inputs, options, device, 300).sizes
+    sizes = cases.make_buffers(inputs, options, device, 300).sizes
     assert sizes.tile == 64
     assert sizes.tiles > 16
-    check(device, poison, inputs, options, [30, 290, 300], sink=4, recent=4, k_max=300)
+    cases.check(device, poison, inputs, options, [30, 290, 300], sink=4, recent=4, k_max=300)
 
 
 @pytest.mark.parametrize(
@@ -295,12 +225,12 @@ def test_buffers_serve_smaller_calls_one_after_the_other(
     device, poison, make_token_slots, small, rows, width, k_max
 ) -> None:
     shape = (4, 2, (1, 2, 4, 8), 0)
-    first, options = make_inputs(make_token_slots, [600, 200, 450], *shape)
-    buffers = make_buffers(first, options, device, k_max, rows, width)
+    first, options = cases.make_inputs(make_token_slots, [600, 200, 450], *shape)
+    buffers = cases.make_buffers(first, options, device, k_max, rows, width)
     assert buffers.sizes.field == (32 if width == 50000 else 16)
     assert buffers.before.dtype == (torch.int64 if width == 50000 else torch.int32)
-    second, _ = make_inputs(make_token_slots, [10, 301], *shape)
-    third, _ = make_inputs(make_token_slots, [580], *shape)
+    second, _ = cases.make_inputs(make_token_slots, [10, 301], *shape)
+    third, _ = cases.make_inputs(make_token_slots, [580], *shape)
     for inputs, budgets in (
         (first, [60, 50, 7]),
         (second, [5, 60]),
@@ -308,36 +238,40 @@ def test_buffers_serve_smaller_calls_one_after_the_other(
         (first, [9] * 3),
     ):
         ends = {"sink": 2, "recent": 8, "k_max": 60}
-        check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
+        cases.check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
 
 
 @pytest.mark.parametrize("room", [500, 2**15 - 1, 2**15, 40000])
 def test_prefix_sums_of_both_sizes(
     device, monkeypatch, poison, make_token_slots, small, room
 ) -> None:
-    set_room(monkeypatch, room)
-    inputs, options = make_inputs(make_token_slots, [900, 650], 2, 2, (3, 1), 0)
-    buffers = make_buffers(inputs, options, device, 150)
+    cases.set_room(monkeypatch, room)
+    inputs, options = cases.make_inputs(make_token_slots, [900, 650], 2, 2, (3, 1), 0)
+    buffers = cases.make_buffers(inputs, options, device, 150)
     assert buffers.sizes.field == (16 if room < 2**15 else 32)
-    check(device, poison, inputs, options, [150, 9], sink=0, recent=1, k_max=150, buffers=buffers)
+    cases.check(
+        device, poison, inputs, options, [150, 9], sink=0, recent=1, k_max=150, buffers=buffers
+    )
 
 
 def test_layers_that_share_buffers_may_have_other_weights(
     device, poison, make_token_slots, small
 ) -> None:
-    inputs, options = make_inputs(make_token_slots, [900, 650], 2, 4, (1, 2, 4, 8), 0)
-    buffers = make_buffers(inputs, options, device, 40)
+    inputs, options = cases.make_inputs(make_token_slots, [900, 650], 2, 4, (1, 2, 4, 8), 0)
+    buffers = cases.make_buffers(inputs, options, device, 40)
     for weights in ((1, 2, 4, 8), (1, 2, 4, 9), BYTES):
-        inputs, options = make_inputs(make_token_slots, [900, 650], 2, 4, weights, 0)
-        check(device, poison, inputs, options, [40, 9], sink=1, recent=1, k_max=40, buffers=buffers)
+        inputs, options = cases.make_inputs(make_token_slots, [900, 650], 2, 4, weights, 0)
+        cases.check(
+            device, poison, inputs, options, [40, 9], sink=1, recent=1, k_max=40, buffers=buffers
+        )
 
 
 def test_runs_are_equal(device, make_token_slots, small) -> None:
-    inputs, options = make_inputs(make_token_slots, [1200, 310, 40], 8, 1, (1,), 0)
+    inputs, options = cases.make_inputs(make_token_slots, [1200, 310, 40], 8, 1, (1,), 0)
     arguments = (*inputs, torch.tensor([100, 30, 50], dtype=torch.int32))
     # A few scores only: nearly all that is selected is decided by position.
     options = {**options, "sink": 2, "recent": 2, "k_max": 100}
-    moved = move(device, arguments, options)
+    moved = cases.move(device, arguments, options)
     first, second, third = (rank_triton(*moved[0], **moved[1]) for _ in range(3))
     assert torch.equal(first, second)
     assert torch.equal(first, third)
@@ -405,7 +339,7 @@ def test_both_sort_by_score_and_position(
         patch.setattr(sampling, "UNSAMPLED", 25)
         patch.setattr(taking, "chunk", lambda k_max: 16)
         if room:
-            set_room(patch, room)
+            cases.set_room(patch, room)
         assert torch.equal(rank_triton(*arguments, **ends), expected)
     # The reference takes budgets of at most k_max.
     clamped = (*arguments[:4], arguments[4].clamp(max=k_max))
@@ -416,7 +350,7 @@ def test_both_sort_by_score_and_position(
 def large(make_token_slots, batch, length, kv_heads, words, weights):
     """Contexts of about so many tokens on a GPU, codes near to the query's among them."""
     lengths = [max(1, length - 997 * b) for b in range(batch)]
-    inputs, options = make_inputs(make_token_slots, lengths, kv_heads, words, weights, 0)
+    inputs, options = cases.make_inputs(make_token_slots, lengths, kv_heads, words, weights, 0)
     assert inputs[2].shape[0] == batch
     return inputs, options
 
@@ -438,18 +372,20 @@ def test_long_contexts_on_a_gpu(
     inputs, options = large(make_token_slots, batch, length, kv_heads, 4, weights)
     budgets = [k_max - 3 * b for b in range(batch)]
     ends = {"sink": 16, "recent": 64, "k_max": k_max}
-    buffers = make_buffers(inputs, options, device, k_max)
+    buffers = cases.make_buffers(inputs, options, device, k_max)
     for _ in range(3):
-        check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
+        cases.check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
         assert buffers.found.ge(k_max - 3 * batch).all()
 
 
 @pytest.mark.gpu
 def test_a_graph_replays_with_other_lengths_and_budgets(make_token_slots) -> None:
-    inputs, options = make_inputs(make_token_slots, [9000, 9000], 8, 4, (1, 2, 4, 8), 0)
+    inputs, options = cases.make_inputs(make_token_slots, [9000, 9000], 8, 4, (1, 2, 4, 8), 0)
     options = {**options, "sink": 4, "recent": 16, "k_max": 256}
-    arguments, options = move("cuda", (*inputs, torch.full((2,), 256, dtype=torch.int32)), options)
-    buffers = make_buffers(inputs, options, "cuda", 256)
+    arguments, options = cases.move(
+        "cuda", (*inputs, torch.full((2,), 256, dtype=torch.int32)), options
+    )
+    buffers = cases.make_buffers(inputs, options, "cuda", 256)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         rank_triton(*arguments, **options, buffers=buffers)
@@ -463,120 +399,3 @@ def test_a_graph_replays_with_other_lengths_and_budgets(make_token_slots) -> Non
         graph.replay()
         expected = rank_naive(*(argument.cpu() for argument in arguments), **options)
         assert torch.equal(out.cpu(), expected)
-
-
-@pytest.mark.parametrize(
-    ("kv_heads", "words", "weights", "width", "k_max"),
-    [(8, 4, (1, 2, 4, 8), 131072, 2048), (3, 3, (1,), 700, 20), (32, 4, (1,) * 4, 40000, 9000)],
-    ids=str,
-)
-def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
-    levels = score_levels(weights, 32 * words)
-    sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
-    buffers = RankBuffers(kv_heads, sizes, torch.device("meta"))
-    assert sum(tensor.nbytes for tensor in tensors_of(buffers)) == kv_heads * sizes.row_bytes
-    assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
-    assert 2**sizes.score_bits >= levels > 2 ** (sizes.score_bits - 1)
-    assert min(width, 4 * k_max) <= sizes.room <= width
-
-
-def test_signatures() -> None:
-    assert inspect.signature(rank) == inspect.signature(rank_triton)
-    reference, launch = inspect.signature(rank_naive), inspect.signature(rank_triton)
-    assert list(reference.parameters) == list(launch.parameters)
-
-
-def test_no_requests(device) -> None:
-    nothing = torch.zeros(0, dtype=torch.int32, device=device)
-    codes = torch.zeros(9, 2, 1, dtype=torch.int32, device=device)
-    arguments = (nothing.view(0, 4, 1), codes, nothing.view(0, 5), nothing, nothing)
-    for implementation in (rank_naive, rank_triton):
-        if implementation is rank_naive and device.type == "cuda":
-            continue
-        options = {"plane_weights": (1, 2), "sink": 1, "recent": 1, "k_max": 7}
-        assert implementation(*arguments, **options).shape == (0, 2, 7)
-
-
-SCALES = torch.zeros(50, 3, dtype=torch.uint8)
-INTS = {"dtype": torch.int32}
-GOOD = {
-    "q_codes": torch.zeros(2, 6, 4, **INTS),
-    "codes": torch.zeros(50, 3, 4, **INTS),
-    "token_slots": torch.zeros(2, 10, **INTS),
-    "seq_lens": torch.tensor([5, 10]),
-    "budgets": torch.tensor([4, 2], **INTS),
-    "plane_weights": (1, 1),
-    "sink": 1,
-    "recent": 1,
-    "k_max": 4,
-}
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"q_codes": GOOD["q_codes"].long()}, r"q_codes\.dtype: expected torch\.int32"),
-        ({"q_codes": GOOD["q_codes"][:, :5]}, r"q_codes\.shape: expected \[any, 6, 4\]"),
-        ({"q_codes": torch.zeros(3, 6, 4, **INTS)}, r"q_codes\.shape\[0\]: expected 2, found 3"),
-        ({"q_codes": GOOD["q_codes"].to("meta")}, r"q_codes\.device: expected cpu, found meta"),
-        ({"q_codes": torch.zeros(2, 4, 6, **INTS).mT}, "q_codes strides: expected a contiguous"),
-        ({"codes": GOOD["codes"].transpose(0, 1)}, "codes strides: expected a contiguous tensor"),
-        ({"codes": GOOD["codes"].float()}, r"codes\.dtype: expected torch\.int32"),
-        ({"codes": GOOD["codes"][0]}, r"codes\.shape: expected \[any, any, any\], found \[3, 4\]"),
-        ({"token_slots": GOOD["token_slots"].long()}, r"token_slots\.dtype: expected torch\.int32"),
-        ({"token_slots": torch.zeros(10, **INTS)}, r"token_slots\.shape: expected \[any, any\]"),
-        ({"token_slots": torch.zeros(10, 2, **INTS).T}, r"token_slots\.stride\(1\): expected 1"),
-        ({"token_slots": GOOD["token_slots"].to("meta")}, r"token_slots\.device: expected cpu"),
-        ({"seq_lens": torch.tensor([5.0, 9.0])}, r"seq_lens\.dtype: expected torch\.int32 or"),
-        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
-        ({"seq_lens": torch.tensor([5, 1, 9, 1])[::2]}, "seq_lens strides: expected a contiguous"),
-        ({"budgets": torch.tensor([4, 2])}, r"budgets\.dtype: expected torch\.int32"),
-        ({"budgets": torch.ones(3, **INTS)}, r"budgets\.shape: expected \[2\], found \[3\]"),
-        ({"budgets": torch.ones(4, **INTS)[::2]}, "budgets strides: expected a contiguous tensor"),
-        ({"plane_weights": ()}, "plane_weights: expected positive integers"),
-        ({"plane_weights": (1, 0)}, "plane_weights: expected positive integers"),
-        ({"plane_weights": (1,)}, r"q_codes\.shape: expected \[any, 3, 4\], found \[2, 6, 4\]"),
-        ({"plane_weights": (1, 2**16)}, r"sum of plane_weights: expected less than 2\*\*20"),
-        ({"sink": -1}, "sink: expected at least 0, found -1"),
-        ({"recent": -1}, "recent: expected at least 0, found -1"),
-        ({"k_max": 0}, "k_max: expected at least 1, found 0"),
-        ({"out": torch.zeros(2, 3, 5, **INTS)}, r"out\.shape: expected \[2, 3, 4\], found"),
-        ({"out": torch.zeros(2, 3, 4)}, r"out\.dtype: expected torch\.int32"),
-        ({"out": torch.zeros(2, 4, 3, **INTS).mT}, "out strides: expected a contiguous tensor"),
-        ({"scale_bits": 4}, "scale_bits: expected 0, 8 or 16, found 4"),
-        ({"scale_bits": 8}, "scales: expected a tensor, found None"),
-        ({"scales": SCALES}, "scales: expected None, because scale_bits is 0"),
-        ({"scales": SCALES, "scale_bits": 16}, r"scales\.dtype: expected torch\.int16"),
-        ({"scales": SCALES[:9], "scale_bits": 8}, r"scales\.shape: expected \[50, 3\]"),
-    ],
-)
-def test_wrong_arguments_are_named(changed, message: str) -> None:
-    for implementation in (rank, rank_triton):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**GOOD, **changed})
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"seq_lens": torch.tensor([0, 5])}, "seq_lens: expected 1 to 10"),
-        ({"seq_lens": torch.tensor([5, 11])}, "seq_lens: expected 1 to 10"),
-        ({"budgets": torch.tensor([4, 5], **INTS)}, "budgets: expected 1 to 4"),
-        ({"budgets": torch.tensor([4, 0], **INTS)}, "budgets: expected 1 to 4"),
-    ],
-    ids=["length-0", "beyond-width", "budget-high", "budget-0"],
-)
-def test_naive_refuses_impossible_lengths_and_budgets(changed, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        rank_naive(**{**GOOD, **changed})
-
-
-def test_buffers_that_do_not_fit_are_named() -> None:
-    sizes = RankSizes.of(3, 4, score_levels((1, 1), 128), 10, 4)
-    cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"buffers\.rows: expected at least 6, found 5"):
-        rank_triton(**GOOD, buffers=RankBuffers(5, sizes, cpu))
-    for name in ("room", "tiles", "tile", "bin_bits"):
-        other = dataclasses.replace(sizes, **{name: getattr(sizes, name) - 1})
-        with pytest.raises(ValueError, match=r"buffers\.sizes: expected those of RankSizes\(tile"):
-            rank_triton(**GOOD, buffers=RankBuffers(6, other, cpu))

@@ -1,0 +1,93 @@
+"""What several tests of ranking share: random inputs, scratch full of garbage, what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import hata_kernels.rank.floor as sampling
+from hata_kernels.rank import RankBuffers, RankSizes, rank_naive
+from hata_kernels.rank.triton import rank_triton
+from hata_kernels.score import score_levels
+
+
+def random_words(*shape: int) -> torch.Tensor:
+    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
+
+
+def make_inputs(make_token_slots, lengths, kv_heads, words, weights, scale_bits):
+    """Positional and keyword arguments of both."""
+    slots = max(lengths) + 50
+    codes = random_words(slots, kv_heads, words)
+    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
+    # The extremes of the range: a key that agrees in every bit, and one that disagrees in all.
+    q_codes[:, : len(weights)] = q_codes[:, :1]
+    codes[::97, 0], codes[1::97, 0] = q_codes[0, 0], ~q_codes[0, 0]
+    token_slots = make_token_slots(lengths, max(lengths) + 5, slots)
+    scales = None
+    if scale_bits:
+        scales = torch.randint(0, 2**scale_bits, (slots, kv_heads))
+        scales[::5], scales[1::5] = 0, 2**scale_bits - 1
+        scales = scales.to({8: torch.uint8, 16: torch.int16}[scale_bits])
+    inputs = (q_codes, codes, token_slots, torch.tensor(lengths))
+    return inputs, {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits}
+
+
+def fill_with_garbage(buffers: RankBuffers) -> RankBuffers:
+    for tensor in tensors_of(buffers):
+        most = torch.iinfo(tensor.dtype).max
+        tensor.copy_(torch.randint(-most, most, tensor.shape, dtype=tensor.dtype))
+    return buffers
+
+
+def tensors_of(buffers: RankBuffers) -> list[torch.Tensor]:
+    return [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
+
+
+def make_buffers(inputs, options, device, k_max, rows=0, width=0) -> RankBuffers:
+    """Scratch full of garbage, for at least the call of these arguments."""
+    _, codes, token_slots, lengths = inputs
+    kv_heads, words = codes.shape[1:]
+    levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
+    sizes = RankSizes.of(kv_heads, words, levels, max(width, token_slots.shape[1]), k_max)
+    return fill_with_garbage(RankBuffers(max(rows, len(lengths) * kv_heads), sizes, device))
+
+
+def check(device, poison, inputs, options, budgets, *, sink, recent, k_max, buffers=None) -> None:
+    """`rank_triton` selects what `rank_naive` does; it takes budgets above k_max for k_max."""
+    arguments = (*inputs, torch.tensor(budgets, dtype=torch.int32))
+    options = {**options, "sink": sink, "recent": recent, "k_max": k_max}
+    out = poison(len(budgets), inputs[1].shape[1], k_max, dtype=torch.int32)
+    expected = rank_naive(*inputs, arguments[4].clamp(max=k_max), **options, out=out)
+    assert expected is out
+    assert not expected.eq(-987654321).any()
+    found = poison(*out.shape, dtype=torch.int32, device=device)
+    moved = move(device, arguments, options)
+    assert rank_triton(*moved[0], **moved[1], out=found, buffers=buffers) is found
+    assert torch.equal(found.cpu(), expected)
+
+
+def move(device, arguments, options):
+    """Arguments on the device; token slots stay a slice of a wider table, full of garbage."""
+    moved = [argument.to(device) for argument in arguments]
+    rows, width = arguments[2].shape
+    table = random_words(rows, width + 7).to(device)
+    moved[2] = table[:, 3 : width + 3].copy_(moved[2])
+    scales = options["scales"]
+    return moved, {**options, "scales": None if scales is None else scales.to(device)}
+
+
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """A sample and short contexts of a few hundred tokens."""
+    monkeypatch.setattr(sampling, "SAMPLE", 128)
+    monkeypatch.setattr(sampling, "UNSAMPLED", 300)
+
+
+def set_room(monkeypatch, room: int) -> None:
+    """Give every list room for so many candidates."""
+    of = RankSizes.of
+    smaller = staticmethod(lambda *sizes: dataclasses.replace(of(*sizes), room=room))
+    monkeypatch.setattr(RankSizes, "of", smaller)
