@@ -48,7 +48,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [64, None], ids="chunk-{}".format)
+def set_held(monkeypatch, held: tuple[int, ...]) -> None:
+    """Longer lists are read again and again, 64 candidates at a time."""
+    monkeypatch.setattr(taking, "HELD", held)
+    monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
+
+
+@pytest.mark.parametrize("held", [None, (64, 128), (64,)], ids="held-{}".format)
 @pytest.mark.parametrize(
     (
         "lengths", "kv_heads", "words", "weights", "scale_bits", "budgets", "sink", "recent",
@@ -57,18 +63,18 @@ CASES = [
     CASES,
 )  # fmt: skip
 def test_triton_equals_naive(
-    device, monkeypatch, poison, make_token_slots, small, chunk,
+    device, monkeypatch, poison, make_token_slots, small, held,
     lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent, more,
 ) -> None:  # fmt: skip
     shape = (lengths, kv_heads, words, weights, scale_bits)
     inputs, options = cases.make_inputs(make_token_slots, *shape)
     ends = {"sink": sink, "recent": recent}
     k_max = max(budgets) + more
-    if chunk is None:
+    if held is None:
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=3)
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max)
     else:
-        monkeypatch.setattr(taking, "chunk", lambda k_max: chunk)
+        set_held(monkeypatch, held)
         buffers = cases.make_buffers(inputs, options, device, k_max)
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max, buffers=buffers)
 
@@ -166,7 +172,7 @@ def test_rows_that_a_sample_misled_are_scored_again(
     deviations, room, kv_heads, words, weights, scale_bits,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
-    monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
+    set_held(monkeypatch, (64,))
     if room:
         cases.set_room(monkeypatch, room)
     lengths, budgets = [700, 512, 513, 20], [45, 45, 44, 44]
@@ -246,6 +252,7 @@ def test_prefix_sums_of_both_sizes(
     device, monkeypatch, poison, make_token_slots, small, room
 ) -> None:
     cases.set_room(monkeypatch, room)
+    set_held(monkeypatch, (64,))
     inputs, options = cases.make_inputs(make_token_slots, [900, 650], 2, 2, (3, 1), 0)
     buffers = cases.make_buffers(inputs, options, device, 150)
     assert buffers.sizes.field == (16 if room < 2**15 else 32)
@@ -338,6 +345,7 @@ def test_both_sort_by_score_and_position(
         patch.setattr(sampling, "SAMPLE", 16)
         patch.setattr(sampling, "UNSAMPLED", 25)
         patch.setattr(taking, "chunk", lambda k_max: 16)
+        patch.setattr(taking, "HELD", (64, 128) if seed % 2 else (64,))
         if room:
             cases.set_room(patch, room)
         assert torch.equal(rank_triton(*arguments, **ends), expected)

@@ -135,3 +135,9 @@ def test_buffers_that_do_not_fit_are_named() -> None:
         other = dataclasses.replace(sizes, **{name: getattr(sizes, name) - 1})
         with pytest.raises(ValueError, match=r"buffers\.sizes: expected those of RankSizes\(tile"):
             rank_triton(**GOOD, buffers=RankBuffers(6, other, cpu))
+
+
+def test_contexts_whose_tiles_do_not_fit_beside_a_score() -> None:
+    assert RankSizes.of(8, 4, 2**17, 2**21, 64).tile << 14 == 2**21
+    with pytest.raises(ValueError, match="width: expected at most 2097152 .* 17 bits"):
+        RankSizes.of(8, 4, 2**17, 2**21 + 1, 64)

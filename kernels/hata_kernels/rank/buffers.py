@@ -63,9 +63,16 @@ class RankSizes:
             Tokens of the longest context.
         k_max : int
             Entries of a row of the result.
+
+        Raises
+        ------
+        ValueError
+            When 31 bits do not hold a score and a tile.
         """
         tile = filter_shape(kv_heads, words)[2]
         bits = (levels - 1).bit_length()
+        most = tile << (31 - bits)
+        expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
         return cls(tile, -(-width // tile), room, bits, min(bits, BIN_BITS))
@@ -102,7 +109,8 @@ class RankBuffers:
     counts : torch.Tensor
         int32 ``[rows, 2**bin_bits]``: candidates by score.
     entries : torch.Tensor
-        int64 ``[rows, room]``: candidates, the score above 32 bits of the token's position.
+        int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in ``31 -
+        score_bits`` bits, and the score.
     tiles : torch.Tensor
         int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
     before, shift : torch.Tensor

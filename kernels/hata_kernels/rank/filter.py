@@ -9,7 +9,7 @@ from ..chain import start_next, wait_for_last
 from .tokens import load_codes, score_codes
 
 # Programs at most: a grid for the longest context costs a short batch more than it scores.
-PROGRAMS = 4096
+PROGRAMS = 1320
 # Of a thread: five programs of an SM are in flight.
 REGISTERS = 96
 
@@ -129,6 +129,7 @@ def filter_kernel(
         rank = before[:, None] + tl.trans(tl.cumsum(by_lane, axis=0) - by_lane)
         bin = row[:, None] * (1 << BIN_BITS) + (score >> (SCORE_BITS - BIN_BITS))
         tl.atomic_add(counts_ptr + bin, 1, mask=keep, sem="relaxed")
-        entry = (score.to(tl.int64) << 32) | token.to(tl.int64)
+        high = (score << (31 - SCORE_BITS)) | tile
+        entry = (high.to(tl.int64) << 32) | slot.to(tl.int64)
         tl.store(entries_ptr + row[:, None] * room + rank, entry, mask=keep & (rank < room))
     wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

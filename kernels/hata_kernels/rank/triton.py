@@ -138,6 +138,8 @@ def rank_triton(
         **common,
         TILE=tile,
         TILES=min(taking.TILES, power_of_2(sizes.tiles)),
+        HELD=taking.HELD,
+        SIZES=len(taking.HELD),
         CHUNK=taking.chunk(k_max),
         BLOCK=taking.BLOCK,
         LANES=32 * taking.WARPS,
