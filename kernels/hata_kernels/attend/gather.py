@@ -135,7 +135,8 @@ def attend_gather(
 
     Products are taken in the dtype of ``q``, fp8 converted to it, and summed in float32. Lengths
     and budgets are read on the device and trusted: a count of less than 1 leaves the request's
-    output undefined, one of more than k_max counts as k_max.
+    output undefined, one of more than k_max counts as k_max. On a GPU of compute capability 9.0 and
+    up they are read while the launch before still runs, which must not write them.
 
     Parameters
     ----------

@@ -51,8 +51,6 @@ def _part_kernel(
     ``scale`` includes log2(e), and ``cap`` too; with a cap, ``scale`` is 2 log2(e) / cap times the
     softmax's. With SPLIT the result and its log-sum-exp to base 2 go to the partial results.
     """
-    wait_for_last(PDL)
-    start_next(PDL)
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     batch = row // HEADS
@@ -60,6 +58,8 @@ def _part_kernel(
     count = _count(seq_lens_ptr, budgets_ptr, batch, k_max)
     begin = split * part
     end = tl.minimum(begin + part, count)
+    wait_for_last(PDL)
+    start_next(PDL)
     if begin >= end:
         return
     member = tl.arange(0, ROWS)
@@ -125,11 +125,11 @@ def _merge_kernel(
     PDL: tl.constexpr,
 ):
     """Merge the parts of one query head by their log-sum-exp; parts without work are not read."""
-    wait_for_last(PDL)
-    start_next(PDL)
     q_head = tl.program_id(0).to(tl.int64)
     row = q_head // GROUP
     count = _count(seq_lens_ptr, budgets_ptr, row // HEADS, k_max)
+    wait_for_last(PDL)
+    start_next(PDL)
     split = tl.arange(0, PARTS_POW2)
     used = split * part < count
     d = tl.arange(0, DIM_POW2)
