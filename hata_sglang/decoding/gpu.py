@@ -10,10 +10,10 @@ import torch
 from hata_kernels.attend import attend
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import rank
-from hata_kernels.rows import copy_rows
+from hata_kernels.rows import copy_rows, group_rows
 from hata_kernels.select import select, select_streaming
 from hata_sglang.config import LayerPlan
-from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes, k_max, rank_key
+from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes, k_max, may_share, rank_key
 from hata_sglang.decoding.scores import write_scores
 from hata_sglang.decoding.step import Batch, count_step
 
@@ -117,6 +117,12 @@ class GpuDecoder:
             lengths=self.buffers.seq_lens,
             budgets=self.buffers.share_budgets,
         )
+        # A captured launch serves all lengths, so the static width decides, not these rows'.
+        width = self.buffers.token_slots.shape[1]
+        self.groups = self.buffers.groups if may_share(bs, width) else None
+        if self.groups is not None:
+            slots, lengths = self.buffers.token_slots[:bs], self.buffers.seq_lens[:bs]
+            group_rows(slots, lengths, longest=longest, groups=self.groups)
         rows = bs if real_rows is None else real_rows
         if rows:
             count_step(self.plans, batch.seq_lens_cpu[:rows])
@@ -161,6 +167,7 @@ class GpuDecoder:
                 scales=key_scales,
                 scale_bits=encoder.scale_bits,
                 buffers=buffers.rank[rank_key(encoder)],
+                groups=self.groups,
             )
         tokens = (q, k_cache, v_cache, slots)
         return attend(

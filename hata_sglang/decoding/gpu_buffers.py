@@ -9,7 +9,8 @@ import torch
 
 from hata_kernels.attend import AttendBuffers
 from hata_kernels.encoders import Encoder
-from hata_kernels.rank import RankBuffers, RankSizes
+from hata_kernels.rank import RankBuffers, RankSizes, shared_values
+from hata_kernels.rows import RowGroups
 from hata_kernels.score import score_levels
 from hata_sglang.config import Budget, LayerPlan
 
@@ -28,10 +29,17 @@ def rank_key(encoder: Encoder) -> tuple[int, int]:
     return sizes.tile, sizes.bin_bits
 
 
-def rank_sizes(encoder: Encoder, width: int, most: int) -> RankSizes:
-    """Sizes of the ranking for contexts of `width` tokens and selections of `most`."""
+def may_share(bs: int, width: int) -> bool:
+    """Whether so many rows of at most so many tokens can make a group of `RowGroups`."""
+    return bs >= RowGroups.LEAST and width >= RowGroups.UNIT
+
+
+def rank_sizes(encoder: Encoder, width: int, most: int, bs: int = 1) -> RankSizes:
+    """Sizes of the ranking of `bs` contexts of `width` tokens and selections of `most`."""
     levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
-    return RankSizes.of(encoder.num_kv_heads, encoder.words, levels, width, most)
+    shape = (encoder.num_kv_heads, encoder.words)
+    values = shared_values(*shape, encoder.plane_weights) if may_share(bs, width) else 0
+    return RankSizes.of(*shape, levels, width, most, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +90,18 @@ class BufferSizes:
             if encoder is None:
                 continue
             key = rank_key(encoder)
-            sizes = rank_sizes(encoder, width, k_max(plan.budget, context_len, width))
-            if key not in rank or rank[key].room < sizes.room:
-                rank[key] = sizes
+            sizes = rank_sizes(encoder, width, k_max(plan.budget, context_len, width), bs)
+            rank[key] = sizes.with_room_for(rank.get(key, sizes))
         exact = [plan for plan in plans if plan.method == "exact"]
         most = max(k_max(plan.budget, context_len, width) for plan in plans)
         topk = any(not plan.budget.is_fixed for plan in exact)
         shape = (bs, width, num_kv_heads, group, head_dim)
         return cls(*shape, most, rank, bool(exact), topk)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a layer can score tiles that rows share once for all."""
+        return any(sizes.values for sizes in self.rank.values())
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +110,9 @@ class BufferSizes:
         scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
         per_row = sum(sizes.row_bytes for sizes in self.rank.values()) + 4 * self.most
         attend = AttendBuffers.bytes_for(rows, self.group, self.head_dim, self.most)
-        return rows * (per_row + scores * self.width) + attend + self.bs * 4 * (self.width + 1)
+        groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
+        rank = rows * (per_row + scores * self.width)
+        return rank + attend + groups + self.bs * 4 * (self.width + 1)
 
 
 class Buffers:
@@ -126,6 +140,7 @@ class Buffers:
             if budget.is_fixed:
                 tokens = min(budget.max, sizes.width)
                 self.budgets[budget] = torch.full((sizes.bs,), tokens, **make)
+        self.groups = RowGroups(sizes.bs, sizes.width, device) if sizes.grouped else None
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
         self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
         shape = (sizes.bs, sizes.num_kv_heads, sizes.width)

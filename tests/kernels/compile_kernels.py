@@ -26,6 +26,8 @@ from hata_kernels.encode.triton_step import encode_step_asymmetric
 from hata_kernels.encode.triton_step_linear import encode_step_linear
 from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
 from hata_kernels.rank.triton import rank_triton
+from hata_kernels.rows import RowGroups
+from hata_kernels.rows.groups_triton import group_rows_triton
 from hata_kernels.score import score_dtype, score_levels
 from hata_kernels.score.exact_triton import exact_score_triton
 from hata_kernels.score.triton import score_triton
@@ -40,6 +42,10 @@ SPILLS = {
     "_count_kernel": 512,  # its histogram of 4096 bins
     # Kept to 96 registers, so that five programs of an SM are in flight.
     "filter_kernel": 48,
+    # Kept to 128 registers, so that 16 warps are in flight; nothing of its inner loop is spilled.
+    "shared_kernel": 16,
+    # 16 warps leave it 128 registers.
+    "take_kernel": 16,
     # With 8-bit scales ptxas stops at 64 registers, though it may take more.
     "_linear_step_kernel": 24,
 }
@@ -79,6 +85,9 @@ def compile_only(run):
         spilled = stack_bytes(kernel.asm["cubin"])
         most = SPILLS.get(self.__name__, 0)
         assert spilled <= most, f"{self.__name__}: {spilled} bytes of registers spilled"
+        if self.__name__ == "shared_kernel":
+            unpacked = re.search(r"tt\.reshape .*xi8, #.* -> .*opIdx = 1", kernel.asm["ttgir"])
+            assert unpacked, "bits are not unpacked where tensor cores take them"
         compiled.append(self.__name__)
         if "-v" in sys.argv:
             seconds = time.time() - start
@@ -234,6 +243,32 @@ def rank_all() -> None:
             )
 
 
+def shared_all() -> None:
+    """Tiles of 16 to 1024 tokens, one to eight words, scales; and what finds the groups."""
+    for heads, words, weights, scale_bits in (
+        (8, 4, (1, 2, 4, 8), 0), (8, 4, (1,) * 4, 8), (8, 8, (1, 2, 4, 8), 0), (64, 4, (1, 2), 0),
+        (4, 2, (1, 2, 4, 8), 16), (2, 3, (3, 1), 0), (1, 4, (1,) * 4, 0), (3, 1, (1,), 0),
+    ):  # fmt: skip
+        scale_dtype = {8: torch.uint8, 16: torch.int16}.get(scale_bits)
+        rank_triton(
+            zeros(32, heads * len(weights), words),
+            zeros(99, heads, words),
+            zeros(32, 131072),
+            zeros(32, dtype=torch.int64),
+            zeros(32),
+            plane_weights=weights,
+            sink=16,
+            recent=64,
+            k_max=512,
+            scales=zeros(99, heads, dtype=scale_dtype) if scale_bits else None,
+            scale_bits=scale_bits,
+            groups=RowGroups(32, 131072, torch.device("cpu")),
+        )
+    for rows in (4, 32, 256):
+        groups = RowGroups(rows, 131072, torch.device("cpu"))
+        group_rows_triton(zeros(rows, 131072), zeros(rows), longest=131072, groups=groups)
+
+
 def score_all() -> None:
     """Symmetric and asymmetric planes, with and without scales, int32 and int64 products."""
     for weights, words in (
@@ -312,6 +347,8 @@ def attend_all() -> None:
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only(JITFunction.run)
-    for part in (encode_all, step_all, rank_all, score_all, exact_all, select_all, attend_all):
+    for part in (
+        encode_all, step_all, rank_all, shared_all, score_all, exact_all, select_all, attend_all,
+    ):  # fmt: skip
         part()
     print(*sorted(set(compiled)), len(compiled))

@@ -25,6 +25,7 @@ def load_interpreted_kernels() -> None:
 
     if not isinstance(tl.sum, InterpretedFunction):
         raise pytest.UsageError("Triton was imported before its interpreter could be chosen")
+    import hata_kernels.attend.dense_kernels
     import hata_kernels.attend.gather_kernels
     import hata_kernels.attend.triton
     import hata_kernels.encode.triton
@@ -33,6 +34,7 @@ def load_interpreted_kernels() -> None:
     import hata_kernels.encode.triton_step
     import hata_kernels.encode.triton_step_linear
     import hata_kernels.rank.triton
+    import hata_kernels.rows.groups_triton
     import hata_kernels.rows.triton
     import hata_kernels.score.exact_triton
     import hata_kernels.score.triton

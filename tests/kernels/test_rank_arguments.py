@@ -139,5 +139,5 @@ def test_buffers_that_do_not_fit_are_named() -> None:
 
 def test_contexts_whose_tiles_do_not_fit_beside_a_score() -> None:
     assert RankSizes.of(8, 4, 2**17, 2**21, 64).tile << 14 == 2**21
-    with pytest.raises(ValueError, match="width: expected at most 2097152 .* 17 bits"):
+    with pytest.raises(ValueError, match=r"width: expected at most 2097152 .* 17 bits"):
         RankSizes.of(8, 4, 2**17, 2**21 + 1, 64)

@@ -258,19 +258,22 @@ def held_bytes(buffers) -> int:
     return sum(map(held_bytes, vars(buffers).values())) if hasattr(buffers, "__dict__") else 0
 
 
+@pytest.mark.parametrize(("bs", "width"), [(3, 256), (5, 2048)], ids=["small", "may-share"])
 @pytest.mark.parametrize("names", [*[[name] for name in METHODS], list(METHODS)])
-def test_graph_memory_is_counted(names):
+def test_graph_memory_is_counted(names, bs, width):
     """What is counted: the buffers themselves, the largest selection, and top-k's scratch."""
     steps = [Step(name, budget) for name in names for budget in BUDGETS]
     for layer, step in enumerate(steps):
         step.plan = dataclasses.replace(step.plan, layer=layer)
     decoder = make_gpu_decoder(steps, "cpu")
-    sizes = BufferSizes.of(decoder.plans, decoder.encoders, bs=3, width=256, **decoder.shape)
+    sizes = BufferSizes.of(decoder.plans, decoder.encoders, bs=bs, width=width, **decoder.shape)
     buffers = Buffers(sizes, decoder.budgets, decoder.device)
     buffers.budgets.clear()  # a few bytes per row, as are the shares'
     buffers.share_budgets = None
     extra = sizes.nbytes - held_bytes(buffers)
-    assert extra == 3 * HKV * (4 * 45 + 16 * 256 * ("exact" in names))
+    assert extra == bs * HKV * (4 * 45 + 16 * width * ("exact" in names))
+    with_codes = not {"exact", "streaming"}.issuperset(names)
+    assert (buffers.groups is not None) == (bs == 5 and with_codes)
 
 
 @pytest.mark.gpu

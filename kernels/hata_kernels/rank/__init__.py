@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .buffers import RankBuffers, RankSizes
+from ..rows.groups import RowGroups
+from .buffers import RankBuffers, RankSizes, shared_values
 from .naive import rank_naive
 
-__all__ = ["RankBuffers", "RankSizes", "rank", "rank_naive"]
+__all__ = ["RankBuffers", "RankSizes", "rank", "rank_naive", "shared_values"]
 
 
 def rank(
@@ -27,6 +28,7 @@ def rank(
     scales: torch.Tensor | None = None,
     scale_bits: int = 0,
     buffers: RankBuffers | None = None,
+    groups: RowGroups | None = None,
 ) -> torch.Tensor:
     """Rank with the implementation for ``codes``'s device; see `rank_naive` for the contract.
 
@@ -50,4 +52,5 @@ def rank(
         scales=scales,
         scale_bits=scale_bits,
         buffers=buffers,
+        groups=groups,
     )

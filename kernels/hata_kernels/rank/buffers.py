@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..bits import WORD_BITS
 from ..checks import expect
 
 #: Candidates are counted by so many leading bits of their scores.
@@ -27,6 +29,16 @@ def filter_shape(kv_heads: int, words: int) -> tuple[int, int, int]:
     return lanes, run, run * lanes // heads
 
 
+def shared_values(kv_heads: int, words: int, plane_weights: Sequence[int]) -> int:
+    """Numbers of a query by which tiles that rows share are scored; 0 where the filter has all.
+
+    They are int8, so weights add up to 127 at most; a tile is 16 tokens or more for tensor cores;
+    and codes of more than 256 bits do not fit registers.
+    """
+    fits = sum(plane_weights) <= 127 and filter_shape(kv_heads, words)[2] >= 16 and words <= 8
+    return WORD_BITS * power_of_2(words) if fits else 0
+
+
 @dataclass(frozen=True)
 class RankSizes:
     """Sizes of the buffers between the launches.
@@ -41,6 +53,8 @@ class RankSizes:
         Candidates that a row's list holds.
     score_bits, bin_bits : int
         Bits of a score, and those of them that candidates are counted by.
+    values : int
+        `shared_values` where groups are passed to the ranking, else 0.
     """
 
     tile: int
@@ -48,9 +62,12 @@ class RankSizes:
     room: int
     score_bits: int
     bin_bits: int
+    values: int = 0
 
     @classmethod
-    def of(cls, kv_heads: int, words: int, levels: int, width: int, k_max: int) -> RankSizes:
+    def of(
+        cls, kv_heads: int, words: int, levels: int, width: int, k_max: int, values: int = 0
+    ) -> RankSizes:
         """Sizes for a layer.
 
         Parameters
@@ -63,6 +80,8 @@ class RankSizes:
             Tokens of the longest context.
         k_max : int
             Entries of a row of the result.
+        values : int
+            `shared_values` where groups are passed.
 
         Raises
         ------
@@ -75,7 +94,12 @@ class RankSizes:
         expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
-        return cls(tile, -(-width // tile), room, bits, min(bits, BIN_BITS))
+        return cls(tile, -(-width // tile), room, bits, min(bits, BIN_BITS), values)
+
+    def with_room_for(self, other: RankSizes) -> RankSizes:
+        """Sizes that serve both, of which tiles and scores are of one size."""
+        room, values = max(self.room, other.room), max(self.values, other.values)
+        return replace(self, room=room, values=values)
 
     @property
     def field(self) -> int:
@@ -83,10 +107,15 @@ class RankSizes:
         return 16 if self.room < 2**15 else 32
 
     @property
+    def query_bytes(self) -> int:
+        """Bytes of a row's query as shared tiles are scored with it."""
+        return self.values + 4 * (self.values > 0)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of `RankBuffers` per row, a request's KV head."""
         sums = self.field // 4 * (self.room + 1 + self.tiles)
-        return 8 + 4 * 2**self.bin_bits + 8 * (self.room + self.tiles) + sums
+        return 8 + 4 * 2**self.bin_bits + 8 * (self.room + self.tiles) + sums + self.query_bytes
 
 
 class RankBuffers:
@@ -113,6 +142,9 @@ class RankBuffers:
         score_bits`` bits, and the score.
     tiles : torch.Tensor
         int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
+    values, bases : torch.Tensor
+        int8 ``[rows, values]`` and int32 ``[rows]``, where `values` is not 0: what a row's query
+        gives to a score for every bit of a key that is set, and for none.
     before, shift : torch.Tensor
         ``[rows, room + 1]`` and ``[rows, tiles]``, int32 or int64: two counts of the kept that
         precede a candidate in the list, and what a tile adds to them.
@@ -128,6 +160,8 @@ class RankBuffers:
         self.counts = make(2**sizes.bin_bits, torch.int32)
         self.entries = make(sizes.room, torch.int64)
         self.tiles = make(sizes.tiles, torch.int64)
+        self.values = make(sizes.values, torch.int8)
+        self.bases = make(min(sizes.values, 1), torch.int32)
         self.before = make(sizes.room + 1, sums)
         self.shift = make(sizes.tiles, sums)
 
@@ -143,5 +177,6 @@ class RankBuffers:
         expect(self.rows >= rows, "buffers.rows", f"at least {rows}", self.rows)
         made = self.sizes
         large = made.tiles >= sizes.tiles and made.room >= sizes.room
+        large = large and made.values >= sizes.values
         same = made.tile == sizes.tile and made.bin_bits == sizes.bin_bits
         expect(large and same, "buffers.sizes", f"those of {sizes} or more", made)

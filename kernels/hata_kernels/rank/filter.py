@@ -27,6 +27,7 @@ def filter_kernel(
     counts_ptr,
     entries_ptr,
     tiles_ptr,
+    shared_ptr,
     token_slots_stride,
     tiles,
     room,
@@ -50,6 +51,7 @@ def filter_kernel(
     TILE: tl.constexpr,
     RUN: tl.constexpr,
     LANES: tl.constexpr,
+    SHARED: tl.constexpr,
     SCORE_BITS: tl.constexpr,
     BIN_BITS: tl.constexpr,
     PDL: tl.constexpr,
@@ -67,6 +69,9 @@ def filter_kernel(
     budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
     # A row that is kept whole needs no scores.
     used = tl.where(length <= budget, 0, tl.cdiv(length, TILE))
+    begun = tl.program_id(0)
+    if SHARED:  # `shared_kernel` had the tiles before
+        begun += tl.load(shared_ptr + batch) // TILE
     # A lane is one KV head of RUN tokens in a row, so that most of the prefix sum is in a thread.
     lane = tl.arange(0, LANES)
     head = lane % HEADS_POW2
@@ -74,7 +79,7 @@ def filter_kernel(
     # The shift is by nothing, but hides from Triton that tokens are consecutive: it would spread
     # them over threads to load a few numbers at once, and move all that follows between threads.
     number = tl.arange(0, RUN) ^ (programs >> 31)
-    for tile in tl.range(tl.program_id(0), used, programs, disable_licm=True):
+    for tile in tl.range(begun, used, programs, disable_licm=True):
         start = tile * TILE
         token = start + run[:, None] * RUN + number[None, :]
         valid = token < length

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
+from .shared_parts import write_values
 from .tokens import load_codes, score_codes
 
 # Tokens that a floor is taken from.
@@ -29,6 +30,8 @@ def floor_kernel(
     floors_ptr,
     found_ptr,
     counts_ptr,
+    values_ptr,
+    bases_ptr,
     token_slots_stride,
     tiles,
     room,
@@ -52,11 +55,15 @@ def floor_kernel(
     LANES: tl.constexpr,
     UNSAMPLED: tl.constexpr,
     DEVIATIONS: tl.constexpr,
+    VALUES: tl.constexpr,
     SCORE_BITS: tl.constexpr,
     PDL: tl.constexpr,
     BIN_BITS: tl.constexpr,
 ):
-    """Floor of one row: 0, below every score, where the context is short or mostly kept."""
+    """Floor of one row: 0, below every score, where the context is short or mostly kept.
+
+    And its query as `shared_kernel` reads it, where that follows: where VALUES is not 0.
+    """
     start_next(PDL)
     row = tl.program_id(0).to(tl.int64)
     batch = row // HEADS
@@ -73,6 +80,8 @@ def floor_kernel(
     head = (row % HEADS).to(tl.int32) + tl.zeros((LANES,), tl.int32)
     keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
     wait_for_last(PDL)
+    if VALUES > 0:
+        write_values(q_codes_ptr, values_ptr, bases_ptr, row, WEIGHTS, PLANES, WORDS, FULL, VALUES)
     tl.store(found_ptr + row, 0)
     for first in tl.static_range(0, 1 << BIN_BITS, 1024):
         bin = first + tl.arange(0, 1024)

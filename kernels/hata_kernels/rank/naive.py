@@ -69,6 +69,7 @@ def rank_naive(
     scales: torch.Tensor | None = None,
     scale_bits: int = 0,
     buffers: object = None,
+    groups: object = None,
 ) -> torch.Tensor:
     """Select the slots of every request's best tokens by their codes.
 
@@ -85,8 +86,8 @@ def rank_naive(
         Entries of a row of the result.
     out : torch.Tensor, optional
         int32 ``[bs, kv_heads, k_max]``, contiguous.
-    buffers : object
-        Scratch of the Triton kernels; not used here.
+    buffers, groups : object
+        Scratch of the Triton kernels, and rows that share slots; not used here.
 
     Returns
     -------

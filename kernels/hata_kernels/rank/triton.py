@@ -18,11 +18,21 @@ import torch
 
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache
+from ..checks import expect
+from ..rows.groups import RowGroups
 from ..score.naive import full_score, score_levels, score_shift
 from . import filter as filtering
 from . import floor as sampling
+from . import shared as sharing
 from . import take as taking
-from .buffers import FILTER_WARPS, RankBuffers, RankSizes, filter_shape, power_of_2
+from .buffers import (
+    FILTER_WARPS,
+    RankBuffers,
+    RankSizes,
+    filter_shape,
+    power_of_2,
+    shared_values,
+)
 from .naive import check_rank
 
 
@@ -41,6 +51,7 @@ def rank_triton(
     scales: torch.Tensor | None = None,
     scale_bits: int = 0,
     buffers: RankBuffers | None = None,
+    groups: RowGroups | None = None,
 ) -> torch.Tensor:
     """Rank on the GPU; same contract and result as `rank_naive`.
 
@@ -55,11 +66,14 @@ def rank_triton(
         As in `rank_naive`.
     buffers : RankBuffers, optional
         Allocated when None.
+    groups : RowGroups, optional
+        Of these very rows, slots and lengths: the tiles that they share are scored once for all,
+        unless `shared_values` or a list that is shorter than a tile say otherwise.
 
     Raises
     ------
     ValueError
-        As `rank_naive`, and when the buffers do not fit; lengths and budgets are trusted.
+        As `rank_naive`, and when buffers or groups do not fit; lengths and budgets are trusted.
     """
     counts = (plane_weights, sink, recent, k_max)
     out = check_rank(
@@ -71,11 +85,18 @@ def rank_triton(
     if rows == 0:
         return out
     levels = score_levels(plane_weights, bits, scale_bits)
-    sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
+    values = shared_values(kv_heads, words, plane_weights) if groups is not None else 0
+    sizes = RankSizes.of(kv_heads, words, levels, width, k_max, values)
     if buffers is None:
         buffers = RankBuffers(rows, sizes, codes.device)
     buffers.check(rows, sizes, codes.device)
     made = buffers.sizes
+    if made.room < sizes.tile:
+        values = 0
+    if values:
+        groups.check(batch, 1, codes.device)
+        unit, tile = groups.unit, sizes.tile
+        expect(unit % tile == 0, "groups.unit", f"a multiple of {tile} tokens", unit)
     full, most = full_score(plane_weights, bits), 2**scale_bits - 1
     weights = tuple(plane_weights)
     common = {
@@ -102,8 +123,11 @@ def rank_triton(
     sampled = sampling.floor_kernel[(rows,)](
         *inputs,
         *floor,
+        buffers.values,
+        buffers.bases,
         *scalars,
         **common,
+        VALUES=values,
         SAMPLE=sampling.SAMPLE,
         LANES=min(sampling.SAMPLE, 32 * sampling.WARPS),
         UNSAMPLED=sampling.UNSAMPLED,
@@ -111,14 +135,45 @@ def rank_triton(
         num_warps=sampling.WARPS,
     )
     lanes, run, tile = filter_shape(kv_heads, words)
+    if values:
+        members, warps = sharing.shared_shape(tile)
+        own = ("WEIGHTS", "PLANES", "DOUBLING", "EQUAL")
+        # Without `most_cache`: several programs of an SM need more shared memory than it leaves.
+        sharing.shared_kernel[(max(1, sharing.WARPS // warps // kv_heads), kv_heads)](
+            *inputs[1:],
+            *floor,
+            buffers.entries,
+            buffers.tiles,
+            buffers.values,
+            buffers.bases,
+            groups.shared,
+            groups.members,
+            groups.sizes,
+            groups.extents,
+            token_slots.stride(0),
+            groups.members.stride(0),
+            *scalars[1:],
+            batch,
+            **{name: value for name, value in common.items() if name not in own},
+            TILE=tile,
+            SPAN=min(sharing.SPAN, groups.unit // tile),
+            ROWS=power_of_2(batch),
+            MEMBERS=members,
+            WARPS=warps,
+            STAGES=sharing.STAGES,
+            num_warps=warps,
+            maxnreg=sharing.REGISTERS,
+        )
     programs = min(sizes.tiles, max(1, filtering.PROGRAMS // batch))
     filtered = filtering.filter_kernel[(programs, batch)](
         *inputs,
         *floor,
         buffers.entries,
         buffers.tiles,
+        groups.shared if values else None,
         *scalars,
         **common,
+        SHARED=values > 0,
         HEADS_POW2=power_of_2(kv_heads),
         TILE=tile,
         RUN=run,

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
+from .groups import RowGroups, group_rows_naive
 from .naive import SHARE_UNIT, copy_rows_naive
 
-__all__ = ["SHARE_UNIT", "copy_rows", "copy_rows_naive"]
+__all__ = [
+    "SHARE_UNIT",
+    "RowGroups",
+    "copy_rows",
+    "copy_rows_naive",
+    "group_rows",
+    "group_rows_naive",
+]
 
 
 def copy_rows(
@@ -37,3 +45,14 @@ def copy_rows(
         lengths=lengths,
         budgets=budgets,
     )
+
+
+def group_rows(
+    token_slots: torch.Tensor, lengths: torch.Tensor, *, longest: int, groups: RowGroups
+) -> None:
+    """Find groups with the implementation for the slots' device; see `group_rows_naive`."""
+    if token_slots.is_cuda:
+        from .groups_triton import group_rows_triton as implementation
+    else:
+        implementation = group_rows_naive
+    implementation(token_slots, lengths, longest=longest, groups=groups)
