@@ -65,8 +65,10 @@ class LayerBuffers:
             part = torch.arange(first, min(first + 65536, slots), device=DEVICE)
             encoder.encode_keys(self.k_cache[part], codes=self.codes, slots=part)
         # A pool that has served for a while: a request's slots lie anywhere in it.
-        order = 1 + torch.randperm(slots - 1, device=DEVICE)[: batch * scenario.context]
-        self.token_slots = order.int().view(batch, scenario.context)
+        order = 1 + torch.randperm(slots - 1, device=DEVICE)[: scenario.tokens].int()
+        shared = order[: scenario.shared].expand(batch, -1)
+        own = order[scenario.shared :].view(batch, -1)
+        self.token_slots = torch.cat([shared, own], dim=1)
 
 
 def layer_count(scenario: Scenario, code_bytes: int) -> int:
@@ -79,7 +81,7 @@ def layer_count(scenario: Scenario, code_bytes: int) -> int:
         Of a token and KV head.
     """
     shape = scenario.shape
-    slots = scenario.batch * scenario.context + 1
+    slots = scenario.tokens + 1
     codes = slots * shape.kv_heads * code_bytes
     kv = 2 * slots * shape.kv_heads * shape.dim * 2
     return max(2, min(32, math.ceil(COLD_BYTES / codes), int(POOL_BYTES / kv)))
@@ -87,7 +89,7 @@ def layer_count(scenario: Scenario, code_bytes: int) -> int:
 
 def make_layers(scenario: Scenario, encoder: Encoder) -> list[LayerBuffers]:
     """As many layers as keep the L2 cold, and as fit."""
-    slots = scenario.batch * scenario.context + 1
+    slots = scenario.tokens + 1
     count = layer_count(scenario, encoder.code_bytes)
     return [LayerBuffers(scenario, encoder, slots) for _ in range(count)]
 
@@ -98,6 +100,6 @@ def memory_needed(scenario: Scenario) -> int:
     The layers' buffers, what making the last of them takes, and 2 GB for workspaces and graphs.
     """
     shape = scenario.shape
-    tokens = scenario.batch * scenario.context
-    layer = tokens * (shape.kv_heads * (4 * shape.dim + scenario.bits // 8) + 4)
+    tokens, slots = scenario.tokens, scenario.batch * scenario.context
+    layer = tokens * shape.kv_heads * (4 * shape.dim + scenario.bits // 8) + 4 * slots
     return layer_count(scenario, scenario.bits // 8) * layer + 20 * tokens + 2 * 10**9

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from hata_kernels.attend import AttendBuffers, attend
+from hata_kernels.attend import AttendBuffers, DenseBuffers, attend, attend_dense
 from hata_kernels.rank import RankBuffers, rank
+from hata_kernels.rows import RowGroups, group_rows
 from hata_sglang.bench import layer as buffers
 from hata_sglang.bench.layer import (
     COLD_BYTES,
@@ -25,7 +26,7 @@ from hata_sglang.decoding.gpu_buffers import rank_sizes
 
 Step = Callable[[int], object]
 #: The launches of the ranking, in order.
-RANK_KERNELS = ("floor_kernel", "filter_kernel", "take_kernel")
+RANK_KERNELS = ("floor_kernel", "shared_kernel", "filter_kernel", "take_kernel")
 #: Bound of the selections per layer that attention is timed with.
 MAX_TURNS = 32
 FLASHINFER_WORKSPACE = 256 * 2**20
@@ -58,14 +59,20 @@ class SparseLayer:
         self.budgets = torch.full((scenario.batch,), scenario.k, **where)
         self.scratch = self.encoder.step_scratch(scenario.batch)
         rows = scenario.batch * scenario.shape.kv_heads
-        sizes = rank_sizes(self.encoder, scenario.context, scenario.k)
+        sizes = rank_sizes(self.encoder, scenario.context, scenario.k, scenario.batch)
         self.rank_buffers = RankBuffers(rows, sizes, self.out.device)
+        self.groups = None
+        if scenario.shared:
+            self.groups = RowGroups(scenario.batch, scenario.context, self.out.device)
+            self.group(0)  # all layers have the same, each with slots of its own
         shape = (scenario.shape.group, scenario.shape.dim, scenario.k)
         self.attend_buffers = AttendBuffers(rows, *shape, self.out.device)
         pairs = zip(self.layers, self.q_codes, strict=True)
-        self.slots = [self._rank(layer, q) for layer, q in pairs]
+        self.slots = [self._rank(layer, q, self.groups) for layer, q in pairs]
 
-    def _rank(self, layer: LayerBuffers, q_codes: torch.Tensor) -> torch.Tensor:
+    def _rank(
+        self, layer: LayerBuffers, q_codes: torch.Tensor, groups: RowGroups | None
+    ) -> torch.Tensor:
         return rank(
             q_codes,
             layer.codes,
@@ -77,6 +84,7 @@ class SparseLayer:
             recent=RECENT,
             k_max=self.scenario.k,
             buffers=self.rank_buffers,
+            groups=groups,
         )
 
     def _attend(self, layer: LayerBuffers, slots: torch.Tensor) -> None:
@@ -100,7 +108,16 @@ class SparseLayer:
 
     def rank(self, i: int) -> torch.Tensor:
         """Score and select."""
-        return self._rank(self.layers[i], self.q_codes[i])
+        return self._rank(self.layers[i], self.q_codes[i], self.groups)
+
+    def rank_apart(self, i: int) -> torch.Tensor:
+        """Score and select, every row by itself."""
+        return self._rank(self.layers[i], self.q_codes[i], None)
+
+    def group(self, i: int) -> None:
+        """Find the rows that share a prefix: once for all layers of a step."""
+        slots, context = self.layers[i].token_slots, self.scenario.context
+        group_rows(slots, self.seq_lens, longest=context, groups=self.groups)
 
     def attend(self, i: int) -> None:
         """Attend over a selection made before."""
@@ -108,7 +125,8 @@ class SparseLayer:
 
     def whole(self, i: int) -> None:
         """The layer: encode, score, select, attend."""
-        self._attend(self.layers[i], self._rank(self.layers[i], self.encode(i)))
+        layer = self.layers[i]
+        self._attend(layer, self._rank(layer, self.encode(i), self.groups))
 
     def attend_cold(self) -> tuple[Step, int]:
         """Attention that finds no row in the L2: over so many selections that they do not fit.
@@ -137,6 +155,21 @@ class SparseLayer:
         places = torch.randint(scenario.context, shape, device=buffers.DEVICE).sort(dim=-1).values
         slots = layer.token_slots[:, None, :].expand(-1, scenario.shape.kv_heads, -1)
         return slots.gather(2, places).contiguous()
+
+
+def shared_dense_step(sparse: SparseLayer) -> Step:
+    """Our dense decode of the same buffers, which reads a shared prefix once."""
+    scenario, shape = sparse.scenario, sparse.scenario.shape
+    heads = (shape.q_heads, shape.kv_heads, shape.dim)
+    made = DenseBuffers(scenario.batch, *heads, device=sparse.out.device)
+    options = {"scale": shape.dim**-0.5, "out": sparse.out, "buffers": made}
+
+    def step(i: int) -> None:
+        layer = sparse.layers[i]
+        caches = (layer.k_cache, layer.v_cache, layer.token_slots)
+        attend_dense(layer.q, *caches, sparse.seq_lens, sparse.groups, **options)
+
+    return step
 
 
 def dense_step(sparse: SparseLayer, tensor_cores: bool) -> Step:
@@ -189,5 +222,9 @@ def time_stages(sparse: SparseLayer) -> dict[str, Timing]:
         "attend": time_layers(*sparse.attend_cold()),
         "layer": time_layers(sparse.whole, count),
     }
+    if sparse.groups is not None:
+        times["group rows"] = time_layers(sparse.group, count)
+        times["rank, rows apart"] = time_layers(sparse.rank_apart, count)
+        times["dense layer, shared prefix"] = time_layers(shared_dense_step(sparse), count)
     launches = kernel_times(sparse.rank, count, RANK_KERNELS)
     return times | {f"rank/{name}": timing for name, timing in launches.items()}

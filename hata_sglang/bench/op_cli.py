@@ -80,6 +80,13 @@ def add_op_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens per KV head; below 1 a share of the context",
     )
     parser.add_argument("--bits", nargs="+", type=read_count, help="per code, multiples of 32")
+    parser.add_argument(
+        "--shared",
+        nargs="+",
+        type=read_tokens,
+        metavar="TOKENS",
+        help="first tokens that all contexts share, as users of one document do (none)",
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--list", action="store_true", help="print the scenarios, measure nothing")
 
@@ -99,6 +106,7 @@ def run_op(args: argparse.Namespace) -> int:
         contexts=args.contexts,
         budgets=args.budgets,
         bits=args.bits,
+        shared=args.shared,
         methods=args.methods,
     )
     console = Console()

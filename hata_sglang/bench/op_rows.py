@@ -10,7 +10,7 @@ from hata_sglang.bench.versions import package_versions
 if TYPE_CHECKING:
     from hata_sglang.bench.timing import Timing
 
-KEYS = ("shape", "batch", "context", "k", "method", "bits", "stage")
+KEYS = ("shape", "batch", "context", "shared", "k", "method", "bits", "stage")
 COLUMNS = (
     "shape",
     "q_heads",
@@ -18,6 +18,7 @@ COLUMNS = (
     "dim",
     "batch",
     "context",
+    "shared",
     "k",
     "method",
     "bits",
@@ -77,9 +78,13 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
         "attend": read["attend"] + 2 * vectors,
     }
     stages[LAYER] = sum(stages.values())
-    stages["rank/floor_kernel"] = batch * sampled * (heads * bits // 8 + 4)
+    # Of a shared document every row samples the same tokens.
+    rows = 1 if scenario.shared else batch
+    stages["rank/floor_kernel"] = rows * sampled * (heads * bits // 8 + 4)
     stages["rank/filter_kernel"] = query_codes + read["score"]
-    keys = batch * scenario.context * (heads * dim * 2 + 4)
+    if scenario.shared:
+        stages["dense layer, shared prefix"] = scenario.dense_bytes + 2 * vectors
+    keys = scenario.tokens * (heads * dim * 2 + 4)
     stages[EXACT] = keys + stages["attend"]
     return stages | dict.fromkeys(DENSE_STAGES, scenario.dense_bytes + 2 * vectors)
 
@@ -91,7 +96,8 @@ def key_of(scenario: Scenario, stage: str) -> dict[str, Any]:
         method, k, bits = DENSE, "", ""
     elif stage == EXACT:
         method, bits = EXACT, ""
-    values = (scenario.shape.name, scenario.batch, scenario.context, k, method, bits, stage)
+    size = (scenario.shape.name, scenario.batch, scenario.context, scenario.shared)
+    values = (*size, k, method, bits, stage)
     return dict(zip(KEYS, values, strict=True))
 
 

@@ -41,6 +41,11 @@ class Meter(Protocol):
         """Time of exact top-k and the same attention."""
 
 
+def _place(scenario: Scenario) -> tuple[str, int, int, int]:
+    """What dense attention depends on."""
+    return scenario.shape.name, scenario.batch, scenario.context, scenario.shared
+
+
 class OpRun:
     """A run, and what it knows of the file that it appends to.
 
@@ -64,14 +69,15 @@ class OpRun:
         self.failed = 0
         self._copy: float | None = None
         self._open: tuple | None = None
-        self._dense: dict[tuple[str, int, int], float] = {}
+        self._dense: dict[tuple[str, int, int, int], float] = {}
         with results.path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 if row["method"] == DENSE and row["p50_us"]:
-                    place = row["shape"], int(row["batch"]), int(row["context"])
+                    size = (int(row[name]) for name in ("batch", "context", "shared"))
+                    place = (row["shape"], *size)
                     self._note_dense(place, float(row["p50_us"]))
 
-    def _note_dense(self, place: tuple[str, int, int], p50: float) -> None:
+    def _note_dense(self, place: tuple[str, int, int, int], p50: float) -> None:
         self._dense[place] = min(p50, self._dense.get(place, p50))
 
     def done(self, scenario: Scenario) -> bool:
@@ -124,7 +130,7 @@ class OpRun:
 
     def _measure(self, scenario: Scenario) -> list[dict[str, Any]]:
         rows = self._measure_dense(scenario)
-        place = scenario.shape.name, scenario.batch, scenario.context
+        place = _place(scenario)
         dense = self._dense.get(place)
         for stage, timing in self.meter.stages().items():
             rows.append(make_row(scenario, stage, timing, self._copy, dense_us=dense))
@@ -139,7 +145,7 @@ class OpRun:
                 continue
             timing, note = self._try(lambda cores=tensor_cores: self.meter.dense(cores))
             if timing is not None:
-                place = scenario.shape.name, scenario.batch, scenario.context
+                place = _place(scenario)
                 self._note_dense(place, timing.p50)
             rows.append(make_row(scenario, stage, timing, self._copy, note=note))
         return rows

@@ -165,14 +165,15 @@ def _against(rows: list[Row], x: str, title: str, path: Path) -> list[Path]:
 def _by_stage(rows: list[Row], title: str, path: Path) -> list[Path]:
     """Stacked stages of every scenario; few enough to be read, or no plot."""
     timed = [row for row in rows if row["p50_us"] and row["stage"] in STAGES]
-    scenarios = groups(timed, "batch", "context", "k", "method", "bits")
+    scenarios = groups(timed, "batch", "context", "shared", "k", "method", "bits")
     if not 1 <= len(scenarios) <= 40:
         return []
     figure, axes = pyplot().subplots(figsize=(8, 1.5 + 0.3 * len(scenarios)))
     labels = []
     left = [0.0] * len(scenarios)
-    for batch, context, k, method, bits in scenarios:
-        labels.append(f"{batch} x {int(context) // 1024}K, k {k}, {method} {bits}")
+    for batch, context, shared, k, method, bits in scenarios:
+        own = f", {int(shared) // 1024}K shared" if int(shared) else ""
+        labels.append(f"{batch} x {int(context) // 1024}K{own}, k {k}, {method} {bits}")
     for stage in STAGES:
         times = [
             sum(float(row["p50_us"]) for row in own if row["stage"] == stage)
@@ -202,7 +203,9 @@ def draw_op(rows: list[Row], device: str, prefix: str, out: Path) -> list[Path]:
     paths = []
     for (shape,), own in groups(rows, "shape").items():
         title = f"{shape}, {device}"
+        # Those of a shared document are no points of a curve of contexts apart.
+        apart = [row for row in own if not int(row["shared"])]
         for x in AXES:
-            paths += _against(own, x, title, out / file_name(prefix, "op", shape, x))
+            paths += _against(apart, x, title, out / file_name(prefix, "op", shape, x))
         paths += _by_stage(own, title, out / file_name(prefix, "op", shape, "stages"))
     return paths

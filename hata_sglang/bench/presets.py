@@ -25,6 +25,8 @@ class Axes:
     budgets : tuple of float
         Tokens per KV head; below 1 a share of the context.
     bits : tuple of int
+    shared : tuple of int
+        First tokens that all contexts share.
     methods : tuple of str
     """
 
@@ -33,6 +35,7 @@ class Axes:
     contexts: tuple[int, ...]
     budgets: tuple[float, ...]
     bits: tuple[int, ...] = (128,)
+    shared: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = METHODS
 
 
@@ -59,7 +62,8 @@ def in_order(scenarios: Iterable[Scenario]) -> list[Scenario]:
 
     def key(scenario: Scenario):
         place = shapes.index(scenario.shape.name)
-        return place, scenario.context, scenario.batch, scenario.method, scenario.bits, scenario.k
+        size = (scenario.context, scenario.shared, scenario.batch)
+        return place, *size, scenario.method, scenario.bits, scenario.k
 
     return sorted(dict.fromkeys(scenarios), key=key)
 
@@ -77,7 +81,8 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     Returns
     -------
     list of Scenario
-        In the order of `in_order`. A budget that is longer than a context is left out for it.
+        In the order of `in_order`. A budget or a shared prefix that is longer than a context is
+        left out for it.
 
     Raises
     ------
@@ -99,9 +104,15 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     every = [
         scenario
         for scenario in grid(
-            axes.shapes, axes.batches, axes.contexts, axes.budgets, axes.bits, axes.methods
+            axes.shapes,
+            axes.batches,
+            axes.contexts,
+            axes.budgets,
+            axes.bits,
+            axes.shared,
+            axes.methods,
         )
-        if scenario.k <= scenario.context
+        if scenario.k <= scenario.context and scenario.shared < scenario.context
     ]
     low = sorted({scenario.k for scenario in every if scenario.k <= FORCED})
     if low:

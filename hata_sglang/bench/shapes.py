@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ class Scenario:
         ``hata`` or ``asymmetric``.
     bits : int
         Per code.
+    shared : int
+        First tokens of every context that are the same ones: a document that all users share.
     """
 
     shape: Shape
@@ -61,31 +64,37 @@ class Scenario:
     k: int
     method: str = "asymmetric"
     bits: int = 128
+    shared: int = 0
 
     def __str__(self) -> str:
         size = f"{self.batch} x {self.context // 1024}K, k {self.k}"
+        if self.shared:
+            size += f", {self.shared // 1024}K shared"
         return f"{self.shape.name} {size}, {self.method} {self.bits}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all contexts together, each once."""
+        return self.shared + self.batch * (self.context - self.shared)
 
     @property
     def bytes_read(self) -> dict[str, int]:
         """Bytes that a step cannot do without, by stage: codes and slots, then K and V kept."""
         rows = self.batch * self.shape.kv_heads
-        tokens = self.batch * self.context
         return {
-            "score": tokens * (self.shape.kv_heads * self.bits // 8 + 4),
+            "score": self.tokens * (self.shape.kv_heads * self.bits // 8 + 4),
             "attend": rows * min(self.k, self.context) * (2 * 2 * self.shape.dim + 4),
         }
 
     @property
-    def buffers(self) -> tuple[str, int, int, int, str]:
+    def buffers(self) -> tuple[str, int, int, int, str, int]:
         """Scenarios that agree in it can use the same layers: all but the budget."""
-        return self.shape.name, self.batch, self.context, self.bits, self.method
+        return self.shape.name, self.batch, self.context, self.bits, self.method, self.shared
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of K, V and slots that dense attention reads."""
-        row = 2 * 2 * self.shape.kv_heads * self.shape.dim + 4
-        return self.batch * self.context * row
+        """Bytes of K, V and slots that dense attention has to read."""
+        return self.tokens * (2 * 2 * self.shape.kv_heads * self.shape.dim + 4)
 
 
 def headline() -> Iterator[Scenario]:
@@ -101,6 +110,8 @@ def headline() -> Iterator[Scenario]:
         ):
             yield Scenario(llama, batch, context * 1024, k, method)
         yield Scenario(mha, 8, 32 * 1024, 512, method)
+        for users in (32, 128):
+            yield Scenario(llama, users, 97 * 1024, 1536, method, shared=96 * 1024)
 
 
 def grid(
@@ -109,14 +120,11 @@ def grid(
     contexts: Iterable[int],
     budgets: Iterable[float],
     bits: Iterable[int],
+    shared: Iterable[int],
     methods: Iterable[str],
 ) -> Iterator[Scenario]:
     """Every combination; a budget below 1 is a share of the context. Contexts are in tokens."""
-    for shape in shapes:
-        for method in methods:
-            for width in bits:
-                for context in contexts:
-                    for budget in budgets:
-                        k = round(budget * context) if budget < 1 else int(budget)
-                        for batch in batches:
-                            yield Scenario(shape, batch, context, k, method, width)
+    axes = (shapes, methods, bits, contexts, shared, budgets, batches)
+    for shape, method, width, context, same, budget, batch in itertools.product(*axes):
+        k = round(budget * context) if budget < 1 else int(budget)
+        yield Scenario(shape, batch, context, k, method, width, same)

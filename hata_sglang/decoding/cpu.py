@@ -51,6 +51,10 @@ class CpuDecoder:
         """Say whether every row's budget covers its whole context, so that dense is the same."""
         return bool((counts(plan.budget, self.batch.seq_lens_cpu) == self.batch.seq_lens_cpu).all())
 
+    def decodes_dense(self, layer: int) -> bool:
+        """False: dense layers are the inner backend's."""
+        return False
+
     def decode(
         self,
         plan: LayerPlan,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from hata_kernels.attend import attend
+from hata_kernels.attend import attend, attend_dense
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import rank
 from hata_kernels.rows import copy_rows, group_rows
@@ -21,6 +21,9 @@ from hata_sglang.decoding.step import Batch, count_step
 class GpuDecoder:
     """Decodes the sparse layers without waiting for the host, and without planning on it.
 
+    Where rows of a step may share a prefix it decodes dense layers as well, and reads the prefix
+    once.
+
     In a CUDA graph every kernel reads static buffers: a private copy of the rows of
     ``req_to_token`` (SGLang may free and rewrite the originals while a graph replays), lengths and
     budgets. All launches depend on shapes only.
@@ -30,7 +33,7 @@ class GpuDecoder:
     plans : sequence of LayerPlan
         The sparse layers.
     scales : dict of int to float
-        Softmax scale per sparse layer.
+        Softmax scale per layer.
     encoders : mapping of int to hata_kernels.encoders.Encoder
         On the device, by sparse layer, of those whose method keeps codes.
     num_heads, num_kv_heads, head_dim : int
@@ -38,6 +41,8 @@ class GpuDecoder:
     context_len : int
         Longest context in tokens; the width of the static buffers.
     device : torch.device
+    dense : collection of int
+        Dense layers that it may decode: plain softmax attention in bfloat16 or float16.
     """
 
     #: `decode` encodes the step's own keys, in the launch that encodes its queries.
@@ -54,7 +59,9 @@ class GpuDecoder:
         head_dim: int,
         context_len: int,
         device: torch.device,
+        dense: Collection[int] = (),
     ):
+        self.dense = frozenset(dense)
         self.plans, self.scales, self.encoders = plans, scales, encoders
         self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
         self.context_len, self.device = context_len, device
@@ -68,7 +75,8 @@ class GpuDecoder:
         self._scratch: dict[tuple, Any] = {}
 
     def _make_buffers(self, bs: int, width: int) -> Buffers:
-        sizes = BufferSizes.of(self.plans, self.encoders, bs=bs, width=width, **self.shape)
+        kinds = (self.plans, self.encoders)
+        sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=bool(self.dense), **self.shape)
         return Buffers(sizes, self.budgets, self.device)
 
     def allocate_static(self, max_bs: int) -> None:
@@ -87,6 +95,10 @@ class GpuDecoder:
     def covers_context(self, plan: LayerPlan) -> bool:
         """False: short rows are attended in full by the same captured kernels."""
         return False
+
+    def decodes_dense(self, layer: int) -> bool:
+        """Whether `decode_dense` is for a dense layer in the step at hand, or the inner backend."""
+        return layer in self.dense and self.groups is not None
 
     def prepare(self, batch: Batch, *, graph: bool, real_rows: int | None = None) -> None:
         """Make ready for one step: before its kernels run, are captured or are replayed.
@@ -173,6 +185,18 @@ class GpuDecoder:
         return attend(
             *tokens, *where[1:], scale=self.scales[plan.layer], buffers=self.buffers.attend
         )
+
+    def decode_dense(
+        self, layer: int, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend each row of ``q [bs, Hq, D]`` over its whole context: ``[bs, Hq, D]``.
+
+        Safe to capture, as `decode`, where `decodes_dense` says so.
+        """
+        buffers, bs = self.buffers, self.bs
+        where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], self.groups)
+        tokens = (q, k_cache, v_cache)
+        return attend_dense(*tokens, *where, scale=self.scales[layer], buffers=buffers.dense)
 
     def _encode(self, encoder, q, codes, key_scales, new_keys) -> torch.Tensor:
         """Codes of the queries; those of the step's keys go to their slots."""

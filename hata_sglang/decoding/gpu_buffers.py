@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hata_kernels.attend import AttendBuffers
+from hata_kernels.attend import AttendBuffers, DenseBuffers
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import RankBuffers, RankSizes, shared_values
 from hata_kernels.rows import RowGroups
@@ -58,6 +58,8 @@ class BufferSizes:
     exact : bool
         Whether a layer ranks by exact scores, and whether by PyTorch's top-k.
     exact_topk : bool
+    dense : bool
+        Whether dense layers are decoded too, where rows may share a prefix.
     """
 
     bs: int
@@ -69,6 +71,7 @@ class BufferSizes:
     rank: dict[tuple[int, int], RankSizes]
     exact: bool
     exact_topk: bool
+    dense: bool
 
     @classmethod
     def of(
@@ -82,8 +85,9 @@ class BufferSizes:
         num_kv_heads: int,
         group: int,
         head_dim: int,
+        dense: bool,
     ) -> BufferSizes:
-        """Sizes for all of a decoder's sparse layers together."""
+        """Sizes for all of a decoder's layers together."""
         rank: dict[tuple[int, int], RankSizes] = {}
         for plan in plans:
             encoder = encoders.get(plan.layer)
@@ -96,12 +100,17 @@ class BufferSizes:
         most = max(k_max(plan.budget, context_len, width) for plan in plans)
         topk = any(not plan.budget.is_fixed for plan in exact)
         shape = (bs, width, num_kv_heads, group, head_dim)
-        return cls(*shape, most, rank, bool(exact), topk)
+        return cls(*shape, most, rank, bool(exact), topk, dense and may_share(bs, width))
 
     @property
     def grouped(self) -> bool:
-        """Whether a layer can score tiles that rows share once for all."""
-        return any(sizes.values for sizes in self.rank.values())
+        """Whether a layer can read once what rows share."""
+        return self.dense or any(sizes.values for sizes in self.rank.values())
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, KV heads and their size."""
+        return self.group * self.num_kv_heads, self.num_kv_heads, self.head_dim
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +121,8 @@ class BufferSizes:
         attend = AttendBuffers.bytes_for(rows, self.group, self.head_dim, self.most)
         groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
         rank = rows * (per_row + scores * self.width)
-        return rank + attend + groups + self.bs * 4 * (self.width + 1)
+        dense = DenseBuffers.bytes_for(self.bs, *self.heads) if self.dense else 0
+        return rank + attend + groups + dense + self.bs * 4 * (self.width + 1)
 
 
 class Buffers:
@@ -142,6 +152,7 @@ class Buffers:
                 self.budgets[budget] = torch.full((sizes.bs,), tokens, **make)
         self.groups = RowGroups(sizes.bs, sizes.width, device) if sizes.grouped else None
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
+        self.dense = DenseBuffers(sizes.bs, *sizes.heads, device) if sizes.dense else None
         self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
         shape = (sizes.bs, sizes.num_kv_heads, sizes.width)
         self.scores = torch.empty(shape, device=device) if sizes.exact else None

@@ -1,5 +1,7 @@
 """The attention backend: a stock SGLang backend whose sparse layers decode through hata.
 
+So do dense layers of batches on a GPU in which rows may share a prefix: it is then read once.
+
 The stock backend is built by its own factory and then given a subclass of its own class. That
 keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
 wrapper's ``__getattr__``) and costs dense layers and prefill nothing.
@@ -13,6 +15,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
+from hata_kernels.attend import fits_dense
 from hata_sglang.decoding import CpuDecoder, GpuDecoder
 from hata_sglang.decoding.step import Batch
 from hata_sglang.errors import HataError, Problem, Refusal
@@ -38,7 +41,8 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     """
     shape, plans = session.shape, session.sparse_plans
     device, pool = torch.device(runner.device), runner.token_to_kv_pool
-    scales = {layer.layer_id: float(layer.scaling) for layer in attention_layers(runner.model)}
+    layers = attention_layers(runner.model)
+    scales = {layer.layer_id: float(layer.scaling) for layer in layers}
     if device.type == "cpu":
         decoder: Any = CpuDecoder(plans, scales, pool.encoders)
     else:
@@ -51,6 +55,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
             head_dim=shape.head_dim,
             context_len=shape.context_len,
             device=device,
+            dense=dense_layers(layers, session, pool),
         )
     backend.__class__ = _subclass(type(backend))
     backend.hata_plans = {p.layer: p for p in plans}
@@ -122,6 +127,15 @@ def _make_subclass(base: type) -> type:
             plan = self.hata_plans.get(layer.layer_id)
             _require_keys(self, layer, k, save_kv_cache)
             decoder, pool = self.hata_decoder, self.hata_pool
+            shape = (-1, layer.tp_q_head_num, layer.head_dim)
+            flat = layer.tp_q_head_num * layer.head_dim
+            # Whatever else a layer hands over is for the inner backend to know.
+            plain = k is not None and save_kv_cache and not kwargs
+            if plan is None and plain and decoder.decodes_dense(layer.layer_id):
+                pool.set_kv_buffer(layer, versions.write_loc(forward_batch), k, v)
+                caches = pool.get_kv_buffer(layer.layer_id)
+                out = decoder.decode_dense(layer.layer_id, q.reshape(shape), *caches)
+                return out.reshape(-1, flat)
             if plan is None or decoder.covers_context(plan):
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
@@ -137,13 +151,13 @@ def _make_subclass(base: type) -> type:
                 pool.set_kv_buffer(layer, where, k, v)
             out = decoder.decode(
                 plan,
-                q.reshape(-1, layer.tp_q_head_num, layer.head_dim),
+                q.reshape(shape),
                 *pool.get_kv_buffer(layer.layer_id),
                 pool.codes.get(layer.layer_id),
                 pool.scales.get(layer.layer_id),
                 **new_keys,
             )
-            return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
+            return out.reshape(-1, flat)
 
     HataAttnBackend.__name__ = f"Hata{base.__name__}"
     HataAttnBackend.__qualname__ = HataAttnBackend.__name__
@@ -164,6 +178,53 @@ def attention_layers(model: torch.nn.Module) -> list[RadixAttention]:
     return [module for module in model.modules() if isinstance(module, RadixAttention)]
 
 
+#: Properties of layers whose attention is softmax over all earlier tokens and no more.
+PLAIN = {
+    "logit_cap": (0, 0.0, None),
+    "sliding_window_size": (-1, None),
+    "is_cross_attention": (False,),
+    # Bidirectional is how Gemma 3 prefills images; a decode step is the same.
+    "attn_type": (AttentionType.DECODER, AttentionType.DECODER_BIDIRECTIONAL),
+    "xai_temperature_len": (-1, None),
+    "k_scale": (None,),
+    "use_irope": (False,),
+}
+
+
+def _unlike_plain(layer: RadixAttention) -> dict[str, tuple[Any, Any]]:
+    """Properties in which a layer's attention is more: what they should be, and what they are."""
+    values = {name: getattr(layer, name, allowed[0]) for name, allowed in PLAIN.items()}
+    return {
+        name: (PLAIN[name][0], value) for name, value in values.items() if value not in PLAIN[name]
+    }
+
+
+def dense_layers(layers: list[RadixAttention], session: Session, pool: Any) -> list[int]:
+    """Dense layers that hata's kernels can decode as the inner backend does.
+
+    Parameters
+    ----------
+    layers : list of RadixAttention
+        Of the model.
+    session : Session
+    pool : hata_sglang.seams.pool.HataTokenToKVPool
+    """
+    shape, sparse = session.shape, {plan.layer for plan in session.sparse_plans}
+    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.head_dim)
+
+    def same(layer: RadixAttention) -> bool:
+        own = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
+        return own == heads
+
+    if pool.dtype not in (torch.bfloat16, torch.float16) or not fits_dense(*heads[:3]):
+        return []
+    return [
+        layer.layer_id
+        for layer in layers
+        if layer.layer_id not in sparse and same(layer) and not _unlike_plain(layer)
+    ]
+
+
 def check_layers(model: torch.nn.Module, session: Session) -> None:
     """Refuse sparse layers whose attention is more than softmax over all earlier tokens.
 
@@ -180,29 +241,17 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
         problems.append(
             Problem("model", "softmax attention in every sparse layer", f"none in layers {missing}")
         )
-    wanted = {
-        "logit_cap": (0, 0.0, None),
-        "sliding_window_size": (-1, None),
-        "is_cross_attention": (False,),
-        # Bidirectional is how Gemma 3 prefills images; a decode step is the same.
-        "attn_type": (AttentionType.DECODER, AttentionType.DECODER_BIDIRECTIONAL),
-        "xai_temperature_len": (-1, None),
-        "k_scale": (None,),
-        "use_irope": (False,),
-    }
     for layer in layers:
         if layer.layer_id not in sparse:
             continue
-        for name, allowed in wanted.items():
-            value = getattr(layer, name, allowed[0])
-            if value not in allowed:
-                problems.append(
-                    Problem(
-                        f"attention of layer {layer.layer_id} (or list it under dense_layers)",
-                        f"{name} {allowed[0]}",
-                        f"{name} {value}",
-                    )
+        for name, (expected, found) in _unlike_plain(layer).items():
+            problems.append(
+                Problem(
+                    f"attention of layer {layer.layer_id} (or list it under dense_layers)",
+                    f"{name} {expected}",
+                    f"{name} {found}",
                 )
+            )
         if layer.qk_head_dim != layer.v_head_dim:
             problems.append(
                 Problem(

@@ -32,4 +32,5 @@ def graph_workspace_bytes(configurator: Any) -> int:
         num_kv_heads=shape.num_kv_heads,
         group=shape.num_heads // shape.num_kv_heads,
         head_dim=shape.head_dim,
+        dense=len(session.sparse_plans) < shape.num_layers,
     ).nbytes

@@ -93,6 +93,25 @@ def test_bytes_of_asymmetric_encoding():
     assert stages["encode"] == weights + vectors + 8 * 16 + 8 * 4 * 16  # key codes, four planes
 
 
+def test_bytes_of_a_shared_document():
+    """Its tokens are read once for all users."""
+    alone = stage_bytes(Scenario(LLAMA, 1, 1024, 256, "hata", 128))
+    users = stage_bytes(Scenario(LLAMA, 8, 1124, 256, "hata", 128, shared=1024))
+    own = stage_bytes(Scenario(LLAMA, 8, 100, 256, "hata", 128))
+    both = users["rank/filter_kernel"] - own["rank/filter_kernel"]
+    assert both == 1024 * (8 * 16 + 4)
+    assert users["dense, tensor cores"] == own["dense, tensor cores"] + 1024 * (8 * 512 + 4)
+    assert users["dense layer, shared prefix"] == users["dense, tensor cores"]
+    assert "dense layer, shared prefix" not in alone
+
+
+def test_a_shared_prefix_is_shorter_than_the_context():
+    found = make_scenarios("quick", contexts=[8192, 65536], shared=[0, 32768], batches=[4])
+    assert {(each.context, each.shared) for each in found} == {
+        (8192, 0), (65536, 0), (65536, 32768)
+    }  # fmt: skip
+
+
 def test_rows():
     scenario = Scenario(LLAMA, 1, 8192, 512, "hata", 64)
     row = make_row(scenario, "layer", Timing(9.0, 10.0, 12.0), 2e6, dense_us=25.0)

@@ -58,6 +58,36 @@ def test_stages_make_the_layer():
     assert torch.equal(sparse.out, whole)
 
 
+def test_users_of_one_document():
+    users = Scenario(SHAPE, 5, 2100, 100, "hata", 64, shared=2048)
+    sparse = op.SparseLayer(users)
+    assert sparse.groups.shared.tolist() == [2048] * 5
+    for layer in sparse.layers[:2]:
+        assert (layer.token_slots[:, :2048] == layer.token_slots[0, :2048]).all()
+        assert layer.token_slots.unique().numel() == users.tokens == 2048 + 5 * 52
+        assert layer.k_cache.shape[0] == users.tokens + 1
+    assert torch.equal(sparse.rank(1), sparse.rank_apart(1))
+    op.shared_dense_step(sparse)(1)
+    layer = sparse.layers[1]
+    slots = layer.token_slots[:, None, :].expand(-1, SHAPE.kv_heads, -1).contiguous()
+    counts = torch.full((5,), 2100)
+    caches = (layer.k_cache, layer.v_cache)
+    expected = attend_naive(layer.q, *caches, slots, counts, scale=SHAPE.dim**-0.5)
+    torch.testing.assert_close(sparse.out, expected)
+
+
+def test_stages_of_a_shared_document(monkeypatch):
+    def timed(step, count):
+        step(0)
+        return Timing(1, 1, 1)
+
+    monkeypatch.setattr(op, "time_layers", timed)
+    monkeypatch.setattr(op, "kernel_times", lambda step, count, names: {})
+    found = op.time_stages(op.SparseLayer(Scenario(SHAPE, 4, 1100, 100, "hata", 64, shared=1024)))
+    more = {"group rows", "rank, rows apart", "dense layer, shared prefix"}
+    assert set(found) == {"encode", "rank", "attend", "layer"} | more
+
+
 def test_budgets_share_layers():
     first = op.SparseLayer(scenario(100))
     second = op.SparseLayer(scenario(128), first)

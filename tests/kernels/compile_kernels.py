@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from hata_kernels.attend.dense import attend_dense_triton
 from hata_kernels.attend.gather import attend_gather
 from hata_kernels.attend.triton import write_pages
 from hata_kernels.encode.triton import encode_triton
@@ -344,11 +345,30 @@ def attend_all() -> None:
         )
 
 
+def dense_all() -> None:
+    """Every head size, groups of 1 to 64, soft caps; few rows, and more than a program takes."""
+    for batch, group, dim, dtype, logit_cap in (
+        (32, 4, 128, BF16, 0), (8, 4, 128, BF16, 0), (1, 4, 128, BF16, 0), (128, 3, 64, BF16, 0),
+        (32, 1, 128, BF16, 0), (16, 7, 96, F16, 0), (32, 7, 128, F16, 30), (16, 4, 256, BF16, 50),
+        (9, 64, 256, BF16, 50), (32, 64, 128, BF16, 0), (64, 3, 96, BF16, 30),
+    ):  # fmt: skip
+        attend_dense_triton(
+            zeros(batch, 2 * group, dim, dtype=dtype),
+            *(zeros(50, 2, dim, dtype=dtype) for _ in range(2)),
+            zeros(batch, 1024),
+            zeros(batch, dtype=torch.int64 if batch == 32 else torch.int32),
+            RowGroups(batch, 1024, torch.device("cpu")),
+            scale=0.1,
+            logit_cap=logit_cap,
+        )
+
+
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only(JITFunction.run)
     for part in (
         encode_all, step_all, rank_all, shared_all, score_all, exact_all, select_all, attend_all,
+        dense_all,
     ):  # fmt: skip
         part()
     print(*sorted(set(compiled)), len(compiled))

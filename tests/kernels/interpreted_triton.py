@@ -26,6 +26,7 @@ def load_interpreted_kernels() -> None:
     if not isinstance(tl.sum, InterpretedFunction):
         raise pytest.UsageError("Triton was imported before its interpreter could be chosen")
     import hata_kernels.attend.dense_kernels
+    import hata_kernels.attend.dense_prefix
     import hata_kernels.attend.gather_kernels
     import hata_kernels.attend.triton
     import hata_kernels.encode.triton

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 
+from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import CpuDecoder, GpuDecoder
@@ -258,22 +259,74 @@ def held_bytes(buffers) -> int:
     return sum(map(held_bytes, vars(buffers).values())) if hasattr(buffers, "__dict__") else 0
 
 
+@pytest.mark.parametrize("dense", [False, True], ids=["all-sparse", "some-dense"])
 @pytest.mark.parametrize(("bs", "width"), [(3, 256), (5, 2048)], ids=["small", "may-share"])
 @pytest.mark.parametrize("names", [*[[name] for name in METHODS], list(METHODS)])
-def test_graph_memory_is_counted(names, bs, width):
+def test_graph_memory_is_counted(names, bs, width, dense):
     """What is counted: the buffers themselves, the largest selection, and top-k's scratch."""
     steps = [Step(name, budget) for name in names for budget in BUDGETS]
     for layer, step in enumerate(steps):
         step.plan = dataclasses.replace(step.plan, layer=layer)
     decoder = make_gpu_decoder(steps, "cpu")
-    sizes = BufferSizes.of(decoder.plans, decoder.encoders, bs=bs, width=width, **decoder.shape)
+    kinds = (decoder.plans, decoder.encoders)
+    sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=dense, **decoder.shape)
     buffers = Buffers(sizes, decoder.budgets, decoder.device)
     buffers.budgets.clear()  # a few bytes per row, as are the shares'
     buffers.share_budgets = None
     extra = sizes.nbytes - held_bytes(buffers)
     assert extra == bs * HKV * (4 * 45 + 16 * width * ("exact" in names))
     with_codes = not {"exact", "streaming"}.issuperset(names)
-    assert (buffers.groups is not None) == (bs == 5 and with_codes)
+    assert (buffers.groups is not None) == (bs == 5 and (with_codes or dense))
+    assert (buffers.dense is not None) == (bs == 5 and dense)
+
+
+def test_users_of_one_document_decode_a_dense_layer():
+    """Five rows share 1,100 slots, one is apart; the layer beside the sparse one is dense."""
+    step = Step("hata", "fixed")
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.tensor([1130, 1101, 1200, 1125, 1180, 1300])
+    caches = [torch.randn(9000, HKV, DIM, generator=generator) for _ in "kv"]
+    order = (torch.randperm(8999, generator=generator) + 1).int()
+    table, apart = torch.zeros(8, 1300, dtype=torch.int32), order[1100:]
+    for place, (row, length) in enumerate(zip(step.rows, lengths, strict=True)):
+        own, apart = apart[:length], apart[length:]
+        table[row, :length] = own
+        if place < 5:
+            table[row, :1100] = order[:1100]
+    step.batch = Batch(table, step.rows, lengths, lengths.clone())
+    encoders, plans = step.encoders, [step.plan]
+    decoder = GpuDecoder(
+        plans,
+        {LAYER: SCALE, 1: SCALE},
+        encoders,
+        num_heads=HQ,
+        num_kv_heads=HKV,
+        head_dim=DIM,
+        context_len=2048,
+        device=torch.device("cpu"),
+        dense=[1],
+    )
+    for graph in (False, True):
+        if graph:
+            decoder.allocate_static(8)
+        decoder.prepare(step.batch, graph=graph)
+        assert decoder.groups.shared[:6].tolist() == [1024] * 5 + [0]
+        assert decoder.decodes_dense(1)
+        assert not decoder.decodes_dense(2)
+        out = decoder.decode_dense(1, step.q, *caches)
+        for place, (row, length) in enumerate(zip(step.rows, lengths, strict=True)):
+            slots = table[row, :length].expand(HKV, -1)[None].contiguous()
+            counts = lengths[place : place + 1]
+            tokens = (step.q[place : place + 1], *caches, slots, counts)
+            expected = attend_naive(*tokens, scale=SCALE)
+            torch.testing.assert_close(out[place], expected[0], atol=1e-5, rtol=1e-4)
+
+
+def test_few_rows_leave_dense_layers_to_the_inner_backend():
+    step = Step("hata", "fixed")
+    decoder = make_gpu_decoder([step], "cpu")
+    step.decode(decoder, graph=False)  # shorter than what a group shares
+    assert not decoder.decodes_dense(1)
 
 
 @pytest.mark.gpu

@@ -134,9 +134,10 @@ class RankBuffers:
     Attributes
     ----------
     floors, found : torch.Tensor
-        int32 ``[rows]``: the floor of a row, and how many candidates reached it.
+        int32 ``[rows]``: the floor of a row, and how many candidates reached it (with groups by
+        head first).
     counts : torch.Tensor
-        int32 ``[rows, 2**bin_bits]``: candidates by score.
+        int32 ``[rows, 2**bin_bits]``: candidates by score, in the order of `bin_place`.
     entries : torch.Tensor
         int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in ``31 -
         score_bits`` bits, and the score.

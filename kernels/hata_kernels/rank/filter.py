@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .tokens import load_codes, score_codes
+from .tokens import bin_place, load_codes, score_codes
 
 # Programs at most: a grid for the longest context costs a short batch more than it scores.
 PROGRAMS = 1320
@@ -34,6 +34,8 @@ def filter_kernel(
     sink,
     recent,
     k_max,
+    found_batch,
+    found_head,
     HEADS: tl.constexpr,
     WEIGHTS: tl.constexpr,
     PLANES: tl.constexpr,
@@ -124,7 +126,8 @@ def filter_kernel(
         count = tl.sum(in_run, axis=0)
         heads = tl.arange(0, HEADS_POW2)
         rows = batch * HEADS + heads
-        begin = tl.atomic_add(found_ptr + rows, count, mask=heads < HEADS, sem="relaxed")
+        found_place = found_ptr + batch * found_batch + heads * found_head
+        begin = tl.atomic_add(found_place, count, mask=heads < HEADS, sem="relaxed")
         piece = (begin.to(tl.int64) << 32) | count.to(tl.int64)
         tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < HEADS)
         # A piece that its row has no room for is left out: `take_kernel` sees that the row is over.
@@ -132,7 +135,8 @@ def filter_kernel(
         before = tl.reshape(first[None, :] + tl.cumsum(in_run, axis=0) - in_run, (LANES,))
         by_lane = tl.trans(kept)
         rank = before[:, None] + tl.trans(tl.cumsum(by_lane, axis=0) - by_lane)
-        bin = row[:, None] * (1 << BIN_BITS) + (score >> (SCORE_BITS - BIN_BITS))
+        bin = bin_place(score >> (SCORE_BITS - BIN_BITS), BIN_BITS)
+        bin = row[:, None] * (1 << BIN_BITS) + bin
         tl.atomic_add(counts_ptr + bin, 1, mask=keep, sem="relaxed")
         high = (score << (31 - SCORE_BITS)) | tile
         entry = (high.to(tl.int64) << 32) | slot.to(tl.int64)

@@ -38,6 +38,8 @@ def floor_kernel(
     sink,
     recent,
     k_max,
+    found_batch,
+    found_head,
     HEADS: tl.constexpr,
     WEIGHTS: tl.constexpr,
     PLANES: tl.constexpr,
@@ -82,7 +84,7 @@ def floor_kernel(
     wait_for_last(PDL)
     if VALUES > 0:
         write_values(q_codes_ptr, values_ptr, bases_ptr, row, WEIGHTS, PLANES, WORDS, FULL, VALUES)
-    tl.store(found_ptr + row, 0)
+    tl.store(found_ptr + batch * found_batch + row % HEADS * found_head, 0)
     for first in tl.static_range(0, 1 << BIN_BITS, 1024):
         bin = first + tl.arange(0, 1024)
         tl.store(

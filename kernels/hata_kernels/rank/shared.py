@@ -9,7 +9,7 @@ from ..chain import start_next, wait_for_last
 from .shared_parts import bit_of, emit, unpack
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
-SPAN = 4
+SPAN = 2
 # Stages of the loads of codes: those of the next two tiles are under way.
 STAGES = 3
 # Warps of a launch: 16 on each of an H100's 132 multiprocessors.
@@ -48,6 +48,8 @@ def shared_kernel(
     sink,
     recent,
     k_max,
+    found_batch,
+    found_head,
     batch,
     HEADS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -117,6 +119,7 @@ def shared_kernel(
             scored = (place < size) & (length > budget)
             end = tl.where(scored, tl.load(shared_ptr + member), 0)
             row = member.to(tl.int64) * HEADS + head
+            found_place = found_ptr + member * found_batch + head * found_head
             base = tl.load(bases_ptr + row, mask=scored, other=0)
             floor = tl.load(floors_ptr + row, mask=scored, other=0)
             value_place = values_ptr + row[:, None] * VALUES + tl.arange(0, VALUES)[None, :]
@@ -167,9 +170,7 @@ def shared_kernel(
                 # The last warp's is the sum. Its thread alone adds it, and no other waits for it.
                 whole = (warp == WARPS - 1) & inside[None, :]
                 again = tl.zeros((WARPS, 1), tl.int32)
-                begun = tl.atomic_add(
-                    (found_ptr + row)[None, :] + again, upto, mask=whole, sem="relaxed"
-                )
+                begun = tl.atomic_add(found_place[None, :] + again, upto, mask=whole, sem="relaxed")
                 piece = (begun.to(tl.int64) << 32) | upto.to(tl.int64)
                 tl.store((tiles_ptr + row * tiles + tile)[None, :] + again, piece, mask=whole)
                 # Where a row has no room its list does not count; any place in it will do.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .tokens import bin_place
+
 
 @triton.jit
 def bit_of(place):
@@ -87,14 +89,16 @@ def emit(
             mad.lo.s32 high, $1, $10, $3;
             st.global.v2.b32 [place], {$2, high};
             shr.u32 number, $1, $11;
+            shr.u32 high, number, 2;
+            bfi.b32 number, number, high, $12, 2;
             mad.wide.u32 place, number, 4, $9;
             red.relaxed.gpu.global.add.u32 [place], 1;
             DONE: mov.b32 $0, 0;
             }""",
-            "=r,r,r,r,l,r,r,r,r,l,r,r",
+            "=r,r,r,r,l,r,r,r,r,l,r,r,r",
             [
                 score, slot, tile, entries_run.to(tl.int64), kept, one, before, field,
-                counts_row.to(tl.int64), unit, down,
+                counts_row.to(tl.int64), unit, down, BIN_BITS - 2,
             ],
             dtype=tl.int32,
             is_pure=False,
@@ -105,4 +109,6 @@ def emit(
         entry = ((score * unit + tile).to(tl.int64) << 32) | slot.to(tl.int64)
         tl.store(entries_run + ((before >> field) & 15), entry, mask=keep)
         added = tl.full(score.shape, 1, tl.int32)
-        tl.atomic_add(counts_row + (score >> down), added, mask=keep, sem="relaxed")
+        tl.atomic_add(
+            counts_row + bin_place(score >> down, BIN_BITS), added, mask=keep, sem="relaxed"
+        )

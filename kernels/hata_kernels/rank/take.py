@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from .rescored import take_rescored
+from .tokens import bin_place
 
 WARPS = 16
 # Lists of at most so many candidates are held in registers, of the smallest size that holds them.
@@ -26,7 +27,7 @@ def chunk(k_max: int) -> int:
 def _from_counts(counts_row, found, budget, UNIT: tl.constexpr, BIN_BITS: tl.constexpr):
     """Largest multiple of UNIT that as many candidates reach as the budget has."""
     bin = tl.arange(0, 1 << BIN_BITS)
-    counts = tl.load(counts_row + bin)
+    counts = tl.load(counts_row + bin_place(bin, BIN_BITS))
     # It falls as the score grows: the threshold is the last score that enough candidates reach.
     at_least = found - tl.cumsum(counts, axis=0) + counts
     return tl.max(tl.where(at_least >= budget, bin, 0), axis=0) * UNIT
@@ -196,6 +197,8 @@ def take_kernel(
     sink,
     recent,
     k_max,
+    found_batch,
+    found_head,
     HEADS: tl.constexpr,
     WEIGHTS: tl.constexpr,
     PLANES: tl.constexpr,
@@ -232,7 +235,7 @@ def take_kernel(
     budget = tl.minimum(tl.load(budgets_ptr + batch), tl.minimum(length, k_max))
     wait_for_last(PDL)
     start_next(PDL)
-    found = tl.load(found_ptr + row)
+    found = tl.load(found_ptr + batch * found_batch + row % HEADS * found_head)
     slots_row = token_slots_ptr + batch * token_slots_stride
     out_row = out_ptr + row * k_max
     if length <= budget:

@@ -79,6 +79,15 @@ def _weighted_distance(
 
 
 @triton.jit
+def bin_place(bin, BIN_BITS: tl.constexpr):
+    """Where a row counts its candidates of a bin: neighbours are far apart.
+
+    Most candidates have one of a few scores, and atomics on one cache line wait for each other.
+    """
+    return ((bin & 3) << (BIN_BITS - 2)) | (bin >> 2)
+
+
+@triton.jit
 def load_codes(
     codes_ptr, slot, head, HEADS: tl.constexpr, WORDS: tl.constexpr, WORDS_POW2: tl.constexpr
 ):

@@ -118,7 +118,10 @@ def rank_triton(
         **chain_options(codes.device),
     }
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
-    scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max)
+    # Candidates found, of all heads of a request side by side or, where the members of a group are
+    # added to at once, of all requests: one atomic of many is of one cache line.
+    found_steps = (1, batch) if values else (kv_heads, 1)
+    scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max, *found_steps)
     floor = (buffers.floors, buffers.found, buffers.counts)
     sampled = sampling.floor_kernel[(rows,)](
         *inputs,

@@ -1,0 +1,253 @@
+"""Triton attention over whole contexts; a prefix that several requests share is read once.
+
+Attention over a shared prefix and over the rest of a context are computed apart and merged by
+their log-sum-exp, as in Hydragen (Juravsky et al. 2024, arXiv 2402.05099) and in FlashInfer's
+cascade (Ye et al. 2024): for the prefix the queries of all requests that share it are one matrix,
+so that its K and V are read once for all of them. Which rows share what is read on the device
+(`RowGroups`), and every program computes from it which part of the work is its own, so the
+launches depend on shapes only: safe inside a CUDA graph, and nothing is planned on the host.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..chain import chain_options
+from ..checks import expect, expect_tensor
+from ..rows import RowGroups
+from .dense_naive import check_dense
+from .gather import HEAD_DIMS, LOG2_E, MAX_GROUP
+
+# Tokens that a program reads at a time, at most, and numbers of their K.
+BLOCK, NUMBERS = 64, 2**13
+# Query heads of all members that a program attends for, at most, and numbers of their sums.
+QUERIES, SUMS = 128, 2**14
+# Multiprocessors of an H100; both launches are what they hold at the same time.
+PROCESSORS = 132
+# Blocks that are worth a program.
+PREFIX_LEAST, TAIL_LEAST = 4, 2
+# Stages of the loads of K and V: those of the next two blocks are under way.
+STAGES = 3
+# Numbers of sums that take 8 warps, and a multiprocessor's memory with the K and V under way;
+# otherwise it holds two programs.
+WIDE = 2**14
+# Parts that the merge takes in at a time.
+PARTS = 16
+
+
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def fits_dense(q_heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether `attend_dense_triton` has kernels for query heads, KV heads, and their size."""
+    return q_heads % kv_heads == 0 and q_heads // kv_heads <= MAX_GROUP and dim in HEAD_DIMS
+
+
+def dense_members(rows: int, group: int, dim: int) -> int:
+    """Rows of a group that a program attends for: 16 to QUERIES query heads, padded.
+
+    Parameters
+    ----------
+    rows, group, dim : int
+        Batch size, query heads per KV head, and their size.
+    """
+    most = min(QUERIES, SUMS // _power(dim)) // _power(group)
+    return max(min(most, _power(rows)), 16 // _power(group), 1)
+
+
+def dense_units(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, int]:
+    """Programs of a KV head that attend prefixes, and that attend the rest.
+
+    Parameters
+    ----------
+    rows, group, kv_heads, dim : int
+        Batch size, query heads per KV head, KV heads, and the size of a head.
+    """
+    queries = dense_members(rows, group, dim) * _power(group)
+    sums = (queries * _power(dim), max(16, _power(group)) * _power(dim))
+    prefix, tail = (PROCESSORS * (1 if n >= WIDE else 2) // kv_heads for n in sums)
+    return max(1, prefix), max(1, tail)
+
+
+def dense_places(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, int]:
+    """Places for partial results of all query heads: of prefixes, and of the rest.
+
+    Parameters
+    ----------
+    rows, group, kv_heads, dim : int
+        As in `dense_units`.
+    """
+    # A row has at most one part of each kind from a program. With b the row's place among all rows,
+    # b + program is another place for every part of the rest: along the line of the work one of
+    # them grows with every part, and neither falls. A part of prefixes is of at most MEMBERS rows,
+    # whose places r among the rows of all groups follow each other: so is r + MEMBERS * program.
+    prefix_units, tail_units = dense_units(rows, group, kv_heads, dim)
+    return prefix_units * dense_members(rows, group, dim) + rows, tail_units + rows
+
+
+def most_places(rows: int, group: int, kv_heads: int, dim: int) -> int:
+    """Places of both kinds together that a call of up to ``rows`` rows needs."""
+    # Programs and members follow from the power of two that is not below the rows.
+    powers = [2**n for n in range(rows.bit_length())]
+    return max(sum(dense_places(n, group, kv_heads, dim)) for n in (rows, *powers))
+
+
+class DenseBuffers:
+    """Partial results of `attend_dense_triton`, so that a captured step allocates nothing.
+
+    Calls on one stream may share them: layers of one step, and batches of all sizes.
+
+    Parameters
+    ----------
+    rows : int
+        Largest batch size.
+    q_heads, kv_heads, dim : int
+        Query heads, KV heads, and their size.
+    device : torch.device or str
+        Where the caches are.
+
+    Attributes
+    ----------
+    partial, lse : torch.Tensor
+        float32, flat: attention over each part, and the base-2 logarithm of its softmax's
+        denominator.
+    plan : torch.Tensor
+        int32 ``[rows, 4]``: place of a row's first part of a prefix and number of such parts, and
+        the same of the rest of its context.
+
+    Raises
+    ------
+    ValueError
+        When a size is less than 1, or ``q_heads`` no multiple of ``kv_heads``.
+    """
+
+    def __init__(
+        self, rows: int, q_heads: int, kv_heads: int, dim: int, device: torch.device | str
+    ) -> None:
+        sizes = {"rows": rows, "q_heads": q_heads, "kv_heads": kv_heads, "dim": dim}
+        for name, value in sizes.items():
+            expect(value >= 1, name, "at least 1", value)
+        expect(q_heads % kv_heads == 0, "q_heads", f"a multiple of {kv_heads}", q_heads)
+        heads = most_places(rows, q_heads // kv_heads, kv_heads, dim) * q_heads
+        self.partial = torch.empty(heads * dim, dtype=torch.float32, device=device)
+        self.lse = torch.empty(heads, dtype=torch.float32, device=device)
+        self.plan = torch.empty(rows, 4, dtype=torch.int32, device=device)
+
+    @staticmethod
+    def bytes_for(rows: int, q_heads: int, kv_heads: int, dim: int) -> int:
+        """Bytes that buffers of these sizes take."""
+        places = most_places(rows, q_heads // kv_heads, kv_heads, dim)
+        return 4 * (places * q_heads * (dim + 1) + 4 * rows)
+
+    def check(self, rows: int, q_heads: int, kv_heads: int, dim: int, device: torch.device) -> None:
+        """Raise ``ValueError`` unless a call of these sizes fits."""
+        heads = sum(dense_places(rows, q_heads // kv_heads, kv_heads, dim)) * q_heads
+        needed = {"partial": heads * dim, "lse": heads, "plan": 4 * rows}
+        for name, size in needed.items():
+            tensor = getattr(self, name)
+            expect_tensor(f"buffers.{name}", tensor, device=device)
+            held = tensor.numel()
+            expect(held >= size, f"buffers.{name}", f"{size} numbers", held)
+
+
+def attend_dense_triton(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    groups: RowGroups,
+    *,
+    scale: float,
+    logit_cap: float = 0.0,
+    out: torch.Tensor | None = None,
+    buffers: DenseBuffers | None = None,
+) -> torch.Tensor:
+    """Attend over whole contexts on the GPU; same contract as `attend_dense_naive`.
+
+    Products are taken in the dtype of ``q`` and summed in float32. Lengths, groups and slots are
+    read on the device and trusted; a length of more than the width counts as the width, and one of
+    less than 1 leaves the row's output undefined. The result is the same in every run, and depends
+    on the groups by rounding only.
+
+    Parameters
+    ----------
+    q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out
+        As in `attend_dense_naive`.
+    buffers : DenseBuffers, optional
+        For partial results. Allocated when None.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``.
+
+    Raises
+    ------
+    ValueError
+        As `attend_dense_naive` except for lengths, and when ``q`` is float32, the head size is not
+        64, 96, 128 or 256, the group is larger than 64, or the buffers are too small or elsewhere.
+    """
+    out = check_dense(q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out)
+    batch, q_heads, dim = q.shape
+    kv_heads = k_cache.shape[1]
+    group = q_heads // kv_heads
+    expect_tensor("q", q, dtypes=(torch.bfloat16, torch.float16))
+    expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
+    expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
+    if batch == 0:
+        return out
+    if buffers is None:
+        buffers = DenseBuffers(batch, q_heads, kv_heads, dim, q.device)
+    buffers.check(batch, q_heads, kv_heads, dim, q.device)
+
+    from .dense_kernels import _dense_merge_kernel, _tail_kernel
+    from .dense_prefix import _prefix_kernel
+
+    members, power = dense_members(batch, group, dim), _power(dim)
+    prefix_units, tail_units = dense_units(batch, group, kv_heads, dim)
+    # Fewer rows than a group needs have none: there is nothing to launch for.
+    grouped = batch >= groups.least
+    caches, kept = (q, k_cache, v_cache, token_slots), (buffers.plan, buffers.partial, buffers.lse)
+    strides = (q.stride(0), token_slots.stride(0))
+    exponent = scale * LOG2_E  # exp(x) as exp2(x * log2(e))
+    scales = (exponent * 2 / logit_cap if logit_cap > 0 else exponent, logit_cap * LOG2_E)
+    sizes = {"DIM": dim, "DIM_POW2": power} | chain_options(q.device)
+    reads = sizes | {"HEADS": kv_heads, "GROUP": group, "ROWS_POW2": max(16, _power(batch))}
+    reads |= {"CAPPED": logit_cap > 0, "BLOCK": min(BLOCK, NUMBERS // power)}
+    if grouped:
+        queries = members * _power(group)
+        _prefix_kernel[(prefix_units, kv_heads)](
+            *(*caches, groups.shared, groups.members, groups.sizes, groups.extents, *kept),
+            *(*strides, groups.members.stride(0), batch, *scales),
+            GROUP_POW2=_power(group),
+            MEMBERS=members,
+            WHOLE=queries >= QUERIES,
+            LEAST=PREFIX_LEAST,
+            num_warps=8 if queries * power >= WIDE else 4,
+            num_stages=STAGES,
+            **reads,
+        )
+    pad = max(16, _power(group))  # tl.dot needs 16
+    _tail_kernel[(tail_units, kv_heads)](
+        *(*caches, seq_lens, groups.shared, *kept, *strides, token_slots.shape[1], batch),
+        *(dense_places(batch, group, kv_heads, dim)[0], *scales),
+        GROUP_PAD=pad,
+        GROUPED=grouped,
+        LEAST=TAIL_LEAST,
+        num_warps=8 if pad * power >= WIDE else 4,
+        num_stages=STAGES,
+        **reads,
+    )
+    _dense_merge_kernel[(batch * q_heads,)](
+        *(seq_lens, groups.shared, *kept, out),
+        Q_HEADS=q_heads,
+        MEMBERS=members,
+        GROUPED=grouped,
+        PARTS=PARTS,
+        num_warps=4,
+        **sizes,
+    )
+    return out

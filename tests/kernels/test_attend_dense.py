@@ -1,0 +1,458 @@
+"""Dense attention: the CPU against float64, Triton against float64, with and without groups."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import pytest
+import torch
+
+from hata_kernels.attend import (
+    DenseBuffers,
+    attend_dense,
+    attend_dense_naive,
+    attend_dense_triton,
+    dense,
+)
+from hata_kernels.rows import RowGroups, group_rows
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+NOWHERE = 2**31 - 1  # a slot that cannot be read
+PADDING = (None, 0, 1)
+
+# Rows: document, tokens of it that the row begins with, length. Unit of groups, least members.
+ONE = [("a", 90, 90 + n) for n in (1, 40, 7, 16, 90)]
+MANY = [
+    *[("a", 130, 140), ("b", 64, 64), ("a", 48, 150), PADDING, ("b", 64, 100), ("a", 130, 131)],
+    *[("c", 100, 110), ("a", 130, 200), ("b", 33, 60), ("a", 96, 180), ("d", 50, 51), PADDING],
+    *[("a", 130, 133), ("d", 50, 60), ("a", 112, 220)],
+]
+ALONE = [(None, 0, n) for n in (1, 2, 15, 16, 17, 130, 200)]
+CASES = [
+    pytest.param(ONE, 16, 2, 1, 4, 64, id="one-document"),
+    pytest.param(MANY, 16, 2, 2, 1, 64, id="documents-G1"),
+    pytest.param(MANY, 5, 2, 1, 3, 96, id="documents-unit5-G3-D96"),
+    pytest.param(MANY, 16, 3, 1, 7, 128, id="documents-G7-D128"),
+    pytest.param(ONE, 16, 2, 2, 20, 256, id="one-document-G20-D256"),
+    pytest.param(ALONE, 16, 2, 2, 4, 64, id="alone"),
+    pytest.param(ONE[:3], 16, 4, 1, 64, 64, id="too-few-for-groups-G64"),
+    pytest.param(ONE[:3], 16, 1, 1, 2, 64, id="groups-of-one"),
+]
+# Programs, query heads of a program (all members at once, or some at a time), logit cap.
+SPLITS = [
+    pytest.param(1, 128, 5.0, id="one-program-capped"),
+    pytest.param(5, 128, 0.0, id="5-programs"),
+    pytest.param(6, 16, 5.0, id="6-programs-of-16-heads-capped"),
+    pytest.param(4, 32, 0.0, id="4-programs-of-32-heads"),
+]
+
+
+def small(monkeypatch, processors: int, queries: int = 128) -> None:
+    """Blocks of 16 tokens and as many programs as a test can run."""
+    for name in ("PREFIX_LEAST", "TAIL_LEAST"):
+        monkeypatch.setattr(dense, name, 1)
+    monkeypatch.setattr(dense, "BLOCK", 16)
+    monkeypatch.setattr(dense, "PROCESSORS", processors)
+    monkeypatch.setattr(dense, "QUERIES", queries)
+
+
+def make_table(rows) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Slots of rows that begin as documents do, garbage after the lengths; lengths; slots used."""
+    free = iter((torch.randperm(sum(length + 1000 for *_, length in rows)) + 1).tolist())
+    documents = {}
+    table = torch.full((len(rows), max((n for *_, n in rows), default=1) + 3), NOWHERE)
+    for b, (document, begins, length) in enumerate(rows):
+        if document is None and length == 1:
+            table[b, 0] = 0  # as a graph's padding has it
+            continue
+        slots = documents.setdefault(document, []) if document else []
+        while len(slots) < begins:
+            slots.append(next(free))
+        own = slots[:begins] + [next(free) for _ in range(length - begins)]
+        table[b, :length] = torch.tensor(own)
+    lengths = torch.tensor([length for *_, length in rows], dtype=torch.int64)
+    return table.int(), lengths, sum(length + 1000 for *_, length in rows) + 1
+
+
+def make_inputs(rows, kv_heads, group, dim, dtype=F16):
+    """What must not be read is NaN in the caches; queries are a slice of a fused projection."""
+    table, lengths, slots = make_table(rows)
+    fused = torch.randn(len(rows), (group + 2) * kv_heads * dim).to(dtype)
+    q = fused[:, : group * kv_heads * dim].unflatten(1, (-1, dim))
+    caches = [torch.full((slots, kv_heads, dim), float("nan"), dtype=dtype) for _ in range(2)]
+    for b, length in enumerate(lengths.tolist()):
+        chosen = table[b, :length].long()
+        for cache in caches:
+            cache[chosen] = torch.randn(length, kv_heads, dim).to(dtype)
+    return q, *caches, table, lengths
+
+
+def make_groups(table, lengths, device, unit=16, least=2) -> RowGroups:
+    rows, width = table.shape
+    groups = RowGroups(rows + 3, width, torch.device(device), unit=unit, least=least)
+    for tensor in (groups.shared, groups.members, groups.sizes, groups.extents, groups.leaders):
+        tensor.fill_(-987654321)
+    group_rows(table.to(device), lengths.int().to(device), longest=width, groups=groups)
+    return groups
+
+
+def softmax_attention(q, k_cache, v_cache, table, lengths, *, scale, logit_cap=0.0):
+    """The definition in float64, one query head at a time."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    group = q.shape[1] // k_cache.shape[1]
+    for b, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        slots = table[b, : int(lengths[b])].long()
+        logits = scale * (k_cache[slots, head // group].double() @ q[b, head].double())
+        if logit_cap > 0:
+            logits = logit_cap * torch.tanh(logits / logit_cap)
+        out[b, head] = logits.softmax(0) @ v_cache[slots, head // group].double()
+    return out
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
+    """Relative root mean square: rounding of the dtype, and no NaN."""
+    error = (out.double().cpu() - expected).norm() / expected.norm()
+    assert error < {F32: 1e-5, F16: 2e-3, BF16: 1e-2}[out.dtype]
+
+
+@pytest.mark.parametrize("logit_cap", [0.0, 5.0], ids=["plain", "capped"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_naive_is_softmax_attention(poison, dtype, logit_cap) -> None:
+    inputs = make_inputs(MANY, 2, 3, 64, dtype)
+    options = {"scale": 0.2, "logit_cap": logit_cap}
+    out = poison(len(MANY), 6, 64, dtype=dtype)
+    groups = RowGroups(len(MANY), 1, torch.device("cpu"))
+    assert attend_dense_naive(*inputs, groups, **options, out=out) is out
+    assert_close(out, softmax_attention(*inputs, **options))
+    assert torch.equal(attend_dense(*inputs, groups, **options), out)
+
+
+@pytest.mark.parametrize(("processors", "queries", "logit_cap"), SPLITS)
+@pytest.mark.parametrize(("rows", "unit", "least", "kv_heads", "group", "dim"), CASES)
+def test_triton_is_softmax_attention(
+    device,
+    monkeypatch,
+    poison,
+    rows,
+    unit,
+    least,
+    kv_heads,
+    group,
+    dim,
+    processors,
+    queries,
+    logit_cap,
+) -> None:
+    small(monkeypatch, processors, queries)
+    inputs = make_inputs(rows, kv_heads, group, dim)
+    groups = make_groups(*inputs[3:], device, unit, least)
+    options = {"scale": 2 / dim**0.5, "logit_cap": logit_cap}
+    out = poison(len(rows), kv_heads * group, dim, dtype=F16, device=device)
+    there = [a.to(device) for a in inputs]
+    assert attend_dense_triton(*there, groups, **options, out=out) is out
+    assert_close(out, softmax_attention(*inputs, **options))
+
+
+@pytest.mark.parametrize("queries", [16, 128])
+@pytest.mark.parametrize("processors", [1, 2, 4, 7, 11])
+def test_any_number_of_programs(device, monkeypatch, processors, queries) -> None:
+    # Chunks of one group begin whole runs apart or not, runs end anywhere.
+    small(monkeypatch, processors, queries)
+    users = [("a", 130, 131 + n) for n in range(0, 30, 3)]
+    rows = [*MANY[:9], *users, ("e", 200, 201), ("e", 190, 200)]
+    inputs = make_inputs(rows, 1, 4, 64)
+    groups = make_groups(*inputs[3:], device)
+    assert groups.sizes.max() > 8  # three chunks of four
+    out = attend_dense_triton(*(a.to(device) for a in inputs), groups, scale=0.2)
+    assert_close(out, softmax_attention(*inputs, scale=0.2))
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64], ids=str)
+def test_every_length_beside_every_prefix(device, monkeypatch, integer) -> None:
+    small(monkeypatch, 6)
+    sizes = [1, 15, 16, 17, 33]
+    rows = [(n, n, n + m) for n, m in itertools.product(sizes, [0, *sizes]) for _ in range(2)]
+    *inputs, lengths = make_inputs(rows, 1, 2, 64)
+    groups = make_groups(inputs[3], lengths, device, unit=1)
+    inputs.append(lengths.to(integer))
+    out = attend_dense_triton(*(a.to(device) for a in inputs), groups, scale=0.2)
+    assert_close(out, softmax_attention(*inputs, scale=0.2))
+
+
+@pytest.mark.parametrize("queries", [16, 128])
+def test_extreme_logits(device, monkeypatch, queries) -> None:
+    # One token has all the weight, at any place; then all are far below zero.
+    small(monkeypatch, 3, queries)
+    q = torch.ones(6, 2, 64, dtype=F16)
+    k_cache = torch.full((60, 1, 64), -100.0, dtype=F16)
+    k_cache[7] = 100
+    v_cache = torch.randn(60, 1, 64).to(F16)
+    table = torch.arange(60).repeat(6, 1)
+    table[1:3, 45:] = torch.arange(15)
+    table[3:] = table[3:].flip(1).masked_fill(table[3:].flip(1) == 7, 8)
+    inputs = (q, k_cache, v_cache, table.int(), torch.full((6,), 60))
+    groups = make_groups(*inputs[3:], device, least=3)
+    assert groups.sizes[:6].tolist() == [3, 0, 0, 3, 0, 0]
+    for logit_cap in (0.0, 30.0):
+        options = {"scale": 5.0, "logit_cap": logit_cap}
+        out = attend_dense_triton(*(a.to(device) for a in inputs), groups, **options)
+        assert_close(out, softmax_attention(*inputs, **options))
+
+
+def test_the_result_is_the_same_every_time_and_with_buffers_of_other_calls(
+    device, monkeypatch, poison
+) -> None:
+    small(monkeypatch, 2)
+    buffers = DenseBuffers(20, q_heads=6, kv_heads=1, dim=96, device=device)
+    calls = ((MANY[:9], 1, 6, 96), (ONE, 2, 3, 64), (ALONE, 1, 1, 64), (ONE[:1], 1, 6, 64))
+    for rows, kv_heads, group, dim in calls:
+        inputs = make_inputs(rows, kv_heads, group, dim)
+        groups = make_groups(*inputs[3:], device)
+        inputs = [a.to(device) for a in inputs]
+        first = attend_dense_triton(*inputs, groups, scale=0.1)
+        buffers.partial.fill_(float("nan"))
+        buffers.lse.fill_(float("nan"))
+        out = poison(*first.shape, dtype=F16, device=device)
+        for _ in range(2):
+            attend_dense_triton(*inputs, groups, scale=0.1, out=out, buffers=buffers)
+            assert torch.equal(out, first)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 4, 64])
+@pytest.mark.parametrize("kv_heads", [1, 8, 32, 300])
+def test_buffers_hold_every_smaller_batch(kv_heads, group, dim) -> None:
+    sizes = (group, kv_heads, dim)
+    needed = [sum(dense.dense_places(rows, *sizes)) for rows in range(1, 150)]
+    for rows in range(1, 150):
+        assert dense.most_places(rows, *sizes) == max(needed[:rows])
+        members = dense.dense_members(rows, group, dim)
+        assert 16 <= members * dense._power(group) <= 128
+
+
+@pytest.mark.parametrize("rows", [1, 3, 24, 128])
+def test_buffers_take_the_bytes_they_say(rows) -> None:
+    buffers = DenseBuffers(rows, 32, 8, 128, "meta")
+    tensors = (buffers.partial, buffers.lse, buffers.plan)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert DenseBuffers.bytes_for(rows, 32, 8, 128) == held
+
+
+def test_implementations_take_the_same_arguments() -> None:
+    assert inspect.signature(attend_dense_triton) == inspect.signature(attend_dense_naive)
+    assert inspect.signature(attend_dense_triton) == inspect.signature(attend_dense)
+
+
+def test_an_empty_batch(device) -> None:
+    inputs = make_inputs([], 2, 2, 64)
+    groups = RowGroups(1, 8, torch.device("cpu"))
+    for run in (attend_dense_triton, attend_dense_naive):
+        assert run(*inputs, groups, scale=1.0).shape == (0, 4, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 4, 7, 8, 17, 64])
+def test_triton_bfloat16(poison, dim, group) -> None:
+    # On the GPU only: Triton's interpreter has no bfloat16. Blocks and programs as they are.
+    few = [("a", 700, 701 + n) for n in (0, 1, 300)] + [("a", 500, 900), (None, 0, 3000), PADDING]
+    many = [("a", 2048, 2100 + n) for n in range(150)] + [("b", 1500, 1600)] * 9
+    for rows in (few, many):
+        inputs = make_inputs(rows, 2, group, dim, BF16)
+        there = [a.cuda() for a in inputs]
+        groups = make_groups(*inputs[3:], "cuda", unit=64)
+        for logit_cap in (0.0, 5.0):
+            options = {"scale": dim**-0.5, "logit_cap": logit_cap}
+            out = poison(len(rows), 2 * group, dim, dtype=BF16, device="cuda")
+            attend_dense(*there, groups, **options, out=out)
+            assert_close(out, attend_dense_naive(*inputs, groups_on_cpu(), **options).double())
+
+
+def groups_on_cpu() -> RowGroups:
+    return RowGroups(200, 1, torch.device("cpu"))
+
+
+def float32_attention(q, k_cache, v_cache, table, lengths, scale) -> torch.Tensor:
+    """Attention of one row after the other in float32, where the inputs are."""
+    out = []
+    for b, length in enumerate(lengths.tolist()):
+        slots = table[b, :length].long()
+        k, v = (cache[slots].float().transpose(0, 1) for cache in (k_cache, v_cache))
+        grouped = q[b].float().view(k.shape[0], -1, k.shape[2])
+        weights = (scale * grouped @ k.transpose(1, 2)).softmax(2)
+        out.append((weights @ v).view(q.shape[1:]))
+    return torch.stack(out)
+
+
+@pytest.mark.gpu
+def test_long_contexts_of_many_users(poison) -> None:
+    lengths = torch.tensor([*[30000 + 77 * n for n in range(70)], *[9000] * 5, 20000, 1, 1])
+    table = torch.randperm(2_600_000, device="cuda").int()[: 78 * 33000].view(78, 33000)
+    table[1:70, :29000] = table[0, :29000]
+    table[40:70, 20000:29000] = table[40, 20000:29000]
+    table[71:75, :8500] = table[70, :8500]
+    make = {"dtype": BF16, "device": "cuda"}
+    q = torch.randn(78, 32, 128, **make)
+    caches = [torch.randn(2_600_000, 8, 128, **make) for _ in range(2)]
+    groups = RowGroups(78, 33000, q.device)
+    group_rows(table, lengths.int().cuda(), longest=33000, groups=groups)
+    assert groups.sizes[[0, 70]].tolist() == [70, 5]
+    inputs = (q, *caches, table, lengths.cuda())
+    out = poison(78, 32, 128, **make)
+    attend_dense(*inputs, groups, scale=0.2, out=out)
+    expected = float32_attention(*inputs, scale=0.2)
+    for row in range(78):
+        assert_close(out[row], expected[row].double().cpu())
+
+
+@pytest.mark.gpu
+def test_slots_beyond_int32_elements(poison) -> None:
+    slots = 2**31 // (8 * 256) + 100  # slots * heads * D passes 2**31
+    q, *small_caches, table, lengths = make_inputs(ONE, 8, 2, 256, BF16)
+    used = small_caches[0].shape[0]
+    pools = [torch.zeros(slots, 8, 256, dtype=BF16, device="cuda") for _ in range(2)]
+    for pool, last in zip(pools, small_caches, strict=True):
+        pool[-used:] = last.cuda()
+    far = torch.where(table == NOWHERE, table, table + slots - used)
+    groups = make_groups(far, lengths, "cuda")
+    out = poison(len(ONE), 16, 256, dtype=BF16, device="cuda")
+    attend_dense(q.cuda(), *pools, far.cuda(), lengths.cuda(), groups, scale=0.1, out=out)
+    expected = softmax_attention(q, *small_caches, table, lengths, scale=0.1)
+    assert_close(out, expected)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_allocates_nothing_and_follows_the_lengths(poison) -> None:
+    inputs = [a.cuda() for a in make_inputs([(None, 0, 997)] * 12, 2, 4, 128, BF16)]
+    q, k_cache, v_cache, table, lengths = inputs
+    for cache in (k_cache, v_cache):
+        cache.nan_to_num_(0)
+    groups = RowGroups(16, 1000, q.device, unit=64)
+    out = poison(12, 8, 128, dtype=BF16, device="cuda")
+    buffers = DenseBuffers(16, 8, 2, 128, "cuda")
+    short = lengths.int()
+
+    def step() -> None:
+        group_rows(table, short, longest=1000, groups=groups)
+        attend_dense(*inputs, groups, scale=0.1, out=out, buffers=buffers)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    allocations = []
+    with torch.cuda.graph(graph):
+        allocations.append(torch.cuda.memory_stats()["allocation.all.allocated"])
+        step()
+        allocations.append(torch.cuda.memory_stats()["allocation.all.allocated"])
+    assert allocations[0] == allocations[1]
+    for rows in (MANY[:12], [("a", 900, 901 + n) for n in range(12)], [PADDING] * 12):
+        new_table, new_lengths, _ = make_table(rows)
+        new_table[new_table >= k_cache.shape[0]] = 0
+        table[:, : new_table.shape[1]] = new_table.cuda()
+        lengths.copy_(new_lengths)
+        short.copy_(new_lengths)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_close(out, float32_attention(*inputs, scale=0.1).double().cpu())
+
+
+def good() -> dict:
+    return {
+        "q": torch.zeros(2, 6, 64, dtype=F16),
+        "k_cache": torch.zeros(50, 3, 64, dtype=F16),
+        "v_cache": torch.zeros(50, 3, 64, dtype=F16),
+        "token_slots": torch.zeros(2, 200, dtype=torch.int32),
+        "seq_lens": torch.tensor([5, 10]),
+        "groups": RowGroups(2, 200, torch.device("cpu")),
+        "scale": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": torch.zeros(2, 4, 64).half()}, r"q\.shape\[1\]: expected a multiple of 3, found 4"),
+        ({"q": torch.zeros(2, 6, 32).half()}, r"q\.shape: expected \[any, any, 64\]"),
+        ({"q": torch.zeros(2, 6, 64).int()}, r"q\.dtype: expected torch\.float32 or"),
+        ({"q": torch.zeros(2, 6, 64).bfloat16()}, r"k_cache\.dtype: expected torch\.bfloat16"),
+        ({"q": torch.zeros(2, 6, 64, dtype=F16, device="meta")}, r"q\.device: expected cpu"),
+        ({"q": torch.zeros(2, 64, 6).half().transpose(1, 2)}, r"q\.stride\(\)\[1:\]: expected"),
+        ({"k_cache": torch.zeros(50, 192).half()}, r"k_cache\.shape: expected \[any, any, any\]"),
+        ({"k_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "k_cache strides"),
+        (
+            {"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e4m3fn)},
+            r"k_cache\.dtype: expected torch\.float16, found torch\.float8",
+        ),
+        ({"v_cache": torch.zeros(50, 3, 64)}, r"v_cache\.dtype: expected torch\.float16"),
+        ({"v_cache": torch.zeros(51, 3, 64).half()}, r"v_cache\.shape: expected \[50, 3, 64\]"),
+        ({"v_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "v_cache strides"),
+        ({"token_slots": torch.zeros(3, 8).int()}, r"token_slots\.shape: expected \[2, any\]"),
+        ({"token_slots": torch.zeros(2, 0).int()}, r"token_slots\.shape\[1\]: expected at least 1"),
+        ({"token_slots": torch.zeros(2, 8).long()}, r"token_slots\.dtype: expected torch\.int32"),
+        ({"token_slots": torch.zeros(8, 2).int().T}, r"token_slots\.stride\(1\): expected 1"),
+        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
+        ({"seq_lens": torch.ones(2)}, r"seq_lens\.dtype: expected torch\.int32 or torch\.int64"),
+        ({"seq_lens": torch.ones(4).int()[::2]}, "seq_lens strides"),
+        ({"groups": RowGroups(1, 200, torch.device("cpu"))}, r"groups\.rows: expected at least 2"),
+        ({"groups": RowGroups(2, 200, torch.device("meta"))}, r"groups\.device: expected cpu"),
+        ({"scale": 0.0}, r"scale: expected more than 0, found 0\.0"),
+        ({"logit_cap": -1.0}, "logit_cap: expected at least 0, found -1"),
+        ({"out": torch.zeros(2, 6, 64)}, r"out\.dtype: expected torch\.float16"),
+        ({"out": torch.zeros(2, 6, 65).half()}, r"out\.shape: expected \[2, 6, 64\]"),
+        ({"out": torch.zeros(2, 64, 6).half().transpose(1, 2)}, "out strides"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(changed, message: str) -> None:
+    for implementation in (attend_dense, attend_dense_triton, attend_dense_naive):
+        with pytest.raises(ValueError, match=message):
+            implementation(**{**good(), **changed})
+
+
+def test_naive_names_lengths_that_do_not_fit() -> None:
+    for length in (0, 201):
+        with pytest.raises(ValueError, match="counts: expected 1 to 200, found"):
+            attend_dense_naive(**{**good(), "seq_lens": torch.tensor([1, length])})
+
+
+def caches(*shape: int, dtype=F16) -> dict:
+    return {name: torch.zeros(*shape, dtype=dtype) for name in ("k_cache", "v_cache")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"q": torch.zeros(2, 6, 64), **caches(50, 3, 64, dtype=F32)},
+            r"q\.dtype: expected torch\.bfloat16 or",
+        ),
+        ({"q": torch.zeros(2, 195, 64).half()}, "query heads per KV head: expected 1 to 64"),
+        (
+            {"q": torch.zeros(2, 6, 80).half(), **caches(50, 3, 80)},
+            r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
+        ),
+        (
+            {"buffers": DenseBuffers(1, 2, 1, 64, "cpu")},
+            r"buffers\.partial: expected \d+ numbers, found \d+",
+        ),
+        (
+            {"buffers": DenseBuffers(6, 6, 3, 64, "meta")},
+            r"buffers\.partial\.device: expected cpu, found meta",
+        ),
+    ],
+    ids=["dtype", "group", "dim", "small-buffers", "device"],
+)
+def test_triton_names_what_only_the_cpu_does(changed, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attend_dense_triton(**{**good(), **changed})
+
+
+@pytest.mark.parametrize("name", ["rows", "q_heads", "kv_heads", "dim"])
+def test_buffers_need_sizes(name: str) -> None:
+    sizes = {"rows": 4, "q_heads": 4, "kv_heads": 2, "dim": 64, name: 0}
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, found 0"):
+        DenseBuffers(**sizes, device="cpu")
+
+
+def test_buffers_need_whole_groups() -> None:
+    with pytest.raises(ValueError, match="q_heads: expected a multiple of 3, found 4"):
+        DenseBuffers(4, 4, 3, 64, "cpu")
