@@ -99,7 +99,8 @@ def common_flags(
     users = sorted({1, *(workload.users for workload in workloads)})
     flags = ["--model-path", str(model), "--skip-tokenizer-init", "--random-seed", "0"]
     flags += ["--context-length", str(context_length(workloads))]
-    flags += ["--max-running-requests", str(max(2, users[-1]))]
+    # SGLang keeps one of them back: 127 of 128 users would run, and one wait.
+    flags += ["--max-running-requests", str(users[-1] + 1)]
     flags += ["--incremental-streaming-output"]
     if dummy:
         flags += ["--load-format", "dummy"]
