@@ -123,7 +123,9 @@ class HataConfig(BaseModel):
         First and last tokens always kept (16 and 64). Streaming keeps `sink` first tokens and
         fills the rest of the budget, `recent` or more, with the last.
     dense_layers : tuple of int
-        Layers left to the inner backend (0 and 1).
+        Layers that attend to everything (0 and 1). The inner backend decodes them, or hata's own
+        dense kernel where four or more requests decode on a GPU: it reads a prefix that they share
+        once.
     inner_backend : str
         Stock SGLang backend of prefill and dense layers.
     layers : dict of str to LayerOverride
