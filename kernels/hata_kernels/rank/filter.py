@@ -1,4 +1,4 @@
-"""Second launch of the ranking: score every token, list those that reach their row's floor."""
+"""Score every token that was not scored yet; list those that reach their row's floor."""
 
 from __future__ import annotations
 

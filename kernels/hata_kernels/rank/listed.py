@@ -1,0 +1,85 @@
+"""What the last launch of the ranking does for a row whose list is too long to be held."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .held import from_counts, unpack_entries
+
+
+@triton.jit
+def take_listed(
+    counts_row,
+    entries_row,
+    tiles_row,
+    before_row,
+    shift_row,
+    out_row,
+    found,
+    used,
+    budget,
+    TILE: tl.constexpr,
+    SCORE_BITS: tl.constexpr,
+    BIN_BITS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILES: tl.constexpr,
+    FIELD: tl.constexpr,
+):
+    """Take the best of a row's list.
+
+    Pieces of the list lie in any order, so a candidate's place in the result is the number of
+    kept ones in the pieces of earlier tiles, and before it in its own. Two prefix sums, over the
+    list and over the tiles in position order, give both. Each holds two numbers: of candidates
+    above the threshold in the lower FIELD bits, of ties above these.
+    """
+    index = tl.arange(0, CHUNK)
+    threshold = from_counts(counts_row, found, budget, 1 << (SCORE_BITS - BIN_BITS), BIN_BITS)
+    for bit in tl.static_range(SCORE_BITS - BIN_BITS):
+        higher = threshold + (1 << (SCORE_BITS - BIN_BITS - 1 - bit))
+        reached = tl.zeros((CHUNK,), dtype=tl.int32)
+        for first in range(0, found, CHUNK):
+            here = first + index < found
+            entry = tl.load(entries_row + first + index, mask=here, other=-1)
+            reached += (unpack_entries(entry, SCORE_BITS)[0] >= higher).to(tl.int32)
+        threshold = tl.where(tl.sum(reached, axis=0) >= budget, higher, threshold)
+
+    INT: tl.constexpr = tl.int32 if FIELD < 32 else tl.int64
+    passed = tl.full((), 0, dtype=INT)
+    for first in range(0, found, CHUNK):
+        here = first + index < found
+        entry = tl.load(entries_row + first + index, mask=here, other=-1)
+        score = unpack_entries(entry, SCORE_BITS)[0]
+        one = (score > threshold).to(INT) + ((score == threshold).to(INT) << FIELD)
+        tl.store(before_row + first + index, passed + tl.cumsum(one, axis=0) - one, mask=here)
+        passed += tl.sum(one, axis=0)
+    tl.store(before_row + found, passed)
+    ties_kept = budget - (passed & ((1 << FIELD) - 1)).to(tl.int32)
+    tl.debug_barrier()  # the other threads of this program read them
+
+    passed = tl.full((), 0, dtype=INT)
+    tile_index = tl.arange(0, TILES)
+    for first in range(0, used, TILES):
+        tile = first + tile_index
+        in_use = tile < used
+        piece = tl.load(tiles_row + tile, mask=in_use, other=0)
+        begin = piece >> 32
+        before = tl.load(before_row + begin, mask=in_use, other=0)
+        end = begin + (piece & 0x7FFFFFFF)
+        kept = tl.load(before_row + end, mask=in_use, other=0) - before
+        place = passed + tl.cumsum(kept, axis=0) - kept
+        tl.store(shift_row + tile, place - before, mask=in_use)
+        passed += tl.sum(kept, axis=0)
+    tl.debug_barrier()
+
+    for first in range(0, found, CHUNK):
+        here = first + index < found
+        entry = tl.load(entries_row + first + index, mask=here, other=-1)
+        score, its_tile, slot = unpack_entries(entry, SCORE_BITS)
+        candidate = here & (score >= threshold)
+        shift = tl.load(shift_row + its_tile, mask=candidate, other=0)
+        place = tl.load(before_row + first + index, mask=candidate, other=0) + shift
+        above = (place & ((1 << FIELD) - 1)).to(tl.int32)
+        ties = (place >> FIELD).to(tl.int32)
+        keep = candidate & ((score > threshold) | (ties < ties_kept))
+        tl.store(out_row + above + tl.minimum(ties, ties_kept), slot, mask=keep)
