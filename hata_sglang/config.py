@@ -124,8 +124,8 @@ class HataConfig(BaseModel):
         fills the rest of the budget, `recent` or more, with the last.
     dense_layers : tuple of int
         Layers that attend to everything (0 and 1). The inner backend decodes them, or hata's own
-        dense kernel where four or more requests decode on a GPU: it reads a prefix that they share
-        once.
+        dense kernel where four or more requests decode on a Hopper GPU or a later one: it reads a
+        prefix that they share once.
     inner_backend : str
         Stock SGLang backend of prefill and dense layers.
     layers : dict of str to LayerOverride

@@ -55,7 +55,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
             head_dim=shape.head_dim,
             context_len=shape.context_len,
             device=device,
-            dense=dense_layers(layers, session, pool),
+            dense=dense_layers(layers, session, pool.dtype, device),
         )
     backend.__class__ = _subclass(type(backend))
     backend.hata_plans = {p.layer: p for p in plans}
@@ -199,7 +199,9 @@ def _unlike_plain(layer: RadixAttention) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def dense_layers(layers: list[RadixAttention], session: Session, pool: Any) -> list[int]:
+def dense_layers(
+    layers: list[RadixAttention], session: Session, dtype: torch.dtype, device: torch.device
+) -> list[int]:
     """Dense layers that hata's kernels can decode as the inner backend does.
 
     Parameters
@@ -207,7 +209,10 @@ def dense_layers(layers: list[RadixAttention], session: Session, pool: Any) -> l
     layers : list of RadixAttention
         Of the model.
     session : Session
-    pool : hata_sglang.seams.pool.HataTokenToKVPool
+    dtype : torch.dtype
+        Of the pool's keys and values.
+    device : torch.device
+        A GPU.
     """
     shape, sparse = session.shape, {plan.layer for plan in session.sparse_plans}
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.head_dim)
@@ -216,7 +221,7 @@ def dense_layers(layers: list[RadixAttention], session: Session, pool: Any) -> l
         own = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
         return own == heads
 
-    if pool.dtype not in (torch.bfloat16, torch.float16) or not fits_dense(*heads[:3]):
+    if dtype not in (torch.bfloat16, torch.float16) or not fits_dense(*heads[:3], device):
         return []
     return [
         layer.layer_id

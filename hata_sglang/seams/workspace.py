@@ -19,10 +19,13 @@ def graph_workspace_bytes(configurator: Any) -> int:
     """
     if torch.device(configurator.device).type == "cpu" or configurator.is_draft_worker:
         return 0
+    from hata_kernels.attend import fits_dense
     from hata_sglang.decoding.gpu_buffers import BufferSizes
 
     session = Session.open(configurator.model_config)
     shape = session.shape
+    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    some_dense = len(session.sparse_plans) < shape.num_layers
     return BufferSizes.of(
         session.sparse_plans,
         session.weights,
@@ -32,5 +35,5 @@ def graph_workspace_bytes(configurator: Any) -> int:
         num_kv_heads=shape.num_kv_heads,
         group=shape.num_heads // shape.num_kv_heads,
         head_dim=shape.head_dim,
-        dense=len(session.sparse_plans) < shape.num_layers,
+        dense=some_dense and fits_dense(*heads, torch.device(configurator.device)),
     ).nbytes

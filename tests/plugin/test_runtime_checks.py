@@ -71,6 +71,35 @@ def test_other_attention_passes_in_a_dense_layer(backend):
     backend.check_layers(model, Session(dense, SHAPE, plans, session.weights))
 
 
+@pytest.mark.parametrize(
+    ("changed", "head_dim", "dtype", "capability", "expected"),
+    [
+        ({}, 64, torch.bfloat16, (9, 0), [0, 1]),
+        ({}, 64, torch.float16, (10, 0), [0, 1]),
+        ({"logit_cap": 30.0}, 64, torch.bfloat16, (9, 0), [0]),
+        ({"sliding_window_size": 128}, 64, torch.bfloat16, (9, 0), [0]),
+        ({"v_head_dim": 32}, 64, torch.bfloat16, (9, 0), [0]),
+        ({}, 16, torch.bfloat16, (9, 0), []),
+        ({}, 64, torch.float32, (9, 0), []),
+        ({}, 64, torch.bfloat16, (8, 9), []),
+    ],
+)
+def test_dense_layers_that_may_read_a_shared_prefix_once(
+    backend, monkeypatch, changed, head_dim, dtype, capability, expected
+):
+    """Layers 0 and 1 are dense, layer 2 is sparse."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    shape = replace(SHAPE, head_dim=head_dim)
+    config = HataConfig.parse({"method": "exact", "budget": 128, "dense_layers": [0, 1]})
+    session = Session(config, shape, config.resolve(3, 512), {})
+    layers = [
+        backend.RadixAttention(4, head_dim, 0.25, 2, i, **(changed if i == 1 else {}))
+        for i in range(3)
+    ]
+    device = torch.device("cuda")
+    assert backend.dense_layers(layers, session, dtype, device) == expected
+
+
 def test_layers_without_softmax_attention_are_refused(backend):
     with pytest.raises(Refusal, match=r"none in layers \[1, 2\]"):
         backend.check_layers(torch.nn.Linear(1, 1), make_session())

@@ -31,6 +31,8 @@ STAGES = 3
 # Numbers of sums that take 8 warps, and a multiprocessor's memory with the K and V under way;
 # otherwise it holds two programs.
 WIDE = 2**14
+# Of a GPU, at least.
+CAPABILITY = (9, 0)
 # Parts that the merge takes in at a time.
 PARTS = 16
 
@@ -40,9 +42,14 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def fits_dense(q_heads: int, kv_heads: int, dim: int) -> bool:
-    """Whether `attend_dense_triton` has kernels for query heads, KV heads, and their size."""
-    return q_heads % kv_heads == 0 and q_heads // kv_heads <= MAX_GROUP and dim in HEAD_DIMS
+def fits_dense(q_heads: int, kv_heads: int, dim: int, device: torch.device) -> bool:
+    """Whether `attend_dense_triton` has kernels for query heads, KV heads and their size on a GPU.
+
+    They take up to 128 KiB of shared memory, for the queries of a group and the K and V that are
+    under way: more than most GPUs before compute capability 9.0 have, where they were never run.
+    """
+    shape = q_heads % kv_heads == 0 and q_heads // kv_heads <= MAX_GROUP and dim in HEAD_DIMS
+    return shape and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
 def dense_members(rows: int, group: int, dim: int) -> int:
