@@ -1,0 +1,130 @@
+"""Who decodes a layer of a step: hata's sparse path, its dense kernel, or the inner backend."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hata_sglang.decoding import GpuDecoder
+from hata_sglang.decoding.step import Batch
+
+HQ, HKV, DIM, SHARED, ROWS = 4, 2, 64, 1024, 5
+SCALE = 0.125
+#: Slots of the step's new tokens.
+NEWEST = torch.arange(2000, 2000 + ROWS)
+
+
+class Inner:
+    """A stock backend that says what it is asked."""
+
+    def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        return "inner", save_kv_cache, kwargs
+
+
+class Pool:
+    """K and V of one layer."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.caches = [torch.randn(3000, HKV, DIM, generator=generator) for _ in "kv"]
+        self.codes, self.scales = {}, {}
+
+    def set_kv_buffer(self, layer, where, k, v) -> None:
+        for cache, new in zip(self.caches, (k, v), strict=True):
+            cache[where] = new.view(-1, HKV, DIM)
+
+    def get_kv_buffer(self, layer_id):
+        return self.caches
+
+
+@pytest.fixture(scope="module")
+def seam():
+    """`hata_sglang.seams.backend`; it imports all of SGLang's attention."""
+    from hata_sglang.seams import cpu_preview
+
+    cpu_preview.enable()
+    from hata_sglang.seams import backend
+
+    return backend
+
+
+@pytest.fixture
+def backend(monkeypatch, seam):
+    """Layers 0 and 1 dense, 0 alone hata's where rows share, 2 sparse by position."""
+    from hata_sglang.config import HataConfig
+
+    monkeypatch.setattr(seam.versions, "write_loc", lambda forward_batch: NEWEST)
+    settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
+    plan = HataConfig.parse(settings).resolve(3, 4096)[2]
+    made = seam._make_subclass(Inner)()
+    made.hata_plans, made.hata_pool = {2: plan}, Pool()
+    made.hata_decoder = GpuDecoder(
+        [plan],
+        dict.fromkeys(range(3), SCALE),
+        {},
+        num_heads=HQ,
+        num_kv_heads=HKV,
+        head_dim=DIM,
+        context_len=4096,
+        device=torch.device("cpu"),
+        dense=[0],
+    )
+    return made
+
+
+def prepare(backend, rows: int) -> torch.Tensor:
+    """Rows of 1,025 tokens, all but the newest shared; return their slots."""
+    slots = torch.arange(1, SHARED + 1).repeat(rows, 1)
+    table = torch.cat([slots, NEWEST[:rows, None]], dim=1).int()
+    lengths = torch.full((rows,), SHARED + 1)
+    backend.hata_decoder.prepare(Batch(table, torch.arange(rows), lengths, lengths), graph=False)
+    return table
+
+
+def decode(backend, layer: int, rows: int = ROWS, **more):
+    generator = torch.Generator().manual_seed(layer)
+    q, k, v = (torch.randn(rows, n * DIM, generator=generator) for n in (HQ, HKV, HKV))
+    shape = {"tp_q_head_num": HQ, "tp_k_head_num": HKV, "head_dim": DIM}
+    layer = SimpleNamespace(layer_id=layer, **shape)
+    return (q, k, v), backend.forward_decode(q, k, v, layer, None, **more)
+
+
+def test_users_of_one_document_are_decoded_by_hata(backend):
+    table = prepare(backend, ROWS)
+    (q, k, v), out = decode(backend, 0)
+    keys, values = backend.hata_pool.caches
+    assert torch.equal(keys[NEWEST].view(ROWS, -1), k)
+    assert torch.equal(values[NEWEST].view(ROWS, -1), v)
+    groups = HQ // HKV
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q.view(ROWS, HQ, 1, DIM),
+        keys[table.long()].transpose(1, 2).repeat_interleave(groups, 1),
+        values[table.long()].transpose(1, 2).repeat_interleave(groups, 1),
+        scale=SCALE,
+    )
+    torch.testing.assert_close(out, expected.reshape(ROWS, HQ * DIM))
+
+
+def test_what_the_inner_backend_decodes(backend):
+    prepare(backend, ROWS)
+    assert decode(backend, 1)[1] == ("inner", True, {})  # not plain softmax, say
+    sinks = {"sinks": torch.ones(HQ)}
+    assert decode(backend, 0, **sinks)[1] == ("inner", True, sinks)
+    assert decode(backend, 0, save_kv_cache=False)[1] == ("inner", False, {})
+    prepare(backend, 3)  # too few for a group
+    assert decode(backend, 0, rows=3)[1] == ("inner", True, {})
+
+
+def test_a_sparse_layer_reads_its_budget(backend):
+    prepare(backend, ROWS)
+    before = [cache.clone() for cache in backend.hata_pool.caches]
+    _, out = decode(backend, 2)
+    assert out.shape == (ROWS, HQ * DIM)
+    # Tokens between sink and recent are not read: they may be anything.
+    keys, values = backend.hata_pool.caches
+    keys[20:900], values[20:900] = float("nan"), float("nan")
+    _, again = decode(backend, 2)
+    assert torch.equal(out, again)
+    assert not torch.equal(before[0], keys)
