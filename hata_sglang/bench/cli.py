@@ -36,9 +36,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--out", type=Path, required=True, help="folder")
     plot.set_defaults(action=run_plot)
     for sub in (op, serve):
-        sub.add_argument(
-            "--out", type=Path, required=True, help="CSV; rows that one there has are skipped"
-        )
+        sub.add_argument("--out", type=Path, help="CSV; rows that one there has are skipped")
         sub.add_argument("--plots", type=Path, metavar="DIR", help="draw the CSV at the end")
 
 
@@ -51,6 +49,8 @@ def run_bench(args: argparse.Namespace) -> int:
         0; 1 where a part failed and the others went on. What is wrong with the call is raised as
         `HataError`.
     """
+    if args.out is None and not getattr(args, "list", False):
+        raise Refusal([Problem("--out", "a CSV file", "nothing")])
     code = args.action(args)
     if getattr(args, "plots", None) is not None:
         draw([args.out], args.plots)

@@ -143,11 +143,17 @@ def test_without_a_gpu(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "op.csv").exists()
 
 
-def test_list_needs_no_gpu(tmp_path, capsys):
-    argv = ["bench", "op", "--out", str(tmp_path / "op.csv"), "--list", "--shapes", "qwen2.5-7b"]
+def test_list_needs_no_gpu_and_no_file(capsys):
+    argv = ["bench", "op", "--list", "--shapes", "qwen2.5-7b"]
     assert cli.main([*argv, "--contexts", "128K", "--batches", "4", "--budgets", "2K"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"Qwen2.5-7B 4 x 128K, k 2048, {m} 128" for m in ("asymmetric", "hata")]
+
+
+def test_measuring_needs_a_file(capsys):
+    for action in ("op", "serve"):
+        assert cli.main(["bench", action]) == 2
+        assert "--out: expected a CSV file, found nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
