@@ -103,15 +103,7 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
         raise Refusal(problems)
     every = [
         scenario
-        for scenario in grid(
-            axes.shapes,
-            axes.batches,
-            axes.contexts,
-            axes.budgets,
-            axes.bits,
-            axes.shared,
-            axes.methods,
-        )
+        for scenario in grid(**vars(axes))
         if scenario.k <= scenario.context and scenario.shared < scenario.context
     ]
     low = sorted({scenario.k for scenario in every if scenario.k <= FORCED})

@@ -12,6 +12,12 @@ from .checks import expect, expect_tensor
 
 WORD_BITS = 32
 
+
+def power_of_2(number: int) -> int:
+    """Smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
 # Multiplying eight bytes that are 0 or 1 by this moves byte i to bit 56 + i: every partial product
 # lands on a bit of its own, so nothing carries.
 _GATHER_BYTES = 0x0102040810204080

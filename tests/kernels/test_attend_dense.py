@@ -15,6 +15,7 @@ from hata_kernels.attend import (
     attend_dense_triton,
     dense,
 )
+from hata_kernels.bits import power_of_2
 from hata_kernels.rows import RowGroups, group_rows
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -228,7 +229,7 @@ def test_buffers_hold_every_smaller_batch(kv_heads, group, dim) -> None:
     for rows in range(1, 150):
         assert dense.most_places(rows, *sizes) == max(needed[:rows])
         members = dense.dense_members(rows, group, dim)
-        assert 16 <= members * dense._power(group) <= 128
+        assert 16 <= members * power_of_2(group) <= 128
 
 
 @pytest.mark.parametrize("rows", [1, 3, 24, 128])

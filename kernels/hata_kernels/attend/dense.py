@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import torch
 
+from ..bits import power_of_2
 from ..chain import chain_options
 from ..checks import expect, expect_tensor
 from ..rows import RowGroups
 from .dense_naive import check_dense
-from .gather import HEAD_DIMS, LOG2_E, MAX_GROUP
+from .gather import HEAD_DIMS, LOG2_E, MAX_GROUP, check_heads
 
 # Tokens that a program reads at a time, at most, and numbers of their K.
 BLOCK, NUMBERS = 64, 2**13
@@ -37,11 +38,6 @@ CAPABILITY = (9, 0)
 PARTS = 16
 
 
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()
-
-
 def fits_dense(q_heads: int, kv_heads: int, dim: int, device: torch.device) -> bool:
     """Whether `attend_dense_triton` has kernels for query heads, KV heads and their size on a GPU.
 
@@ -60,8 +56,8 @@ def dense_members(rows: int, group: int, dim: int) -> int:
     rows, group, dim : int
         Batch size, query heads per KV head, and their size.
     """
-    most = min(QUERIES, SUMS // _power(dim)) // _power(group)
-    return max(min(most, _power(rows)), 16 // _power(group), 1)
+    most = min(QUERIES, SUMS // power_of_2(dim)) // power_of_2(group)
+    return max(min(most, power_of_2(rows)), 16 // power_of_2(group), 1)
 
 
 def dense_units(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, int]:
@@ -72,8 +68,8 @@ def dense_units(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, in
     rows, group, kv_heads, dim : int
         Batch size, query heads per KV head, KV heads, and the size of a head.
     """
-    queries = dense_members(rows, group, dim) * _power(group)
-    sums = (queries * _power(dim), max(16, _power(group)) * _power(dim))
+    queries = dense_members(rows, group, dim) * power_of_2(group)
+    sums = (queries * power_of_2(dim), max(16, power_of_2(group)) * power_of_2(dim))
     prefix, tail = (PROCESSORS * (1 if n >= WIDE else 2) // kv_heads for n in sums)
     return max(1, prefix), max(1, tail)
 
@@ -201,9 +197,7 @@ def attend_dense_triton(
     batch, q_heads, dim = q.shape
     kv_heads = k_cache.shape[1]
     group = q_heads // kv_heads
-    expect_tensor("q", q, dtypes=(torch.bfloat16, torch.float16))
-    expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
-    expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
+    check_heads(q, group)
     if batch == 0:
         return out
     if buffers is None:
@@ -213,7 +207,7 @@ def attend_dense_triton(
     from .dense_kernels import _dense_merge_kernel, _tail_kernel
     from .dense_prefix import _prefix_kernel
 
-    members, power = dense_members(batch, group, dim), _power(dim)
+    members, power = dense_members(batch, group, dim), power_of_2(dim)
     prefix_units, tail_units = dense_units(batch, group, kv_heads, dim)
     # Fewer rows than a group needs have none: there is nothing to launch for.
     grouped = batch >= groups.least
@@ -222,14 +216,14 @@ def attend_dense_triton(
     exponent = scale * LOG2_E  # exp(x) as exp2(x * log2(e))
     scales = (exponent * 2 / logit_cap if logit_cap > 0 else exponent, logit_cap * LOG2_E)
     sizes = {"DIM": dim, "DIM_POW2": power} | chain_options(q.device)
-    reads = sizes | {"HEADS": kv_heads, "GROUP": group, "ROWS_POW2": max(16, _power(batch))}
+    reads = sizes | {"HEADS": kv_heads, "GROUP": group, "ROWS_POW2": max(16, power_of_2(batch))}
     reads |= {"CAPPED": logit_cap > 0, "BLOCK": min(BLOCK, NUMBERS // power)}
     if grouped:
-        queries = members * _power(group)
+        queries = members * power_of_2(group)
         _prefix_kernel[(prefix_units, kv_heads)](
             *(*caches, groups.shared, groups.members, groups.sizes, groups.extents, *kept),
             *(*strides, groups.members.stride(0), batch, *scales),
-            GROUP_POW2=_power(group),
+            GROUP_POW2=power_of_2(group),
             MEMBERS=members,
             WHOLE=queries >= QUERIES,
             LEAST=PREFIX_LEAST,
@@ -237,7 +231,7 @@ def attend_dense_triton(
             num_stages=STAGES,
             **reads,
         )
-    pad = max(16, _power(group))  # tl.dot needs 16
+    pad = max(16, power_of_2(group))  # tl.dot needs 16
     _tail_kernel[(tail_units, kv_heads)](
         *(*caches, seq_lens, groups.shared, *kept, *strides, token_slots.shape[1], batch),
         *(dense_places(batch, group, kv_heads, dim)[0], *scales),

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checks import FLOATS, expect, expect_tensor
+from ..checks import expect, expect_tensor
 from ..rows import RowGroups
+from .gather_naive import check_caches
 from .naive import attend_naive
 
 if TYPE_CHECKING:
@@ -32,16 +33,9 @@ def check_dense(
     ValueError
         When a shape, dtype, device, stride, ``scale`` or ``logit_cap`` does not fit.
     """
-    where = k_cache.device
-    expect_tensor("k_cache", k_cache, shape=(None, None, None), contiguous=True)
-    _, kv_heads, dim = k_cache.shape
-    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=where)
-    batch, q_heads, _ = q.shape
+    check_caches(q, k_cache, v_cache)
+    where, (batch, _, dim) = k_cache.device, q.shape
     expect(q.stride()[1:] == (dim, 1), "q.stride()[1:]", (dim, 1), q.stride()[1:])
-    expect_tensor("k_cache", k_cache, dtypes=(q.dtype,))
-    same = {"dtypes": (q.dtype,), "device": where, "contiguous": True}
-    expect_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
-    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
     slots = {"shape": (batch, None), "dtypes": (torch.int32,), "device": where}
     expect_tensor("token_slots", token_slots, **slots)
     width, stride = token_slots.shape[1], token_slots.stride(1)
@@ -54,7 +48,7 @@ def check_dense(
     expect(logit_cap >= 0, "logit_cap", "at least 0", logit_cap)
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    expect_tensor("out", out, shape=q.shape, **same)
+    expect_tensor("out", out, shape=q.shape, dtypes=(q.dtype,), device=where, contiguous=True)
     return out
 
 

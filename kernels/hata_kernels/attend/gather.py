@@ -28,6 +28,21 @@ PROGRAMS = 264
 LOG2_E = 1.4426950408889634
 
 
+def check_heads(q: torch.Tensor, group: int) -> None:
+    """Check what the kernels take of ``q [bs, q_heads, D]`` and of query heads per KV head.
+
+    Raises
+    ------
+    ValueError
+        When the dtype, a head's stride, its size or ``group`` does not fit.
+    """
+    dim = q.shape[2]
+    expect_tensor("q", q, dtypes=(torch.bfloat16, torch.float16))
+    expect(q.stride()[1:] == (dim, 1), "q.stride()[1:]", (dim, 1), q.stride()[1:])
+    expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
+    expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
+
+
 def attend_parts(rows: int, k_max: int) -> tuple[int, int]:
     """Into how many parts every selection is split, and how many slots each part has.
 
@@ -164,10 +179,7 @@ def attend_gather(
     batch, q_heads, dim = q.shape
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
-    expect_tensor("q", q, dtypes=(torch.bfloat16, torch.float16))
-    expect(q.stride()[1:] == (dim, 1), "q.stride()[1:]", (dim, 1), q.stride()[1:])
-    expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
-    expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
+    check_heads(q, group)
     if k_cache.dtype == FP8 and k_cache.is_cuda:
         found = torch.cuda.get_device_capability(k_cache.device)
         expect(found >= (8, 9), "compute capability for fp8", "at least (8, 9)", found)

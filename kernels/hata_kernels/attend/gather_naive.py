@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 FP8 = torch.float8_e4m3fn
 
 
+def check_caches(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *others: torch.dtype
+) -> None:
+    """Check queries ``[bs, q_heads, D]`` and caches ``[slots, kv_heads, D]`` of one layer.
+
+    Parameters
+    ----------
+    q, k_cache, v_cache : torch.Tensor
+    *others : torch.dtype
+        That caches may have instead of that of ``q``.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device or contiguity does not fit.
+    """
+    where = k_cache.device
+    expect_tensor("k_cache", k_cache, shape=(None, None, None), contiguous=True)
+    _, kv_heads, dim = k_cache.shape
+    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=where)
+    expect_tensor("k_cache", k_cache, dtypes=(q.dtype, *others))
+    same = {"dtypes": (k_cache.dtype,), "device": where, "contiguous": True}
+    expect_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
+    expect(q.shape[1] % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q.shape[1])
+
+
 def check_gather(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -34,15 +60,8 @@ def check_gather(
     ValueError
         When a shape, dtype, device, contiguity, ``logit_cap`` or a scale does not fit.
     """
-    where = k_cache.device
-    expect_tensor("k_cache", k_cache, shape=(None, None, None), contiguous=True)
-    _, kv_heads, dim = k_cache.shape
-    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=where)
-    batch, q_heads, _ = q.shape
-    expect_tensor("k_cache", k_cache, dtypes=(q.dtype, FP8))
-    same = {"dtypes": (k_cache.dtype,), "device": where, "contiguous": True}
-    expect_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
-    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
+    check_caches(q, k_cache, v_cache, FP8)
+    where, batch, kv_heads = k_cache.device, q.shape[0], k_cache.shape[1]
     int32 = {"dtypes": (torch.int32,), "device": where, "contiguous": True}
     expect_tensor("slots", slots, shape=(batch, kv_heads, None), **int32)
     expect(slots.shape[2] >= 1, "slots.shape[2]", "at least 1", slots.shape[2])

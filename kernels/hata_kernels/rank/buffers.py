@@ -7,18 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..bits import WORD_BITS
+from ..bits import WORD_BITS, power_of_2
 from ..checks import expect
 
 #: Candidates are counted by so many leading bits of their scores.
 BIN_BITS = 11
 #: Warps of a program of the filter, and int32 words of codes that one of its threads holds.
 FILTER_WARPS, THREAD_WORDS = 4, 32
-
-
-def power_of_2(number: int) -> int:
-    """Smallest power of two that is not below a positive number."""
-    return 1 << (number - 1).bit_length()
 
 
 def filter_shape(kv_heads: int, words: int) -> tuple[int, int, int]:

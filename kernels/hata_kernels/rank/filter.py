@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .tokens import bin_place, load_codes, score_codes
+from .tokens import bin_place, load_codes, pack_entries, score_codes
 
 # Programs at most: a grid for the longest context costs a short batch more than it scores.
 PROGRAMS = 1320
@@ -138,7 +138,6 @@ def filter_kernel(
         bin = bin_place(score >> (SCORE_BITS - BIN_BITS), BIN_BITS)
         bin = row[:, None] * (1 << BIN_BITS) + bin
         tl.atomic_add(counts_ptr + bin, 1, mask=keep, sem="relaxed")
-        high = (score << (31 - SCORE_BITS)) | tile
-        entry = (high.to(tl.int64) << 32) | slot.to(tl.int64)
+        entry = pack_entries(score, tile, slot, SCORE_BITS)
         tl.store(entries_ptr + row[:, None] * room + rank, entry, mask=keep & (rank < room))
     wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

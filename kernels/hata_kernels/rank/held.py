@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import bin_place
+from .tokens import bin_place, unpack_entries
 
 
 @triton.jit
@@ -16,14 +16,6 @@ def from_counts(counts_row, found, budget, UNIT: tl.constexpr, BIN_BITS: tl.cons
     # It falls as the score grows: the threshold is the last score that enough candidates reach.
     at_least = found - tl.cumsum(counts, axis=0) + counts
     return tl.max(tl.where(at_least >= budget, bin, 0), axis=0) * UNIT
-
-
-@triton.jit
-def unpack_entries(entry, SCORE_BITS: tl.constexpr):
-    """Score, tile and slot of candidates: see `RankBuffers.entries`. -1 has the score -1."""
-    high = (entry >> 32).to(tl.int32)
-    tile = high & ((1 << (31 - SCORE_BITS)) - 1)
-    return high >> (31 - SCORE_BITS), tile, entry.to(tl.int32)
 
 
 @triton.jit
@@ -47,7 +39,6 @@ def take_held(
     found,
     used,
     budget,
-    TILE: tl.constexpr,
     SCORE_BITS: tl.constexpr,
     BIN_BITS: tl.constexpr,
     HELD: tl.constexpr,

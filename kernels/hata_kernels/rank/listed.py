@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .held import from_counts, unpack_entries
+from .held import from_counts
+from .tokens import unpack_entries
 
 
 @triton.jit
@@ -19,7 +20,6 @@ def take_listed(
     found,
     used,
     budget,
-    TILE: tl.constexpr,
     SCORE_BITS: tl.constexpr,
     BIN_BITS: tl.constexpr,
     CHUNK: tl.constexpr,

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from .shared_parts import bit_of, emit, unpack
+from .tokens import scaled
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
 SPAN = 2
@@ -146,12 +147,7 @@ def shared_kernel(
                     scale = tl.load(scales_ptr + slot.to(tl.int64) * HEADS + head)
                     # The cast to int32 extends the sign of an int16; the mask undoes it.
                     scale = (scale.to(tl.int32) & MOST)[None, :]
-                    signed = 2 * score - FULL
-                    if WIDE:
-                        product = signed.to(tl.int64) * scale.to(tl.int64)
-                        score = ((product + FULL * MOST) >> SHIFT).to(tl.int32)
-                    else:
-                        score = (signed * scale + FULL * MOST) >> SHIFT
+                    score = scaled(score, scale, FULL, MOST, SHIFT, WIDE)
                 if (start < sink) | (start + TILE > shortest - recent):
                     token = (start + dealt)[None, :]
                     forced = (token < sink) | (token >= (length - recent)[:, None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import bin_place
+from .tokens import bin_place, pack_entries
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def emit(
         )  # fmt: skip
     else:
         keep = (kept & one) != 0
-        entry = ((score * unit + tile).to(tl.int64) << 32) | slot.to(tl.int64)
+        entry = pack_entries(score, tile, slot, SCORE_BITS)
         tl.store(entries_run + ((before >> field) & 15), entry, mask=keep)
         added = tl.full(score.shape, 1, tl.int32)
         tl.atomic_add(

@@ -88,6 +88,21 @@ def bin_place(bin, BIN_BITS: tl.constexpr):
 
 
 @triton.jit
+def pack_entries(score, tile, slot, SCORE_BITS: tl.constexpr):
+    """Candidates: see `RankBuffers.entries`."""
+    high = (score << (31 - SCORE_BITS)) | tile
+    return (high.to(tl.int64) << 32) | slot.to(tl.int64)
+
+
+@triton.jit
+def unpack_entries(entry, SCORE_BITS: tl.constexpr):
+    """Score, tile and slot of candidates; -1 has the score -1."""
+    high = (entry >> 32).to(tl.int32)
+    tile = high & ((1 << (31 - SCORE_BITS)) - 1)
+    return high >> (31 - SCORE_BITS), tile, entry.to(tl.int32)
+
+
+@triton.jit
 def load_codes(
     codes_ptr, slot, head, HEADS: tl.constexpr, WORDS: tl.constexpr, WORDS_POW2: tl.constexpr
 ):
@@ -103,6 +118,18 @@ def load_codes(
     place += (head * WORDS)[:, None, None] + word[None, None, :]
     real = (head < HEADS)[:, None, None] & (word < WORDS)[None, None, :]
     return tl.load(codes_ptr + place, mask=real, other=0)
+
+
+@triton.jit
+def scaled(
+    score, scale, FULL: tl.constexpr, MOST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr
+):
+    """Scores of keys with scales: `hata_kernels.score.naive.scaled_scores`."""
+    signed = 2 * score - FULL
+    if WIDE:
+        product = signed.to(tl.int64) * scale.to(tl.int64)
+        return ((product + FULL * MOST) >> SHIFT).to(tl.int32)
+    return (signed * scale + FULL * MOST) >> SHIFT
 
 
 @triton.jit
@@ -157,12 +184,7 @@ def score_codes(
         place = slot.to(tl.int64) * HEADS + head[:, None]
         # The cast to int32 extends the sign of an int16; the mask undoes it.
         scale = tl.load(scales_ptr + place, mask=(head < HEADS)[:, None], other=0)
-        scale = scale.to(tl.int32) & MOST
-        signed = 2 * score - FULL
-        if WIDE:
-            score = ((signed.to(tl.int64) * scale.to(tl.int64) + FULL * MOST) >> SHIFT).to(tl.int32)
-        else:
-            score = (signed * scale + FULL * MOST) >> SHIFT
+        score = scaled(score, scale.to(tl.int32) & MOST, FULL, MOST, SHIFT, WIDE)
     if some_forced:  # a scalar: the branch is the same for all threads
         score = tl.where((token < sink) | (token >= length - recent), FORCED, score)
     return score

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..bits import WORD_BITS
+from ..bits import WORD_BITS, power_of_2
 from ..chain import chain_options, most_cache
 from ..checks import expect
 from ..rows.groups import RowGroups
@@ -30,7 +30,6 @@ from .buffers import (
     RankBuffers,
     RankSizes,
     filter_shape,
-    power_of_2,
     shared_values,
 )
 from .naive import check_rank
