@@ -23,10 +23,9 @@ def k_max(budget: Budget, context_len: int, width: int) -> int:
     return min(budget.k_max(context_len), width)
 
 
-def rank_key(encoder: Encoder) -> tuple[int, int]:
-    """Which layers share the ranking's buffers: those with tiles and scores of one size."""
-    sizes = rank_sizes(encoder, 1, 1)
-    return sizes.tile, sizes.bin_bits
+def rank_key(encoder: Encoder) -> int:
+    """Which layers share the ranking's buffers: those with tiles of one size."""
+    return rank_sizes(encoder, 1, 1).tile
 
 
 def may_share(bs: int, width: int) -> bool:
@@ -53,7 +52,7 @@ class BufferSizes:
     num_kv_heads, group, head_dim : int
     most : int
         Slots of the largest selection.
-    rank : dict of tuple to RankSizes
+    rank : dict of int to RankSizes
         By `rank_key`, of the layers whose methods keep codes.
     exact : bool
         Whether a layer ranks by exact scores, and whether by PyTorch's top-k.
@@ -68,7 +67,7 @@ class BufferSizes:
     group: int
     head_dim: int
     most: int
-    rank: dict[tuple[int, int], RankSizes]
+    rank: dict[int, RankSizes]
     exact: bool
     exact_topk: bool
     dense: bool
@@ -88,7 +87,7 @@ class BufferSizes:
         dense: bool,
     ) -> BufferSizes:
         """Sizes for all of a decoder's layers together."""
-        rank: dict[tuple[int, int], RankSizes] = {}
+        rank: dict[int, RankSizes] = {}
         for plan in plans:
             encoder = encoders.get(plan.layer)
             if encoder is None:

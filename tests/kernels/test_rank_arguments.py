@@ -131,7 +131,7 @@ def test_buffers_that_do_not_fit_are_named() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"buffers\.rows: expected at least 6, found 5"):
         rank_triton(**GOOD, buffers=RankBuffers(5, sizes, cpu))
-    for name in ("room", "tiles", "tile", "bin_bits"):
+    for name in ("room", "tiles", "tile"):
         other = dataclasses.replace(sizes, **{name: getattr(sizes, name) - 1})
         with pytest.raises(ValueError, match=r"buffers\.sizes: expected those of RankSizes\(tile"):
             rank_triton(**GOOD, buffers=RankBuffers(6, other, cpu))

@@ -10,8 +10,6 @@ import torch
 from ..bits import WORD_BITS, power_of_2
 from ..checks import expect
 
-#: Candidates are counted by so many leading bits of their scores.
-BIN_BITS = 11
 #: Warps of a program of the filter, and int32 words of codes that one of its threads holds.
 FILTER_WARPS, THREAD_WORDS = 4, 32
 
@@ -46,8 +44,8 @@ class RankSizes:
         Of a row of the full width.
     room : int
         Candidates that a row's list holds.
-    score_bits, bin_bits : int
-        Bits of a score, and those of them that candidates are counted by.
+    score_bits : int
+        Bits of a score.
     values : int
         `shared_values` where groups are passed to the ranking, else 0.
     """
@@ -56,7 +54,6 @@ class RankSizes:
     tiles: int
     room: int
     score_bits: int
-    bin_bits: int
     values: int = 0
 
     @classmethod
@@ -89,10 +86,10 @@ class RankSizes:
         expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
-        return cls(tile, -(-width // tile), room, bits, min(bits, BIN_BITS), values)
+        return cls(tile, -(-width // tile), room, bits, values)
 
     def with_room_for(self, other: RankSizes) -> RankSizes:
-        """Sizes that serve both, of which tiles and scores are of one size."""
+        """Sizes that serve both, of which tiles are of one size."""
         room, values = max(self.room, other.room), max(self.values, other.values)
         return replace(self, room=room, values=values)
 
@@ -110,7 +107,7 @@ class RankSizes:
     def row_bytes(self) -> int:
         """Bytes of `RankBuffers` per row, a request's KV head."""
         sums = self.field // 4 * (self.room + 1 + self.tiles)
-        return 8 + 4 * 2**self.bin_bits + 8 * (self.room + self.tiles) + sums + self.query_bytes
+        return 8 + 8 * (self.room + self.tiles) + sums + self.query_bytes
 
 
 class RankBuffers:
@@ -131,8 +128,6 @@ class RankBuffers:
     floors, found : torch.Tensor
         int32 ``[rows]``: the floor of a row, and how many candidates reached it (with groups by
         head first).
-    counts : torch.Tensor
-        int32 ``[rows, 2**bin_bits]``: candidates by score, in the order of `bin_place`.
     entries : torch.Tensor
         int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in ``31 -
         score_bits`` bits, and the score.
@@ -153,7 +148,6 @@ class RankBuffers:
         sums = torch.int32 if sizes.field == 16 else torch.int64
         self.rows, self.sizes = rows, sizes
         self.floors, self.found = make(1, torch.int32), make(1, torch.int32)
-        self.counts = make(2**sizes.bin_bits, torch.int32)
         self.entries = make(sizes.room, torch.int64)
         self.tiles = make(sizes.tiles, torch.int64)
         self.values = make(sizes.values, torch.int8)
@@ -173,6 +167,5 @@ class RankBuffers:
         expect(self.rows >= rows, "buffers.rows", f"at least {rows}", self.rows)
         made = self.sizes
         large = made.tiles >= sizes.tiles and made.room >= sizes.room
-        large = large and made.values >= sizes.values
-        same = made.tile == sizes.tile and made.bin_bits == sizes.bin_bits
-        expect(large and same, "buffers.sizes", f"those of {sizes} or more", made)
+        fits = large and made.values >= sizes.values and made.tile == sizes.tile
+        expect(fits, "buffers.sizes", f"those of {sizes} or more", made)

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .tokens import bin_place, load_codes, pack_entries, score_codes
+from .emit import count_kept, emit
+from .tokens import load_codes, score_codes
 
 # Programs at most: a grid for the longest context costs a short batch more than it scores.
 PROGRAMS = 1320
@@ -24,7 +25,6 @@ def filter_kernel(
     budgets_ptr,
     floors_ptr,
     found_ptr,
-    counts_ptr,
     entries_ptr,
     tiles_ptr,
     shared_ptr,
@@ -55,14 +55,12 @@ def filter_kernel(
     LANES: tl.constexpr,
     SHARED: tl.constexpr,
     SCORE_BITS: tl.constexpr,
-    BIN_BITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program: some tiles of TILE tokens of one request, all KV heads.
 
     A tile's candidates go to its rows' lists, all of a head's in one piece and in position order.
-    Where a piece begins depends on which program came first, and is noted for `take_kernel`. So is
-    how many of each score there are, of their first BIN_BITS bits.
+    Where a piece begins depends on which program came first, and is noted for `take_kernel`.
     """
     start_next(PDL)
     programs = tl.num_programs(0)
@@ -81,11 +79,13 @@ def filter_kernel(
     # The shift is by nothing, but hides from Triton that tokens are consecutive: it would spread
     # them over threads to load a few numbers at once, and move all that follows between threads.
     number = tl.arange(0, RUN) ^ (programs >> 31)
+    field = (4 * tl.arange(0, RUN))[None, :]
+    slots_row = token_slots_ptr + batch * token_slots_stride
     for tile in tl.range(begun, used, programs, disable_licm=True):
         start = tile * TILE
         token = start + run[:, None] * RUN + number[None, :]
         valid = token < length
-        slot = tl.load(token_slots_ptr + batch * token_slots_stride + token, mask=valid, other=0)
+        slot = tl.load(slots_row + token, mask=valid, other=0)
         keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
         wait_for_last(PDL)
         # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
@@ -121,23 +121,19 @@ def filter_kernel(
         row = batch * HEADS + head
         floor = tl.load(floors_ptr + row, mask=head < HEADS, other=FORCED + 1)
         keep = valid & (score >= floor[:, None])
-        kept = keep.to(tl.int32)
-        in_run = tl.reshape(tl.sum(kept, axis=1), (LANES // HEADS_POW2, HEADS_POW2))
-        count = tl.sum(in_run, axis=0)
+        kept = tl.sum(tl.where(keep, 1 << field, 0), axis=1)
+        count = tl.reshape(count_kept(kept), (LANES // HEADS_POW2, HEADS_POW2))
+        total = tl.sum(count, axis=0)
         heads = tl.arange(0, HEADS_POW2)
         rows = batch * HEADS + heads
         found_place = found_ptr + batch * found_batch + heads * found_head
-        begin = tl.atomic_add(found_place, count, mask=heads < HEADS, sem="relaxed")
-        piece = (begin.to(tl.int64) << 32) | count.to(tl.int64)
+        begin = tl.atomic_add(found_place, total, mask=heads < HEADS, sem="relaxed")
+        piece = (begin.to(tl.int64) << 32) | total.to(tl.int64)
         tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < HEADS)
         # A piece that its row has no room for is left out: `take_kernel` sees that the row is over.
-        first = tl.where(begin + count <= room, begin, room)
-        before = tl.reshape(first[None, :] + tl.cumsum(in_run, axis=0) - in_run, (LANES,))
-        by_lane = tl.trans(kept)
-        rank = before[:, None] + tl.trans(tl.cumsum(by_lane, axis=0) - by_lane)
-        bin = bin_place(score >> (SCORE_BITS - BIN_BITS), BIN_BITS)
-        bin = row[:, None] * (1 << BIN_BITS) + bin
-        tl.atomic_add(counts_ptr + bin, 1, mask=keep, sem="relaxed")
-        entry = pack_entries(score, tile, slot, SCORE_BITS)
-        tl.store(entries_ptr + row[:, None] * room + rank, entry, mask=keep & (rank < room))
+        first = begin[None, :] + tl.cumsum(count, axis=0) - count
+        first = tl.reshape(tl.where((begin + total <= room)[None, :], first, -1), (LANES,))
+        kept = tl.where(first >= 0, kept, 0)
+        entries = entries_ptr + row * room + first
+        emit(score, slot, tile, entries[:, None], kept[:, None], field, SCORE_BITS, PTX)
     wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

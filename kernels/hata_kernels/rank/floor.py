@@ -29,7 +29,6 @@ def floor_kernel(
     budgets_ptr,
     floors_ptr,
     found_ptr,
-    counts_ptr,
     values_ptr,
     bases_ptr,
     token_slots_stride,
@@ -60,7 +59,6 @@ def floor_kernel(
     VALUES: tl.constexpr,
     SCORE_BITS: tl.constexpr,
     PDL: tl.constexpr,
-    BIN_BITS: tl.constexpr,
 ):
     """Floor of one row: 0, below every score, where the context is short or mostly kept.
 
@@ -85,13 +83,6 @@ def floor_kernel(
     if VALUES > 0:
         write_values(q_codes_ptr, values_ptr, bases_ptr, row, WEIGHTS, PLANES, WORDS, FULL, VALUES)
     tl.store(found_ptr + batch * found_batch + row % HEADS * found_head, 0)
-    for first in tl.static_range(0, 1 << BIN_BITS, 1024):
-        bin = first + tl.arange(0, 1024)
-        tl.store(
-            counts_ptr + row * (1 << BIN_BITS) + bin,
-            tl.zeros((1024,), tl.int32),
-            mask=bin < (1 << BIN_BITS),
-        )
     if (length <= UNSAMPLED) | (budget * 4 >= length):
         tl.store(floors_ptr + row, 0)
         return

@@ -5,17 +5,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import bin_place, unpack_entries
+from .tokens import unpack_entries
 
 
 @triton.jit
-def from_counts(counts_row, found, budget, UNIT: tl.constexpr, BIN_BITS: tl.constexpr):
-    """Largest multiple of UNIT that as many candidates reach as the budget has."""
-    bin = tl.arange(0, 1 << BIN_BITS)
-    counts = tl.load(counts_row + bin_place(bin, BIN_BITS))
-    # It falls as the score grows: the threshold is the last score that enough candidates reach.
-    at_least = found - tl.cumsum(counts, axis=0) + counts
-    return tl.max(tl.where(at_least >= budget, bin, 0), axis=0) * UNIT
+def count_excess(score, floor, here, BINS: tl.constexpr):
+    """How many of ``[N]`` are so far above the floor ``[BINS]``; the last, or farther."""
+    return tl.histogram(tl.minimum(score - floor, BINS - 1), BINS, mask=here)
+
+
+@triton.jit
+def between(counts, found, budget, floor, FORCED: tl.constexpr, BINS: tl.constexpr):
+    """Scores that the threshold lies between, from the counts of all candidates.
+
+    It is the last score that as many candidates reach as the budget has: enough reach the first
+    of the two, too few the second, and these are counted.
+    """
+    bin = tl.arange(0, BINS)
+    reached = found - tl.cumsum(counts, axis=0) + counts
+    last = tl.max(tl.where(reached >= budget, bin, 0), axis=0)
+    high = tl.where(last == BINS - 1, FORCED + 1, floor + last + 1)
+    return floor + last, high, tl.sum(tl.where(bin > last, counts, 0), axis=0)
+
+
+@triton.jit
+def narrow(low, high, above, step, reached_one, reached_two, budget):
+    """`between`, narrower: how many reach ``low + step`` and ``low + 2 * step`` is known."""
+    one = low + step
+    two = low + 2 * step
+    if reached_two >= budget:
+        low = two
+    elif reached_one >= budget:
+        low = one
+        if two < high:
+            high = two
+            above = reached_two
+    else:
+        high = one
+        above = reached_one
+    return low, high, above
 
 
 @triton.jit
@@ -32,15 +60,16 @@ def _sums(numbers, SIZE: tl.constexpr):
 
 @triton.jit
 def take_held(
-    counts_row,
     entries_row,
     tiles_row,
     out_row,
     found,
     used,
     budget,
+    floor,
+    FORCED: tl.constexpr,
     SCORE_BITS: tl.constexpr,
-    BIN_BITS: tl.constexpr,
+    BINS: tl.constexpr,
     HELD: tl.constexpr,
     TILES: tl.constexpr,
 ):
@@ -53,15 +82,21 @@ def take_held(
     tile = tl.arange(0, TILES)
     piece = tl.load(tiles_row + tile, mask=tile < used, other=0)
     score, its_tile, slot = unpack_entries(entry, SCORE_BITS)
-    threshold = from_counts(counts_row, found, budget, 1 << (SCORE_BITS - BIN_BITS), BIN_BITS)
-    for bit in tl.static_range(SCORE_BITS - BIN_BITS):
-        higher = threshold + (1 << (SCORE_BITS - BIN_BITS - 1 - bit))
-        reached = tl.sum((score >= higher).to(tl.int32), axis=0)
-        threshold = tl.where(reached >= budget, higher, threshold)
+    counts = count_excess(score, floor, here, BINS)
+    threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
+    while high - threshold > 1:
+        step = (high - threshold + 2) // 3
+        reached = (score >= threshold + step).to(tl.int32)
+        reached += (score >= threshold + 2 * step).to(tl.int32) << 16
+        both = tl.sum(reached, axis=0)
+        reached_one, reached_two = both & 0xFFFF, both >> 16
+        threshold, high, above = narrow(
+            threshold, high, above, step, reached_one, reached_two, budget
+        )
 
     one = (score > threshold).to(tl.int32) + ((score == threshold).to(tl.int32) << 16)
     upto = _sums(one, HELD)
-    ties_kept = budget - (tl.sum(one, axis=0) & 0xFFFF)
+    ties_kept = budget - above
     begin = (piece >> 32).to(tl.int32)
     end = begin + (piece & 0x7FFFFFFF).to(tl.int32)
     before = tl.where(begin > 0, tl.gather(upto, tl.maximum(begin - 1, 0), 0), 0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .held import from_counts
+from .held import between, count_excess, narrow
 from .tokens import unpack_entries
 
 
 @triton.jit
 def take_listed(
-    counts_row,
     entries_row,
     tiles_row,
     before_row,
@@ -20,8 +19,10 @@ def take_listed(
     found,
     used,
     budget,
+    floor,
+    FORCED: tl.constexpr,
     SCORE_BITS: tl.constexpr,
-    BIN_BITS: tl.constexpr,
+    BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     TILES: tl.constexpr,
     FIELD: tl.constexpr,
@@ -34,15 +35,27 @@ def take_listed(
     above the threshold in the lower FIELD bits, of ties above these.
     """
     index = tl.arange(0, CHUNK)
-    threshold = from_counts(counts_row, found, budget, 1 << (SCORE_BITS - BIN_BITS), BIN_BITS)
-    for bit in tl.static_range(SCORE_BITS - BIN_BITS):
-        higher = threshold + (1 << (SCORE_BITS - BIN_BITS - 1 - bit))
-        reached = tl.zeros((CHUNK,), dtype=tl.int32)
+    counts = tl.zeros((BINS,), dtype=tl.int32)
+    for first in range(0, found, CHUNK):
+        here = first + index < found
+        entry = tl.load(entries_row + first + index, mask=here, other=-1)
+        counts += count_excess(unpack_entries(entry, SCORE_BITS)[0], floor, here, BINS)
+    threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
+    while high - threshold > 1:
+        step = (high - threshold + 2) // 3
+        reached = tl.zeros((CHUNK,), dtype=tl.int64)
         for first in range(0, found, CHUNK):
             here = first + index < found
             entry = tl.load(entries_row + first + index, mask=here, other=-1)
-            reached += (unpack_entries(entry, SCORE_BITS)[0] >= higher).to(tl.int32)
-        threshold = tl.where(tl.sum(reached, axis=0) >= budget, higher, threshold)
+            score = unpack_entries(entry, SCORE_BITS)[0]
+            reached += (score >= threshold + step).to(tl.int64)
+            reached += (score >= threshold + 2 * step).to(tl.int64) << 32
+        both = tl.sum(reached, axis=0)
+        reached_one = (both & 0xFFFFFFFF).to(tl.int32)
+        reached_two = (both >> 32).to(tl.int32)
+        threshold, high, above = narrow(
+            threshold, high, above, step, reached_one, reached_two, budget
+        )
 
     INT: tl.constexpr = tl.int32 if FIELD < 32 else tl.int64
     passed = tl.full((), 0, dtype=INT)
@@ -54,7 +67,7 @@ def take_listed(
         tl.store(before_row + first + index, passed + tl.cumsum(one, axis=0) - one, mask=here)
         passed += tl.sum(one, axis=0)
     tl.store(before_row + found, passed)
-    ties_kept = budget - (passed & ((1 << FIELD) - 1)).to(tl.int32)
+    ties_kept = budget - above
     tl.debug_barrier()  # the other threads of this program read them
 
     passed = tl.full((), 0, dtype=INT)
@@ -79,7 +92,7 @@ def take_listed(
         candidate = here & (score >= threshold)
         shift = tl.load(shift_row + its_tile, mask=candidate, other=0)
         place = tl.load(before_row + first + index, mask=candidate, other=0) + shift
-        above = (place & ((1 << FIELD) - 1)).to(tl.int32)
+        better = (place & ((1 << FIELD) - 1)).to(tl.int32)
         ties = (place >> FIELD).to(tl.int32)
         keep = candidate & ((score > threshold) | (ties < ties_kept))
-        tl.store(out_row + above + tl.minimum(ties, ties_kept), slot, mask=keep)
+        tl.store(out_row + better + tl.minimum(ties, ties_kept), slot, mask=keep)

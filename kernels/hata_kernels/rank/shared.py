@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .shared_parts import bit_of, emit, unpack
+from .emit import count_kept, emit
+from .shared_parts import bit_of, unpack
 from .tokens import scaled
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
@@ -33,7 +34,6 @@ def shared_kernel(
     budgets_ptr,
     floors_ptr,
     found_ptr,
-    counts_ptr,
     entries_ptr,
     tiles_ptr,
     values_ptr,
@@ -62,7 +62,6 @@ def shared_kernel(
     WIDE: tl.constexpr,
     PTX: tl.constexpr,
     SCORE_BITS: tl.constexpr,
-    BIN_BITS: tl.constexpr,
     TILE: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -160,7 +159,7 @@ def shared_kernel(
                 field = (4 * in_run)[None, None, :]
                 kept = tl.sum(tl.where(score >= least, 1 << field, 0), axis=2)
                 # The fields of such products are the sums of these and of those below.
-                count = tl.reshape((kept * 0x11111111 >> 28) & 15, (MEMBERS, WARPS, RUNS // WARPS))
+                count = tl.reshape(count_kept(kept), (MEMBERS, WARPS, RUNS // WARPS))
                 by_run = tl.sum(count.to(INT) << (8 * lane), axis=2)
                 upto = tl.cumsum(tl.trans(((by_run * ONES) >> LAST).to(tl.int32) & 255), axis=0)
                 # The last warp's is the sum. Its thread alone adds it, and no other waits for it.
@@ -183,8 +182,6 @@ def shared_kernel(
                     (entries_ptr + row * room)[:, None, None] + first[:, :, None],
                     kept[:, :, None],
                     field,
-                    (counts_ptr + row * (1 << BIN_BITS))[:, None, None],
                     SCORE_BITS,
-                    BIN_BITS,
                     PTX,
                 )

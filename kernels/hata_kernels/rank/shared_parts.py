@@ -1,11 +1,9 @@
-"""Parts of `shared_kernel`: queries as numbers, keys as bits, and what becomes of scores."""
+"""Parts of `shared_kernel`: queries as numbers, keys as bits."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-from .tokens import bin_place, pack_entries
 
 
 @triton.jit
@@ -61,54 +59,3 @@ def write_values(
     value = tl.where(word < WORDS, 2 * weight - FULL // (32 * WORDS), 0)
     tl.store(values_ptr + row * VALUES + place, value.to(tl.int8))
     tl.store(bases_ptr + row, FULL - tl.sum(weight, axis=0))
-
-
-@triton.jit
-def emit(
-    score, slot, tile, entries_run, kept, field, counts_row,
-    SCORE_BITS: tl.constexpr, BIN_BITS: tl.constexpr, PTX: tl.constexpr,
-):  # fmt: skip
-    """List and count the scores of a run that `kept` has a one for, in four bits a token.
-
-    Triton would move all scores between threads to store some of them, and compute all their
-    addresses. In PTX every thread stores what it has.
-    """
-    before = kept * 0x11111110
-    one = 1 << field
-    unit: tl.constexpr = 1 << (31 - SCORE_BITS)
-    down: tl.constexpr = SCORE_BITS - BIN_BITS
-    if PTX:
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred low; .reg .b32 number, high; .reg .b64 place;
-            and.b32 number, $5, $6;
-            setp.eq.b32 low, number, 0;
-            @low bra DONE;
-            bfe.u32 number, $7, $8, 4;
-            mad.wide.u32 place, number, 8, $4;
-            mad.lo.s32 high, $1, $10, $3;
-            st.global.v2.b32 [place], {$2, high};
-            shr.u32 number, $1, $11;
-            shr.u32 high, number, 2;
-            bfi.b32 number, number, high, $12, 2;
-            mad.wide.u32 place, number, 4, $9;
-            red.relaxed.gpu.global.add.u32 [place], 1;
-            DONE: mov.b32 $0, 0;
-            }""",
-            "=r,r,r,r,l,r,r,r,r,l,r,r,r",
-            [
-                score, slot, tile, entries_run.to(tl.int64), kept, one, before, field,
-                counts_row.to(tl.int64), unit, down, BIN_BITS - 2,
-            ],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )  # fmt: skip
-    else:
-        keep = (kept & one) != 0
-        entry = pack_entries(score, tile, slot, SCORE_BITS)
-        tl.store(entries_run + ((before >> field) & 15), entry, mask=keep)
-        added = tl.full(score.shape, 1, tl.int32)
-        tl.atomic_add(
-            counts_row + bin_place(score >> down, BIN_BITS), added, mask=keep, sem="relaxed"
-        )

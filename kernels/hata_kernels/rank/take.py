@@ -13,8 +13,10 @@ from .rescored import take_rescored
 WARPS = 16
 # Lists of at most so many candidates are held in registers, of the smallest size that holds them.
 HELD = (2048, 4096, 8192)
+# Scores above the floor by which candidates are counted; a threshold beyond takes more rounds.
+BINS = 32
 # Tiles that a program takes in at a time, at most.
-TILES = 1024
+TILES = 4096
 # Tokens that are scored at a time where a list does not serve.
 BLOCK = 512
 
@@ -34,7 +36,6 @@ def take_kernel(
     budgets_ptr,
     floors_ptr,
     found_ptr,
-    counts_ptr,
     entries_ptr,
     tiles_ptr,
     before_ptr,
@@ -62,7 +63,7 @@ def take_kernel(
     WIDE: tl.constexpr,
     PTX: tl.constexpr,
     SCORE_BITS: tl.constexpr,
-    BIN_BITS: tl.constexpr,
+    BINS: tl.constexpr,
     TILE: tl.constexpr,
     HELD: tl.constexpr,
     SIZES: tl.constexpr,
@@ -93,11 +94,11 @@ def take_kernel(
             slot = tl.load(slots_row + place, mask=place < length, other=0)
             tl.store(out_row + place, slot, mask=place < length)
     elif (found >= budget) & (found <= room):
-        counts_row = counts_ptr + row * (1 << BIN_BITS)
+        floor = tl.load(floors_ptr + row)
         entries_row = entries_ptr + row * room
         tiles_row = tiles_ptr + row * tiles
         used = tl.cdiv(length, TILE)
-        lists = (counts_row, entries_row, tiles_row)
+        lists = (entries_row, tiles_row)
         listed = (found > HELD[SIZES - 1]) | (used > TILES)
         for number in tl.static_range(SIZES):
             fits = found <= HELD[number]
@@ -110,8 +111,10 @@ def take_kernel(
                     found,
                     used,
                     budget,
+                    floor,
+                    FORCED,
                     SCORE_BITS,
-                    BIN_BITS,
+                    BINS,
                     HELD[number],
                     TILES,
                 )
@@ -124,8 +127,10 @@ def take_kernel(
                 found,
                 used,
                 budget,
+                floor,
+                FORCED,
                 SCORE_BITS,
-                BIN_BITS,
+                BINS,
                 CHUNK,
                 TILES,
                 FIELD,

@@ -79,15 +79,6 @@ def _weighted_distance(
 
 
 @triton.jit
-def bin_place(bin, BIN_BITS: tl.constexpr):
-    """Where a row counts its candidates of a bin: neighbours are far apart.
-
-    Most candidates have one of a few scores, and atomics on one cache line wait for each other.
-    """
-    return ((bin & 3) << (BIN_BITS - 2)) | (bin >> 2)
-
-
-@triton.jit
 def pack_entries(score, tile, slot, SCORE_BITS: tl.constexpr):
     """Candidates: see `RankBuffers.entries`."""
     high = (score << (31 - SCORE_BITS)) | tile

@@ -113,7 +113,6 @@ def rank_triton(
         "WIDE": 2 * full * most >= 2**31,
         "PTX": codes.is_cuda,
         "SCORE_BITS": sizes.score_bits,
-        "BIN_BITS": sizes.bin_bits,
         **chain_options(codes.device),
     }
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
@@ -121,7 +120,7 @@ def rank_triton(
     # added to at once, of all requests: one atomic of many is of one cache line.
     found_steps = (1, batch) if values else (kv_heads, 1)
     scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max, *found_steps)
-    floor = (buffers.floors, buffers.found, buffers.counts)
+    floor = (buffers.floors, buffers.found)
     sampled = sampling.floor_kernel[(rows,)](
         *inputs,
         *floor,
@@ -193,6 +192,7 @@ def rank_triton(
         out,
         *scalars,
         **common,
+        BINS=taking.BINS,
         TILE=tile,
         TILES=min(taking.TILES, power_of_2(sizes.tiles)),
         HELD=taking.HELD,
