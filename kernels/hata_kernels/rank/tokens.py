@@ -120,7 +120,8 @@ def scaled(
     if WIDE:
         product = signed.to(tl.int64) * scale.to(tl.int64)
         return ((product + FULL * MOST) >> SHIFT).to(tl.int32)
-    return (signed * scale + FULL * MOST) >> SHIFT
+    else:  # or it is compiled all the same, where the constant is more than an int32 holds
+        return (signed * scale + FULL * MOST) >> SHIFT
 
 
 @triton.jit
