@@ -1,0 +1,285 @@
+"""Every launch of the ranking by itself: what it hands on, bit for bit as PyTorch has it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import hata_kernels.rank.buffers as sizes_of
+import hata_kernels.rank.filter as filtering
+import hata_kernels.rank.floor as sampling
+import hata_kernels.rank.shared as sharing
+import hata_kernels.rank.take as taking
+
+
+def beside(name: str) -> ModuleType:
+    """A module beside this file, which pytest imports without a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cases, stages, sharers = (
+    beside(name) for name in ("rank_cases", "rank_stages", "test_rank_shared")
+)
+
+BYTES = tuple(2**plane for plane in range(8))
+
+# lengths, KV heads, words, plane weights, scale bits, budgets, sink, recent, words of a thread
+CASES = [
+    pytest.param([1301, 20, 700], 1, 4, (1,) * 4, 0, [60, 20, 41], 3, 9, 4, id="equal"),
+    pytest.param([900, 310], 3, 3, (1, 2, 4, 8), 0, [50, 310], 4, 0, 32, id="three-words"),
+    pytest.param([500, 64, 301, 299], 8, 1, (3, 1), 0, [33, 70, 9, 30], 0, 5, 8, id="unsampled"),
+    pytest.param([1500, 401], 1, 2, BYTES, 0, [101, 401], 16, 64, 1, id="bytes"),
+    pytest.param([900, 33, 640], 3, 4, (1, 2, 4, 8), 8, [47, 64, 30], 3, 3, 32, id="scales8"),
+    pytest.param([700], 1, 4, BYTES, 16, [60], 0, 0, 8, id="scales16"),
+    pytest.param([640, 500, 501], 3, 1, (1,), 0, [160, 124, 125], 0, 1, 8, id="quarter"),
+    pytest.param([450, 400], 1, 2, (3, 1), 0, [11, 10], 50, 200, 1, id="all-forced"),
+]  # fmt: skip
+SHAPE = ("lengths", "kv_heads", "words", "weights", "scale_bits", "budgets", "sink", "recent")
+of_cases = pytest.mark.parametrize((*SHAPE, "held"), CASES)
+
+# KV heads, words, plane weights, scale bits, tokens of a unit, words of a thread
+KINDS = [
+    pytest.param(8, 4, (1,) * 4, 0, 128, 32, id="hata"),
+    pytest.param(2, 2, (1, 2, 4, 8), 8, 64, 1, id="scales8"),
+    pytest.param(3, 3, (3, 1), 16, 256, 32, id="three-words-scales16"),
+    pytest.param(1, 4, (1, 2, 4, 8), 0, 1024, 32, id="one-head"),
+    pytest.param(1, 1, (64, 63), 0, 256, 1, id="weights-of-127"),
+]
+of_kinds = pytest.mark.parametrize(
+    ("kv_heads", "words", "weights", "scale_bits", "unit", "held"), KINDS
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """A sample and short contexts of a few hundred tokens, and tiles not in position order."""
+    monkeypatch.setattr(sampling, "SAMPLE", 128)
+    monkeypatch.setattr(sampling, "UNSAMPLED", 300)
+    monkeypatch.setattr(sharing, "WARPS", 16)
+    # Two of each request, of which the interpreter runs one after the other.
+    monkeypatch.setattr(filtering, "PROGRAMS", 7)
+
+
+def make_inputs(
+    make_token_slots, lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent, more=3
+):
+    inputs, options = cases.make_inputs(
+        make_token_slots, lengths, kv_heads, words, weights, scale_bits
+    )
+    options |= {"sink": sink, "recent": recent, "k_max": max(budgets) + more}
+    return [*inputs, torch.tensor(budgets, dtype=torch.int32)], options
+
+
+def make_sharers(device, kv_heads, words, weights, scale_bits, unit):
+    """Four rows that share tiles, one of them kept whole; one that shares none; and one that shares
+    a unit less. Recent tokens are in shared tiles.
+    """
+    tokens = -(-320 // unit) * unit  # more than are not sampled
+    lengths = [tokens + 7, tokens + 30, tokens + 1, tokens + 20, tokens + 3, tokens + 40]
+    shared = [tokens + 30] * 4 + [0, tokens - 1]
+    slots = sharers.share(lengths, "aaaaba", shared, 2 * max(lengths))
+    groups = sharers.make_groups(slots, lengths, device, unit)
+    assert groups.shared[:6].tolist() == [tokens] * 4 + [0, tokens - unit]
+    call = sharers.Call(slots, lengths, kv_heads, words, weights, scale_bits)
+    call.arguments[4][1] = lengths[1]
+    call.options["k_max"] = lengths[1] + 2
+    return call.arguments, call.options, groups
+
+
+def floor_of(row, ranked) -> int:
+    """Of the row, for the constants that the launches have."""
+    return stages.floor_of(
+        row,
+        ranked.sizes.score_bits,
+        sample=sampling.SAMPLE,
+        unsampled=sampling.UNSAMPLED,
+        deviations=sampling.DEVIATIONS,
+    )
+
+
+def check_floors(ranked, rows) -> None:
+    for row in rows:
+        if not row.whole:
+            assert ranked.floors[row.number].item() == floor_of(row, ranked)
+
+
+def check_lists(ranked, rows) -> None:
+    """Lists hold the candidates of every tile, and nothing else is written."""
+    sizes = ranked.sizes
+    for row in rows:
+        handed = ranked.handed(row)
+        if row.whole:
+            assert all(stages.untouched(tensor) for tensor in handed.values())
+            continue
+        floor = floor_of(row, ranked)
+        expected = stages.list_of(row, floor, sizes.tile, sizes.score_bits)
+        found = sum(len(piece) for piece in expected)
+        assert found == int((row.scores >= floor).sum()) == int(handed["found"])
+        if found > sizes.room:
+            continue
+        assert ranked.list(row) == expected
+        # Pieces fill the list from its beginning, and do not overlap.
+        end = 0
+        for begin, count in sorted(ranked.pieces(row)):
+            assert begin == end or count == 0
+            end += count
+        assert end == found
+        assert stages.untouched(handed["entries"][found:])
+        assert stages.untouched(handed["tiles"][len(expected) :])
+    rest = [tensor[ranked.rows :] for tensor in ranked.tensors.values()]
+    assert all(stages.untouched(tensor) for tensor in rest)
+
+
+def check_take(ranked, rows) -> int:
+    """Slots are those of the lists as they were handed on. Returns how many lists serve."""
+    k_max, score_bits = ranked.out.shape[2], ranked.sizes.score_bits
+    served = [row for row in rows if ranked.serves(row)]
+    for row in served:
+        expected = stages.take_of(ranked.list(row), row.budget, k_max, score_bits)
+        assert ranked.out[row.request, row.head].tolist() == expected
+    return len(served)
+
+
+@of_cases
+def test_floors(
+    device, monkeypatch, make_token_slots, held,
+    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+    check_floors(ranked, rows)
+    assert any(floor_of(row, ranked) > 0 for row in rows if not row.whole)
+
+
+@pytest.mark.parametrize("deviations", [-50.0, -1.5, 50.0])
+@pytest.mark.parametrize(("words", "weights"), [(1, (1,)), (2, (3, 1))], ids=str)
+def test_floors_of_samples_that_mislead(
+    device, monkeypatch, make_token_slots, deviations, words, weights
+) -> None:
+    monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
+    # Scores of an odd number of bits too, of which floors take two at a time.
+    shape = ([700, 512, 20], 3, words, weights, 0, [45, 41, 41], 3, 5)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+    check_floors(ranked, rows)
+    check_lists(ranked, rows)
+    if deviations == -50:
+        assert ranked.found[:2].eq(0).all()
+    if deviations == 50:
+        assert ranked.floors[:6].eq(0).all()
+
+
+@of_kinds
+def test_queries_as_numbers(
+    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
+) -> None:
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    shape = (kv_heads, words, weights, scale_bits, unit)
+    arguments, options, groups = make_sharers(device, *shape)
+    ranked = stages.Ranked(device, arguments, options, groups)
+    for row in stages.rows_of(arguments, options):
+        values, base = ranked.handed(row)["values"].long(), ranked.bases[row.number]
+        if row.whole:
+            assert stages.untouched(ranked.handed(row)["values"])
+            assert stages.untouched(base)
+            continue
+        bits = stages.key_bits(arguments[1][row.slots, row.head], ranked.values)
+        assert torch.equal(base.long() + bits @ values, row.agreement)
+        assert values[32 * words :].eq(0).all()
+
+
+@of_cases
+def test_lists(
+    device, monkeypatch, make_token_slots, held,
+    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    check_lists(stages.Ranked(device, arguments, options), stages.rows_of(arguments, options))
+
+
+@of_kinds
+def test_lists_of_rows_that_share_tiles(
+    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
+) -> None:
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    shape = (kv_heads, words, weights, scale_bits, unit)
+    arguments, options, groups = make_sharers(device, *shape)
+    ranked = stages.Ranked(device, arguments, options, groups)
+    assert ranked.values > 0
+    check_lists(ranked, stages.rows_of(arguments, options))
+
+
+@pytest.mark.parametrize("room", [63, 150])
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_lists_that_are_over(device, monkeypatch, make_token_slots, shared, room) -> None:
+    cases.set_room(monkeypatch, room)
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", 1)
+    groups = None
+    if shared:  # tiles of 64 tokens: room of 63 leaves them to the filter
+        lengths = [520, 500, 540, 510, 530]
+        slots = sharers.share(lengths, "aaaaa", [500] * 5, 1000)
+        groups = sharers.make_groups(slots, lengths, device, 128)
+        call = sharers.Call(slots, lengths, 2, 2, (1,))
+        arguments, options = call.arguments, call.options
+        arguments[4][:] = torch.tensor([60, 1, 43, 130, 10])
+        options["k_max"] = 130
+    else:
+        shape = ([900, 350, 400, 20], 2, 2, (1, 2), 0, [60, 3, 100, 21], 3, 5)
+        arguments, options = make_inputs(make_token_slots, *shape)
+    ranked = stages.Ranked(device, arguments, options, groups)
+    rows = stages.rows_of(arguments, options)
+    assert (ranked.values > 0) == (shared and room == 150)
+    check_lists(ranked, rows)
+    assert ranked.found.gt(room).any()
+    # And rows whose lists serve, side by side with those.
+    assert check_take(ranked, rows) > 0
+
+
+@pytest.mark.parametrize("lists", [None, (64, 128)], ids="held-{}".format)
+@of_cases
+def test_take(
+    device, monkeypatch, make_token_slots, held, lists,
+    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    if lists:  # of which longer ones are read again and again
+        monkeypatch.setattr(taking, "HELD", lists)
+        monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
+    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    ranked = stages.Ranked(device, arguments, options)
+    assert check_take(ranked, stages.rows_of(arguments, options)) > 0
+
+
+@of_kinds
+def test_take_of_rows_that_share_tiles(
+    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
+) -> None:
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    shape = (kv_heads, words, weights, scale_bits, unit)
+    arguments, options, groups = make_sharers(device, *shape)
+    ranked = stages.Ranked(device, arguments, options, groups)
+    assert check_take(ranked, stages.rows_of(arguments, options)) > 0
+
+
+def test_equal_scores(device, make_token_slots) -> None:
+    """The first of equal tokens are kept, of pieces that lie in any order."""
+    shape = ([700, 401], 2, 4, (1, 2), 0, [50, 41], 3, 4)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    arguments[0][:], arguments[1][:] = 5, -1
+    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+    check_floors(ranked, rows)
+    check_lists(ranked, rows)
+    assert check_take(ranked, rows) == len(rows)
+    assert ranked.found.tolist() == [[700] * 2, [401] * 2]
