@@ -51,7 +51,7 @@ SPILLS = {
     # With 8-bit scales ptxas stops at 64 registers, though it may take more.
     "_linear_step_kernel": 24,
 }
-# Where scores times scales need 64 bits: eight planes with scales of 16 bits, which no shipped set has.
+# Where scores times scales need 64 bits: eight planes, scales of 16 bits; no shipped set has these.
 WIDE_SPILLS = 640
 compiled: list[str] = []
 
