@@ -31,30 +31,25 @@ cases, stages, sharers = (
 BYTES = tuple(2**plane for plane in range(8))
 
 # lengths, KV heads, words, plane weights, scale bits, budgets, sink, recent, words of a thread
-CASES = [
-    pytest.param([1301, 20, 700], 1, 4, (1,) * 4, 0, [60, 20, 41], 3, 9, 4, id="equal"),
-    pytest.param([900, 310], 3, 3, (1, 2, 4, 8), 0, [50, 310], 4, 0, 32, id="three-words"),
-    pytest.param([500, 64, 301, 299], 8, 1, (3, 1), 0, [33, 70, 9, 30], 0, 5, 8, id="unsampled"),
-    pytest.param([1500, 401], 1, 2, BYTES, 0, [101, 401], 16, 64, 1, id="bytes"),
-    pytest.param([900, 33, 640], 3, 4, (1, 2, 4, 8), 8, [47, 64, 30], 3, 3, 32, id="scales8"),
-    pytest.param([700], 1, 4, BYTES, 16, [60], 0, 0, 8, id="scales16"),
-    pytest.param([640, 500, 501], 3, 1, (1,), 0, [160, 124, 125], 0, 1, 8, id="quarter"),
-    pytest.param([450, 400], 1, 2, (3, 1), 0, [11, 10], 50, 200, 1, id="all-forced"),
-]  # fmt: skip
-SHAPE = ("lengths", "kv_heads", "words", "weights", "scale_bits", "budgets", "sink", "recent")
-of_cases = pytest.mark.parametrize((*SHAPE, "held"), CASES)
+CASES = {
+    "equal": ([1301, 20, 700], 1, 4, (1,) * 4, 0, [60, 20, 41], 3, 9, 4),
+    "three-words": ([900, 310], 3, 3, (1, 2, 4, 8), 0, [50, 310], 4, 0, 32),
+    "unsampled": ([500, 64, 301, 299], 8, 1, (3, 1), 0, [33, 70, 9, 30], 0, 5, 8),
+    "bytes": ([1500, 401], 1, 2, BYTES, 0, [101, 401], 16, 64, 1),
+    "scales8": ([900, 33, 640], 3, 4, (1, 2, 4, 8), 8, [47, 64, 30], 3, 3, 32),
+    "scales16": ([700], 1, 4, BYTES, 16, [60], 0, 0, 8),
+    "quarter": ([640, 500, 501], 3, 1, (1,), 0, [160, 124, 125], 0, 1, 8),
+    "all-forced": ([450, 400], 1, 2, (3, 1), 0, [11, 10], 50, 200, 1),
+}  # fmt: skip
 
 # KV heads, words, plane weights, scale bits, tokens of a unit, words of a thread
-KINDS = [
-    pytest.param(8, 4, (1,) * 4, 0, 128, 32, id="hata"),
-    pytest.param(2, 2, (1, 2, 4, 8), 8, 64, 1, id="scales8"),
-    pytest.param(3, 3, (3, 1), 16, 256, 32, id="three-words-scales16"),
-    pytest.param(1, 4, (1, 2, 4, 8), 0, 1024, 32, id="one-head"),
-    pytest.param(1, 1, (64, 63), 0, 256, 1, id="weights-of-127"),
-]
-of_kinds = pytest.mark.parametrize(
-    ("kv_heads", "words", "weights", "scale_bits", "unit", "held"), KINDS
-)
+KINDS = {
+    "hata": (8, 4, (1,) * 4, 0, 128, 32),
+    "scales8": (2, 2, (1, 2, 4, 8), 8, 64, 1),
+    "three-words-scales16": (3, 3, (3, 1), 16, 256, 32),
+    "one-head": (1, 4, (1, 2, 4, 8), 0, 1024, 32),
+    "weights-of-127": (1, 1, (64, 63), 0, 256, 1),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +86,27 @@ def make_sharers(device, kv_heads, words, weights, scale_bits, unit):
     call.arguments[4][1] = lengths[1]
     call.options["k_max"] = lengths[1] + 2
     return call.arguments, call.options, groups
+
+
+@pytest.fixture(params=CASES)
+def alone(request, monkeypatch, make_token_slots):
+    """Arguments and options of rows that are ranked one by one."""
+    *shape, held = CASES[request.param]
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    return make_inputs(make_token_slots, *shape)
+
+
+@pytest.fixture(params=KINDS)
+def together(request, monkeypatch, device):
+    """Arguments, options and groups of rows that share tiles."""
+    *shape, held = KINDS[request.param]
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    return make_sharers(device, *shape)
+
+
+def rank_rows(device, arguments, options, groups=None):
+    """What the launches hand on, and the rows that they had."""
+    return stages.Ranked(device, arguments, options, groups), stages.rows_of(arguments, options)
 
 
 def floor_of(row, ranked) -> int:
@@ -147,15 +163,8 @@ def check_take(ranked, rows) -> int:
     return len(served)
 
 
-@of_cases
-def test_floors(
-    device, monkeypatch, make_token_slots, held,
-    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
-    arguments, options = make_inputs(make_token_slots, *shape)
-    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+def test_floors(device, alone) -> None:
+    ranked, rows = rank_rows(device, *alone)
     check_floors(ranked, rows)
     assert any(floor_of(row, ranked) > 0 for row in rows if not row.whole)
 
@@ -169,7 +178,7 @@ def test_floors_of_samples_that_mislead(
     # Scores of an odd number of bits too, of which floors take two at a time.
     shape = ([700, 512, 20], 3, words, weights, 0, [45, 41, 41], 3, 5)
     arguments, options = make_inputs(make_token_slots, *shape)
-    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+    ranked, rows = rank_rows(device, arguments, options)
     check_floors(ranked, rows)
     check_lists(ranked, rows)
     if deviations == -50:
@@ -178,46 +187,28 @@ def test_floors_of_samples_that_mislead(
         assert ranked.floors[:6].eq(0).all()
 
 
-@of_kinds
-def test_queries_as_numbers(
-    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
-) -> None:
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    shape = (kv_heads, words, weights, scale_bits, unit)
-    arguments, options, groups = make_sharers(device, *shape)
-    ranked = stages.Ranked(device, arguments, options, groups)
-    for row in stages.rows_of(arguments, options):
+def test_queries_as_numbers(device, together) -> None:
+    codes = together[0][1]
+    ranked, rows = rank_rows(device, *together)
+    for row in rows:
         values, base = ranked.handed(row)["values"].long(), ranked.bases[row.number]
         if row.whole:
             assert stages.untouched(ranked.handed(row)["values"])
             assert stages.untouched(base)
             continue
-        bits = stages.key_bits(arguments[1][row.slots, row.head], ranked.values)
+        bits = stages.key_bits(codes[row.slots, row.head], ranked.values)
         assert torch.equal(base.long() + bits @ values, row.agreement)
-        assert values[32 * words :].eq(0).all()
+        assert values[32 * codes.shape[2] :].eq(0).all()
 
 
-@of_cases
-def test_lists(
-    device, monkeypatch, make_token_slots, held,
-    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
-    arguments, options = make_inputs(make_token_slots, *shape)
-    check_lists(stages.Ranked(device, arguments, options), stages.rows_of(arguments, options))
+def test_lists(device, alone) -> None:
+    check_lists(*rank_rows(device, *alone))
 
 
-@of_kinds
-def test_lists_of_rows_that_share_tiles(
-    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
-) -> None:
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    shape = (kv_heads, words, weights, scale_bits, unit)
-    arguments, options, groups = make_sharers(device, *shape)
-    ranked = stages.Ranked(device, arguments, options, groups)
+def test_lists_of_rows_that_share_tiles(device, together) -> None:
+    ranked, rows = rank_rows(device, *together)
     assert ranked.values > 0
-    check_lists(ranked, stages.rows_of(arguments, options))
+    check_lists(ranked, rows)
 
 
 @pytest.mark.parametrize("room", [63, 150])
@@ -237,8 +228,7 @@ def test_lists_that_are_over(device, monkeypatch, make_token_slots, shared, room
     else:
         shape = ([900, 350, 400, 20], 2, 2, (1, 2), 0, [60, 3, 100, 21], 3, 5)
         arguments, options = make_inputs(make_token_slots, *shape)
-    ranked = stages.Ranked(device, arguments, options, groups)
-    rows = stages.rows_of(arguments, options)
+    ranked, rows = rank_rows(device, arguments, options, groups)
     assert (ranked.values > 0) == (shared and room == 150)
     check_lists(ranked, rows)
     assert ranked.found.gt(room).any()
@@ -247,30 +237,15 @@ def test_lists_that_are_over(device, monkeypatch, make_token_slots, shared, room
 
 
 @pytest.mark.parametrize("lists", [None, (64, 128)], ids="held-{}".format)
-@of_cases
-def test_take(
-    device, monkeypatch, make_token_slots, held, lists,
-    lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+def test_take(device, monkeypatch, alone, lists) -> None:
     if lists:  # of which longer ones are read again and again
         monkeypatch.setattr(taking, "HELD", lists)
         monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
-    shape = (lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent)
-    arguments, options = make_inputs(make_token_slots, *shape)
-    ranked = stages.Ranked(device, arguments, options)
-    assert check_take(ranked, stages.rows_of(arguments, options)) > 0
+    assert check_take(*rank_rows(device, *alone)) > 0
 
 
-@of_kinds
-def test_take_of_rows_that_share_tiles(
-    device, monkeypatch, kv_heads, words, weights, scale_bits, unit, held
-) -> None:
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    shape = (kv_heads, words, weights, scale_bits, unit)
-    arguments, options, groups = make_sharers(device, *shape)
-    ranked = stages.Ranked(device, arguments, options, groups)
-    assert check_take(ranked, stages.rows_of(arguments, options)) > 0
+def test_take_of_rows_that_share_tiles(device, together) -> None:
+    assert check_take(*rank_rows(device, *together)) > 0
 
 
 def test_equal_scores(device, make_token_slots) -> None:
@@ -278,7 +253,7 @@ def test_equal_scores(device, make_token_slots) -> None:
     shape = ([700, 401], 2, 4, (1, 2), 0, [50, 41], 3, 4)
     arguments, options = make_inputs(make_token_slots, *shape)
     arguments[0][:], arguments[1][:] = 5, -1
-    ranked, rows = stages.Ranked(device, arguments, options), stages.rows_of(arguments, options)
+    ranked, rows = rank_rows(device, arguments, options)
     check_floors(ranked, rows)
     check_lists(ranked, rows)
     assert check_take(ranked, rows) == len(rows)

@@ -29,6 +29,12 @@ def between(counts, found, budget, floor, FORCED: tl.constexpr, BINS: tl.constex
 
 
 @triton.jit
+def third(low, high):
+    """Step from ``low`` to two scores that part what is below ``high`` in three."""
+    return (high - low + 2) // 3
+
+
+@triton.jit
 def narrow(low, high, above, step, reached_one, reached_two, budget):
     """`between`, narrower: how many reach ``low + step`` and ``low + 2 * step`` is known."""
     one = low + step
@@ -85,7 +91,7 @@ def take_held(
     counts = count_excess(score, floor, here, BINS)
     threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
     while high - threshold > 1:
-        step = (high - threshold + 2) // 3
+        step = third(threshold, high)
         reached = (score >= threshold + step).to(tl.int32)
         reached += (score >= threshold + 2 * step).to(tl.int32) << 16
         both = tl.sum(reached, axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .held import between, count_excess, narrow
+from .held import between, count_excess, narrow, third
 from .tokens import unpack_entries
 
 
@@ -42,7 +42,7 @@ def take_listed(
         counts += count_excess(unpack_entries(entry, SCORE_BITS)[0], floor, here, BINS)
     threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
     while high - threshold > 1:
-        step = (high - threshold + 2) // 3
+        step = third(threshold, high)
         reached = tl.zeros((CHUNK,), dtype=tl.int64)
         for first in range(0, found, CHUNK):
             here = first + index < found

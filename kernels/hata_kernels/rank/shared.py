@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
+from ..score.triton import scaled
 from .emit import count_kept, emit
 from .shared_parts import bit_of, unpack
-from .tokens import scaled
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
 SPAN = 2
@@ -144,9 +144,7 @@ def shared_kernel(
                 )
                 if MOST > 0:
                     scale = tl.load(scales_ptr + slot.to(tl.int64) * HEADS + head)
-                    # The cast to int32 extends the sign of an int16; the mask undoes it.
-                    scale = (scale.to(tl.int32) & MOST)[None, :]
-                    score = scaled(score, scale, FULL, MOST, SHIFT, WIDE)
+                    score = scaled(score, scale[None, :], FULL, MOST, SHIFT, WIDE)
                 if (start < sink) | (start + TILE > shortest - recent):
                     token = (start + dealt)[None, :]
                     forced = (token < sink) | (token >= (length - recent)[:, None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..score.triton import popcount
+from ..score.triton import popcount, scaled
 
 
 @triton.jit
@@ -112,19 +112,6 @@ def load_codes(
 
 
 @triton.jit
-def scaled(
-    score, scale, FULL: tl.constexpr, MOST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr
-):
-    """Scores of keys with scales: `hata_kernels.score.naive.scaled_scores`."""
-    signed = 2 * score - FULL
-    if WIDE:
-        product = signed.to(tl.int64) * scale.to(tl.int64)
-        return ((product + FULL * MOST) >> SHIFT).to(tl.int32)
-    else:  # or it is compiled all the same, where the constant is more than an int32 holds
-        return (signed * scale + FULL * MOST) >> SHIFT
-
-
-@triton.jit
 def score_codes(
     keys,
     q_codes_ptr,
@@ -174,9 +161,8 @@ def score_codes(
     )
     if MOST > 0:
         place = slot.to(tl.int64) * HEADS + head[:, None]
-        # The cast to int32 extends the sign of an int16; the mask undoes it.
         scale = tl.load(scales_ptr + place, mask=(head < HEADS)[:, None], other=0)
-        score = scaled(score, scale.to(tl.int32) & MOST, FULL, MOST, SHIFT, WIDE)
+        score = scaled(score, scale, FULL, MOST, SHIFT, WIDE)
     if some_forced:  # a scalar: the branch is the same for all threads
         score = tl.where((token < sink) | (token >= length - recent), FORCED, score)
     return score

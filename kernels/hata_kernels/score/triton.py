@@ -30,6 +30,20 @@ def popcount(x, PTX: tl.constexpr):
 
 
 @triton.jit
+def scaled(
+    score, scale, FULL: tl.constexpr, MOST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr
+):
+    """Scores times scales as they are stored: `hata_kernels.score.naive.scaled_scores`."""
+    # The cast to int32 extends the sign of an int16; the mask undoes it.
+    scale = scale.to(tl.int32) & MOST
+    signed = 2 * score - FULL
+    if WIDE:
+        signed = signed.to(tl.int64)
+        scale = scale.to(tl.int64)
+    return ((signed * scale + FULL * MOST) >> SHIFT).to(tl.int32)
+
+
+@triton.jit
 def _score_kernel(
     q_codes_ptr,
     codes_ptr,
@@ -86,13 +100,8 @@ def _score_kernel(
         distance += popcount(keys ^ query[None, :], PTX) * WEIGHTS[plane]
     scores = FULL - tl.sum(distance, axis=1)
     if MOST > 0:
-        # The cast to int32 extends the sign of an int16; the mask undoes it.
-        scale = tl.load(scales_ptr + slot * HEADS + head, mask=valid, other=0).to(tl.int32) & MOST
-        signed = 2 * scores - FULL
-        if WIDE:
-            signed = signed.to(tl.int64)
-            scale = scale.to(tl.int64)
-        scores = ((signed * scale + FULL * MOST) >> SHIFT).to(tl.int32)
+        scale = tl.load(scales_ptr + slot * HEADS + head, mask=valid, other=0)
+        scores = scaled(scores, scale, FULL, MOST, SHIFT, WIDE)
     forced = (token < sink) | (token >= length - recent)
     scores = tl.where(forced, FORCED, scores)
     out_row = out_ptr + (batch * HEADS + head) * width
