@@ -7,6 +7,7 @@ without a GPU use Triton's interpreter, which takes more than the compiler does.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
 from hata_kernels.score import score_dtype, score_levels
 from hata_kernels.score.exact_triton import exact_score_triton
+from hata_kernels.score.scoring import Scoring
 from hata_kernels.score.triton import score_triton
 from hata_kernels.select.flashinfer_topk import _rows_kernel
 from hata_kernels.select.triton import select_triton
@@ -68,8 +70,8 @@ def compile_only(run):
     """Replace a launch by its compilation."""
 
     def warm_up(self, *args, grid, warmup, **kwargs):
-        if "PTX" in kwargs:
-            kwargs["PTX"] = True  # the wrapper chose by the tensors' device
+        if "SCORING" in kwargs:  # the wrapper chose by the tensors' device
+            kwargs["SCORING"] = dataclasses.replace(kwargs["SCORING"], ptx=True)
         if "PDL" in kwargs:
             kwargs |= {"PDL": True, "launch_pdl": True}  # as `chain_options` does on an H100
         assert len(grid) <= 3, grid
@@ -99,11 +101,12 @@ def compile_only(run):
     return warm_up
 
 
-def filter_spills(*, WIDE: bool, WORDS: int, WORDS_POW2: int, **_) -> int:
+def filter_spills(*, SCORING: Scoring, **_) -> int:
     """Bytes that the filter may spill: it has 96 registers, for five programs of an SM."""
-    if WIDE:  # eight planes, scales of 16 bits: products of 64 bits. No shipped set has these.
+    # Eight planes, scales of 16 bits: products of 64 bits. No shipped set has these.
+    if SCORING.wide:
         return 640
-    return 128 if WORDS < WORDS_POW2 else 0  # words are loaded one by one
+    return 128 if SCORING.words < SCORING.words_pow2 else 0  # words are loaded one by one
 
 
 def stack_bytes(cubin: bytes) -> int:

@@ -15,7 +15,7 @@ def count_kept(kept):
 
 
 @triton.jit
-def emit(score, slot, tile, entries_run, kept, field, SCORE_BITS: tl.constexpr, PTX: tl.constexpr):
+def emit(score, slot, tile, entries_run, kept, field, SCORING: tl.constexpr):
     """List the scores of runs that `kept` has a one for, in four bits a token.
 
     A run is of up to eight tokens, the last dimension of ``score``; ``field`` is where in ``kept``
@@ -26,8 +26,8 @@ def emit(score, slot, tile, entries_run, kept, field, SCORE_BITS: tl.constexpr, 
     """
     before = kept * 0x11111110  # fields are how many of the run come before
     one = 1 << field
-    if PTX:
-        unit: tl.constexpr = 1 << (31 - SCORE_BITS)
+    if SCORING.ptx:
+        unit: tl.constexpr = 1 << (31 - SCORING.score_bits)
         tl.inline_asm_elementwise(
             """{
             .reg .pred low; .reg .b32 number, high; .reg .b64 place;
@@ -48,5 +48,5 @@ def emit(score, slot, tile, entries_run, kept, field, SCORE_BITS: tl.constexpr, 
         )
     else:
         keep = (kept & one) != 0
-        entry = pack_entries(score, tile, slot, SCORE_BITS)
+        entry = pack_entries(score, tile, slot, SCORING)
         tl.store(entries_run + ((before >> field) & 15), entry, mask=keep)

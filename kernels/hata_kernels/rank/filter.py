@@ -36,25 +36,11 @@ def filter_kernel(
     k_max,
     found_batch,
     found_head,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
-    HEADS_POW2: tl.constexpr,
+    SCORING: tl.constexpr,
     TILE: tl.constexpr,
     RUN: tl.constexpr,
     LANES: tl.constexpr,
     SHARED: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program: some tiles of TILE tokens of one request, all KV heads.
@@ -74,8 +60,8 @@ def filter_kernel(
         begun += tl.load(shared_ptr + batch) // TILE
     # A lane is one KV head of RUN tokens in a row, so that most of the prefix sum is in a thread.
     lane = tl.arange(0, LANES)
-    head = lane % HEADS_POW2
-    run = lane // HEADS_POW2
+    head = lane % SCORING.heads_pow2
+    run = lane // SCORING.heads_pow2
     # The shift is by nothing, but hides from Triton that tokens are consecutive: it would spread
     # them over threads to load a few numbers at once, and move all that follows between threads.
     number = tl.arange(0, RUN) ^ (programs >> 31)
@@ -86,7 +72,7 @@ def filter_kernel(
         token = start + run[:, None] * RUN + number[None, :]
         valid = token < length
         slot = tl.load(slots_row + token, mask=valid, other=0)
-        keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
+        keys = load_codes(codes_ptr, slot, head, SCORING)
         wait_for_last(PDL)
         # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
         tl.debug_barrier()
@@ -104,36 +90,24 @@ def filter_kernel(
             (start < sink) | (start + TILE > length - recent),
             RUN,
             LANES,
-            HEADS,
-            WEIGHTS,
-            PLANES,
-            WORDS,
-            WORDS_POW2,
-            DOUBLING,
-            EQUAL,
-            FULL,
-            FORCED,
-            MOST,
-            SHIFT,
-            WIDE,
-            PTX,
+            SCORING,
         )
-        row = batch * HEADS + head
-        floor = tl.load(floors_ptr + row, mask=head < HEADS, other=FORCED + 1)
+        row = batch * SCORING.heads + head
+        floor = tl.load(floors_ptr + row, mask=head < SCORING.heads, other=SCORING.forced + 1)
         keep = valid & (score >= floor[:, None])
         kept = tl.sum(tl.where(keep, 1 << field, 0), axis=1)
-        count = tl.reshape(count_kept(kept), (LANES // HEADS_POW2, HEADS_POW2))
+        count = tl.reshape(count_kept(kept), (LANES // SCORING.heads_pow2, SCORING.heads_pow2))
         total = tl.sum(count, axis=0)
-        heads = tl.arange(0, HEADS_POW2)
-        rows = batch * HEADS + heads
+        heads = tl.arange(0, SCORING.heads_pow2)
+        rows = batch * SCORING.heads + heads
         found_place = found_ptr + batch * found_batch + heads * found_head
-        begin = tl.atomic_add(found_place, total, mask=heads < HEADS, sem="relaxed")
+        begin = tl.atomic_add(found_place, total, mask=heads < SCORING.heads, sem="relaxed")
         piece = (begin.to(tl.int64) << 32) | total.to(tl.int64)
-        tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < HEADS)
+        tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < SCORING.heads)
         # A piece that its row has no room for is left out: `take_kernel` sees that the row is over.
         first = begin[None, :] + tl.cumsum(count, axis=0) - count
         first = tl.reshape(tl.where((begin + total <= room)[None, :], first, -1), (LANES,))
         kept = tl.where(first >= 0, kept, 0)
         entries = entries_ptr + row * room + first
-        emit(score, slot, tile, entries[:, None], kept[:, None], field, SCORE_BITS, PTX)
+        emit(score, slot, tile, entries[:, None], kept[:, None], field, SCORING)
     wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

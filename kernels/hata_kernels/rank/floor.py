@@ -39,25 +39,12 @@ def floor_kernel(
     k_max,
     found_batch,
     found_head,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
+    SCORING: tl.constexpr,
     SAMPLE: tl.constexpr,
     LANES: tl.constexpr,
     UNSAMPLED: tl.constexpr,
     DEVIATIONS: tl.constexpr,
     VALUES: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Floor of one row: 0, below every score, where the context is short or mostly kept.
@@ -66,7 +53,7 @@ def floor_kernel(
     """
     start_next(PDL)
     row = tl.program_id(0).to(tl.int64)
-    batch = row // HEADS
+    batch = row // SCORING.heads
     length = tl.load(seq_lens_ptr + batch).to(tl.int32)
     budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
     if length <= budget:
@@ -77,12 +64,12 @@ def floor_kernel(
     jitter = (place * 40503) & 1023
     token = ((place.to(tl.int64) * 1024 + jitter) * length // (SAMPLE * 1024)).to(tl.int32)
     slot = tl.load(token_slots_ptr + batch * token_slots_stride + token)
-    head = (row % HEADS).to(tl.int32) + tl.zeros((LANES,), tl.int32)
-    keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
+    head = (row % SCORING.heads).to(tl.int32) + tl.zeros((LANES,), tl.int32)
+    keys = load_codes(codes_ptr, slot, head, SCORING)
     wait_for_last(PDL)
     if VALUES > 0:
-        write_values(q_codes_ptr, values_ptr, bases_ptr, row, WEIGHTS, PLANES, WORDS, FULL, VALUES)
-    tl.store(found_ptr + batch * found_batch + row % HEADS * found_head, 0)
+        write_values(q_codes_ptr, values_ptr, bases_ptr, row, SCORING, VALUES)
+    tl.store(found_ptr + batch * found_batch + row % SCORING.heads * found_head, 0)
     if (length <= UNSAMPLED) | (budget * 4 >= length):
         tl.store(floors_ptr + row, 0)
         return
@@ -100,19 +87,7 @@ def floor_kernel(
         True,
         SAMPLE // LANES,
         LANES,
-        HEADS,
-        WEIGHTS,
-        PLANES,
-        WORDS,
-        WORDS_POW2,
-        DOUBLING,
-        EQUAL,
-        FULL,
-        FORCED,
-        MOST,
-        SHIFT,
-        WIDE,
-        PTX,
+        SCORING,
     )
     # So many of the top k are expected in the sample; it holds more than `rank` of them, which
     # would put the floor above the threshold, where chance is off by DEVIATIONS of its root.
@@ -120,8 +95,9 @@ def floor_kernel(
     rank = (expected + DEVIATIONS * tl.sqrt(expected) + 4).to(tl.int32)
     floor = 0
     # Two bits of an even number of them at a time.
-    unit = 1 << (SCORE_BITS + SCORE_BITS % 2 - 2)
-    for _ in tl.static_range(0, SCORE_BITS, 2):
+    BITS: tl.constexpr = SCORING.score_bits
+    unit = 1 << (BITS + BITS % 2 - 2)
+    for _ in tl.static_range(0, BITS, 2):
         # Two bits at a time; three counts below 2**16 in one sum.
         reached = (score >= floor + unit).to(tl.int64)
         reached += (score >= floor + 2 * unit).to(tl.int64) << 16

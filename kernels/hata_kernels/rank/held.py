@@ -15,7 +15,7 @@ def count_excess(score, floor, here, BINS: tl.constexpr):
 
 
 @triton.jit
-def between(counts, found, budget, floor, FORCED: tl.constexpr, BINS: tl.constexpr):
+def between(counts, found, budget, floor, SCORING: tl.constexpr, BINS: tl.constexpr):
     """Scores that the threshold lies between, from the counts of all candidates.
 
     It is the last score that as many candidates reach as the budget has: enough reach the first
@@ -24,7 +24,7 @@ def between(counts, found, budget, floor, FORCED: tl.constexpr, BINS: tl.constex
     bin = tl.arange(0, BINS)
     reached = found - tl.cumsum(counts, axis=0) + counts
     last = tl.max(tl.where(reached >= budget, bin, 0), axis=0)
-    high = tl.where(last == BINS - 1, FORCED + 1, floor + last + 1)
+    high = tl.where(last == BINS - 1, SCORING.forced + 1, floor + last + 1)
     return floor + last, high, tl.sum(tl.where(bin > last, counts, 0), axis=0)
 
 
@@ -73,8 +73,7 @@ def take_held(
     used,
     budget,
     floor,
-    FORCED: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
+    SCORING: tl.constexpr,
     BINS: tl.constexpr,
     HELD: tl.constexpr,
     TILES: tl.constexpr,
@@ -87,9 +86,9 @@ def take_held(
     entry = tl.load(entries_row + index, mask=here, other=-1)
     tile = tl.arange(0, TILES)
     piece = tl.load(tiles_row + tile, mask=tile < used, other=0)
-    score, its_tile, slot = unpack_entries(entry, SCORE_BITS)
+    score, its_tile, slot = unpack_entries(entry, SCORING)
     counts = count_excess(score, floor, here, BINS)
-    threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
+    threshold, high, above = between(counts, found, budget, floor, SCORING, BINS)
     while high - threshold > 1:
         step = third(threshold, high)
         reached = (score >= threshold + step).to(tl.int32)

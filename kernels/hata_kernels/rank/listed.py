@@ -20,8 +20,7 @@ def take_listed(
     used,
     budget,
     floor,
-    FORCED: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
+    SCORING: tl.constexpr,
     BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     TILES: tl.constexpr,
@@ -39,15 +38,15 @@ def take_listed(
     for first in range(0, found, CHUNK):
         here = first + index < found
         entry = tl.load(entries_row + first + index, mask=here, other=-1)
-        counts += count_excess(unpack_entries(entry, SCORE_BITS)[0], floor, here, BINS)
-    threshold, high, above = between(counts, found, budget, floor, FORCED, BINS)
+        counts += count_excess(unpack_entries(entry, SCORING)[0], floor, here, BINS)
+    threshold, high, above = between(counts, found, budget, floor, SCORING, BINS)
     while high - threshold > 1:
         step = third(threshold, high)
         reached = tl.zeros((CHUNK,), dtype=tl.int64)
         for first in range(0, found, CHUNK):
             here = first + index < found
             entry = tl.load(entries_row + first + index, mask=here, other=-1)
-            score = unpack_entries(entry, SCORE_BITS)[0]
+            score = unpack_entries(entry, SCORING)[0]
             reached += (score >= threshold + step).to(tl.int64)
             reached += (score >= threshold + 2 * step).to(tl.int64) << 32
         both = tl.sum(reached, axis=0)
@@ -62,7 +61,7 @@ def take_listed(
     for first in range(0, found, CHUNK):
         here = first + index < found
         entry = tl.load(entries_row + first + index, mask=here, other=-1)
-        score = unpack_entries(entry, SCORE_BITS)[0]
+        score = unpack_entries(entry, SCORING)[0]
         one = (score > threshold).to(INT) + ((score == threshold).to(INT) << FIELD)
         tl.store(before_row + first + index, passed + tl.cumsum(one, axis=0) - one, mask=here)
         passed += tl.sum(one, axis=0)
@@ -88,7 +87,7 @@ def take_listed(
     for first in range(0, found, CHUNK):
         here = first + index < found
         entry = tl.load(entries_row + first + index, mask=here, other=-1)
-        score, its_tile, slot = unpack_entries(entry, SCORE_BITS)
+        score, its_tile, slot = unpack_entries(entry, SCORING)
         candidate = here & (score >= threshold)
         shift = tl.load(shift_row + its_tile, mask=candidate, other=0)
         place = tl.load(before_row + first + index, mask=candidate, other=0) + shift

@@ -28,20 +28,7 @@ def take_rescored(
     budget,
     sink,
     recent,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
+    SCORING: tl.constexpr,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -50,13 +37,13 @@ def take_rescored(
     Of fewer than 2**21 tokens: their counts share an int64.
     """
     index = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
-    head = (row % HEADS).to(tl.int32) + tl.zeros((LANES,), tl.int32)
+    head = (row % SCORING.heads).to(tl.int32) + tl.zeros((LANES,), tl.int32)
     threshold = 0
     above = 0
     ties_kept = 0
     ties = 0
     done = 0
-    STEPS: tl.constexpr = (SCORE_BITS + 1) // 2
+    STEPS: tl.constexpr = (SCORING.score_bits + 1) // 2
     unit = 1 << (2 * STEPS - 2)
     # The threshold two bits at a time, how many are above it, then the slots.
     for step in range(0, STEPS + 2):
@@ -65,12 +52,12 @@ def take_rescored(
             token = first + index
             valid = token < length
             slot = tl.load(slots_row + token, mask=valid, other=0)
-            keys = load_codes(codes_ptr, slot, head, HEADS, WORDS, WORDS_POW2)
+            keys = load_codes(codes_ptr, slot, head, SCORING)
             score = score_codes(
                 keys,
                 q_codes_ptr,
                 scales_ptr,
-                row // HEADS,
+                row // SCORING.heads,
                 head,
                 slot,
                 token,
@@ -80,19 +67,7 @@ def take_rescored(
                 (first < sink) | (first + BLOCK > length - recent),
                 BLOCK // LANES,
                 LANES,
-                HEADS,
-                WEIGHTS,
-                PLANES,
-                WORDS,
-                WORDS_POW2,
-                DOUBLING,
-                EQUAL,
-                FULL,
-                FORCED,
-                MOST,
-                SHIFT,
-                WIDE,
-                PTX,
+                SCORING,
             )
             score = tl.where(valid, score, -1)
             if step <= STEPS:

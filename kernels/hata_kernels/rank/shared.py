@@ -52,16 +52,7 @@ def shared_kernel(
     found_batch,
     found_head,
     batch,
-    HEADS: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
+    SCORING: tl.constexpr,
     TILE: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -77,7 +68,9 @@ def shared_kernel(
     start_next(PDL)
     programs = tl.num_programs(0)
     head = tl.program_id(1)
-    VALUES: tl.constexpr = 32 * WORDS_POW2
+    HEADS: tl.constexpr = SCORING.heads
+    WORDS: tl.constexpr = SCORING.words
+    VALUES: tl.constexpr = 32 * SCORING.words_pow2
     # A score of tensor cores lies, of four threads, in the one of its pair of tokens; eight
     # such groups of pairs are next to one another, then the warps. Tokens are dealt so that a
     # thread has RUN in a row, and counts them by itself.
@@ -95,7 +88,7 @@ def shared_kernel(
     ONES: tl.constexpr = 0x01010101 if RUNS // WARPS == 4 else 0x0101010101010101
     LAST: tl.constexpr = 24 if RUNS // WARPS == 4 else 56
     in_run = tl.arange(0, RUN)
-    word = tl.arange(0, WORDS_POW2)
+    word = tl.arange(0, SCORING.words_pow2)
     bit = bit_of(tl.arange(0, 32))
     # Nothing is loaded, but Triton moves to the threads of tensor cores, before it works on them,
     # only what it loaded: without this it would unpack elsewhere, where `unpack` is wrong.
@@ -135,20 +128,20 @@ def shared_kernel(
                     mask=(word < WORDS)[:, None],
                     other=0,
                 )
-                bits = unpack(keys[:, None, :], bit[None, :, None], PTX)
+                bits = unpack(keys[:, None, :], bit[None, :, None], SCORING.ptx)
                 score = tl.dot(
                     values,
                     tl.reshape(bits, (VALUES, TILE)),
                     acc=base[:, None] + tl.zeros((MEMBERS, TILE), tl.int32),
                     out_dtype=tl.int32,
                 )
-                if MOST > 0:
+                if SCORING.most > 0:
                     scale = tl.load(scales_ptr + slot.to(tl.int64) * HEADS + head)
-                    score = scaled(score, scale[None, :], FULL, MOST, SHIFT, WIDE)
+                    score = scaled(score, scale[None, :], SCORING)
                 if (start < sink) | (start + TILE > shortest - recent):
                     token = (start + dealt)[None, :]
                     forced = (token < sink) | (token >= (length - recent)[:, None])
-                    score = tl.where(forced, FORCED, score)
+                    score = tl.where(forced, SCORING.forced, score)
                 score = tl.reshape(score, (MEMBERS, 2 * PAIRS // RUN, RUN // 2, 4 * WARPS, 2))
                 score = tl.reshape(tl.permute(score, (0, 3, 1, 2, 4)), (MEMBERS, RUNS, RUN))
 
@@ -180,6 +173,5 @@ def shared_kernel(
                     (entries_ptr + row * room)[:, None, None] + first[:, :, None],
                     kept[:, :, None],
                     field,
-                    SCORE_BITS,
-                    PTX,
+                    SCORING,
                 )

@@ -37,10 +37,7 @@ def write_values(
     values_ptr,
     bases_ptr,
     row,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    FULL: tl.constexpr,
+    SCORING: tl.constexpr,
     VALUES: tl.constexpr,
 ):
     """What a row's query gives to a score for every bit of a key that is set, and for none.
@@ -50,12 +47,13 @@ def write_values(
     """
     place = tl.arange(0, VALUES)
     word = place // 32
+    in_code = word < SCORING.words
     weight = tl.zeros((VALUES,), tl.int32)
+    PLANES: tl.constexpr = SCORING.planes
     for plane in tl.static_range(PLANES):
-        query = tl.load(
-            q_codes_ptr + (row * PLANES + plane) * WORDS + word, mask=word < WORDS, other=0
-        )
-        weight += ((query >> bit_of(place % 32)) & 1) * WEIGHTS[plane]
-    value = tl.where(word < WORDS, 2 * weight - FULL // (32 * WORDS), 0)
+        place_q = q_codes_ptr + (row * PLANES + plane) * SCORING.words + word
+        query = tl.load(place_q, mask=in_code, other=0)
+        weight += ((query >> bit_of(place % 32)) & 1) * SCORING.weights[plane]
+    value = tl.where(in_code, 2 * weight - SCORING.full // (32 * SCORING.words), 0)
     tl.store(values_ptr + row * VALUES + place, value.to(tl.int8))
-    tl.store(bases_ptr + row, FULL - tl.sum(weight, axis=0))
+    tl.store(bases_ptr + row, SCORING.full - tl.sum(weight, axis=0))

@@ -49,20 +49,7 @@ def take_kernel(
     k_max,
     found_batch,
     found_head,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
-    SCORE_BITS: tl.constexpr,
+    SCORING: tl.constexpr,
     BINS: tl.constexpr,
     TILE: tl.constexpr,
     HELD: tl.constexpr,
@@ -80,12 +67,12 @@ def take_kernel(
     the row's tokens are scored again.
     """
     row = tl.program_id(0).to(tl.int64)
-    batch = row // HEADS
+    batch = row // SCORING.heads
     length = tl.load(seq_lens_ptr + batch).to(tl.int32)
     budget = tl.minimum(tl.load(budgets_ptr + batch), tl.minimum(length, k_max))
     wait_for_last(PDL)
     start_next(PDL)
-    found = tl.load(found_ptr + batch * found_batch + row % HEADS * found_head)
+    found = tl.load(found_ptr + batch * found_batch + row % SCORING.heads * found_head)
     slots_row = token_slots_ptr + batch * token_slots_stride
     out_row = out_ptr + row * k_max
     if length <= budget:
@@ -112,8 +99,7 @@ def take_kernel(
                     used,
                     budget,
                     floor,
-                    FORCED,
-                    SCORE_BITS,
+                    SCORING,
                     BINS,
                     HELD[number],
                     TILES,
@@ -128,8 +114,7 @@ def take_kernel(
                 used,
                 budget,
                 floor,
-                FORCED,
-                SCORE_BITS,
+                SCORING,
                 BINS,
                 CHUNK,
                 TILES,
@@ -147,20 +132,7 @@ def take_kernel(
             budget,
             sink,
             recent,
-            HEADS,
-            WEIGHTS,
-            PLANES,
-            WORDS,
-            WORDS_POW2,
-            DOUBLING,
-            EQUAL,
-            FULL,
-            FORCED,
-            MOST,
-            SHIFT,
-            WIDE,
-            PTX,
-            SCORE_BITS,
+            SCORING,
             BLOCK,
             LANES,
         )

@@ -32,39 +32,37 @@ def _weighted_distance(
     real,
     RUN: tl.constexpr,
     LANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    PLANE_STRIDE: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    PTX: tl.constexpr,
+    SCORING: tl.constexpr,
 ):
-    """Weighted Hamming distances ``[LANES, RUN]`` of codes ``[LANES, RUN, WORDS]`` to queries.
+    """Weighted Hamming distances ``[LANES, RUN]`` of codes ``[LANES, RUN, words_pow2]`` to queries.
 
     A GPU counts bits at a quarter of the rate at which it adds: full adders on whole words halve
     the popcounts. Where weights double from plane to plane, two words of a plane and the carry of
     the plane before make one word of sums and one of carries; where all weigh the same, planes
     are added in threes.
     """
-    if DOUBLING and PLANES > 1 and WORDS > 1:
+    PLANES: tl.constexpr = SCORING.planes
+    WEIGHTS: tl.constexpr = SCORING.weights
+    WORDS: tl.constexpr = SCORING.words_pow2
+    PTX: tl.constexpr = SCORING.ptx
+    if SCORING.doubling and PLANES > 1 and WORDS > 1:
         even, odd = tl.split(tl.reshape(keys, (LANES, RUN, WORDS // 2, 2)))
         carry = tl.zeros(even.shape, dtype=tl.int32)
         distance = tl.zeros(even.shape, dtype=tl.int32)
         for plane in tl.static_range(PLANES):
-            query = tl.load(q_place + plane * PLANE_STRIDE, mask=real, other=0)
+            query = tl.load(q_place + plane * SCORING.words, mask=real, other=0)
             q_even, q_odd = tl.split(tl.reshape(query, (LANES, 1, WORDS // 2, 2)))
             ones, carry = _add_bits(even ^ q_even, odd ^ q_odd, carry, PTX)
             distance += popcount(ones, PTX) * WEIGHTS[plane]
         distance += popcount(carry, PTX) * (2 * WEIGHTS[PLANES - 1])
         return tl.sum(distance, axis=2)
     distance = tl.zeros(keys.shape, dtype=tl.int32)
-    if EQUAL:
+    if SCORING.equal:
         ones = keys ^ tl.load(q_place, mask=real, other=0)
         for pair in tl.static_range(PLANES // 2):
-            a = keys ^ tl.load(q_place + (2 * pair + 1) * PLANE_STRIDE, mask=real, other=0)
+            a = keys ^ tl.load(q_place + (2 * pair + 1) * SCORING.words, mask=real, other=0)
             if 2 * pair + 2 < PLANES:
-                b = keys ^ tl.load(q_place + (2 * pair + 2) * PLANE_STRIDE, mask=real, other=0)
+                b = keys ^ tl.load(q_place + (2 * pair + 2) * SCORING.words, mask=real, other=0)
                 ones, twos = _add_bits(a, b, ones, PTX)
                 distance += popcount(twos, PTX)
             else:
@@ -73,41 +71,39 @@ def _weighted_distance(
         distance = (2 * distance + popcount(ones, PTX)) * WEIGHTS[0]
     else:
         for plane in tl.static_range(PLANES):
-            query = tl.load(q_place + plane * PLANE_STRIDE, mask=real, other=0)
+            query = tl.load(q_place + plane * SCORING.words, mask=real, other=0)
             distance += popcount(keys ^ query, PTX) * WEIGHTS[plane]
     return tl.sum(distance, axis=2)
 
 
 @triton.jit
-def pack_entries(score, tile, slot, SCORE_BITS: tl.constexpr):
+def pack_entries(score, tile, slot, SCORING: tl.constexpr):
     """Candidates: see `RankBuffers.entries`."""
-    high = (score << (31 - SCORE_BITS)) | tile
+    high = (score << (31 - SCORING.score_bits)) | tile
     return (high.to(tl.int64) << 32) | slot.to(tl.int64)
 
 
 @triton.jit
-def unpack_entries(entry, SCORE_BITS: tl.constexpr):
+def unpack_entries(entry, SCORING: tl.constexpr):
     """Score, tile and slot of candidates; -1 has the score -1."""
     high = (entry >> 32).to(tl.int32)
-    tile = high & ((1 << (31 - SCORE_BITS)) - 1)
-    return high >> (31 - SCORE_BITS), tile, entry.to(tl.int32)
+    tile = high & ((1 << (31 - SCORING.score_bits)) - 1)
+    return high >> (31 - SCORING.score_bits), tile, entry.to(tl.int32)
 
 
 @triton.jit
-def load_codes(
-    codes_ptr, slot, head, HEADS: tl.constexpr, WORDS: tl.constexpr, WORDS_POW2: tl.constexpr
-):
-    """Codes ``[LANES, RUN, WORDS_POW2]`` of slots ``[LANES, RUN]`` for KV heads ``[LANES]``.
+def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
+    """Codes ``[LANES, RUN, words_pow2]`` of slots ``[LANES, RUN]`` for KV heads ``[LANES]``.
 
     One thread has one lane: of the dimensions that are not contiguous in memory, Triton spreads
     threads over the first. A token's codes are one contiguous row of memory: where the heads of a
     token are lanes side by side, whole cache lines are read. Every slot is read, also of tokens
     that are none: theirs is 0, which is reserved.
     """
-    word = tl.arange(0, WORDS_POW2)
-    place = slot.to(tl.int64)[:, :, None] * (HEADS * WORDS)
-    place += (head * WORDS)[:, None, None] + word[None, None, :]
-    real = (head < HEADS)[:, None, None] & (word < WORDS)[None, None, :]
+    word = tl.arange(0, SCORING.words_pow2)
+    place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
+    place += (head * SCORING.words)[:, None, None] + word[None, None, :]
+    real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
     return tl.load(codes_ptr + place, mask=real, other=0)
 
 
@@ -126,43 +122,26 @@ def score_codes(
     some_forced,
     RUN: tl.constexpr,
     LANES: tl.constexpr,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    DOUBLING: tl.constexpr,
-    EQUAL: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
-    PTX: tl.constexpr,
+    SCORING: tl.constexpr,
 ):
     """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave."""
-    word = tl.arange(0, WORDS_POW2)
+    word = tl.arange(0, SCORING.words_pow2)
     # Words beyond the code are 0 on both sides and add nothing.
-    real = (head < HEADS)[:, None, None] & (word < WORDS)[None, None, :]
-    q_place = q_codes_ptr + (batch * HEADS + head)[:, None, None] * (PLANES * WORDS)
-    score = FULL - _weighted_distance(
+    real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
+    row = batch * SCORING.heads + head
+    q_place = q_codes_ptr + row[:, None, None] * (SCORING.planes * SCORING.words)
+    score = SCORING.full - _weighted_distance(
         keys,
         q_place + word[None, None, :],
         real,
         RUN,
         LANES,
-        WORDS_POW2,
-        WEIGHTS,
-        PLANES,
-        WORDS,
-        DOUBLING,
-        EQUAL,
-        PTX,
+        SCORING,
     )
-    if MOST > 0:
-        place = slot.to(tl.int64) * HEADS + head[:, None]
-        scale = tl.load(scales_ptr + place, mask=(head < HEADS)[:, None], other=0)
-        score = scaled(score, scale, FULL, MOST, SHIFT, WIDE)
+    if SCORING.most > 0:
+        place = slot.to(tl.int64) * SCORING.heads + head[:, None]
+        scale = tl.load(scales_ptr + place, mask=(head < SCORING.heads)[:, None], other=0)
+        score = scaled(score, scale, SCORING)
     if some_forced:  # a scalar: the branch is the same for all threads
-        score = tl.where((token < sink) | (token >= length - recent), FORCED, score)
+        score = tl.where((token < sink) | (token >= length - recent), SCORING.forced, score)
     return score

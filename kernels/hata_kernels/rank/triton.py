@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..bits import WORD_BITS, power_of_2
+from ..bits import power_of_2
 from ..chain import chain_options, most_cache
 from ..checks import expect
 from ..rows.groups import RowGroups
-from ..score.naive import full_score, score_levels, score_shift
+from ..score.scoring import Scoring
 from . import filter as filtering
 from . import floor as sampling
 from . import shared as sharing
@@ -80,12 +80,12 @@ def rank_triton(
     )
     batch, width = token_slots.shape
     kv_heads, words = codes.shape[1:]
-    bits, rows = words * WORD_BITS, batch * kv_heads
+    rows = batch * kv_heads
     if rows == 0:
         return out
-    levels = score_levels(plane_weights, bits, scale_bits)
+    scoring = Scoring(kv_heads, words, tuple(plane_weights), scale_bits, codes.is_cuda)
     values = shared_values(kv_heads, words, plane_weights) if groups is not None else 0
-    sizes = RankSizes.of(kv_heads, words, levels, width, k_max, values)
+    sizes = RankSizes.of(kv_heads, words, scoring.levels, width, k_max, values)
     if buffers is None:
         buffers = RankBuffers(rows, sizes, codes.device)
     buffers.check(rows, sizes, codes.device)
@@ -96,25 +96,7 @@ def rank_triton(
         groups.check(batch, 1, codes.device)
         unit, tile = groups.unit, sizes.tile
         expect(unit % tile == 0, "groups.unit", f"a multiple of {tile} tokens", unit)
-    full, most = full_score(plane_weights, bits), 2**scale_bits - 1
-    weights = tuple(plane_weights)
-    common = {
-        "HEADS": kv_heads,
-        "WEIGHTS": weights,
-        "PLANES": len(weights),
-        "WORDS": words,
-        "WORDS_POW2": power_of_2(words),
-        "DOUBLING": weights == tuple(weights[0] << plane for plane in range(len(weights))),
-        "EQUAL": len(set(weights)) == 1,
-        "FULL": full,
-        "FORCED": levels - 1,
-        "MOST": most,
-        "SHIFT": score_shift(full, scale_bits),
-        "WIDE": 2 * full * most >= 2**31,
-        "PTX": codes.is_cuda,
-        "SCORE_BITS": sizes.score_bits,
-        **chain_options(codes.device),
-    }
+    common = {"SCORING": scoring, **chain_options(codes.device)}
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
     # Candidates found, of all heads of a request side by side or, where the members of a group are
     # added to at once, of all requests: one atomic of many is of one cache line.
@@ -138,7 +120,6 @@ def rank_triton(
     lanes, run, tile = filter_shape(kv_heads, words)
     if values:
         members, warps = sharing.shared_shape(tile)
-        own = ("WEIGHTS", "PLANES", "DOUBLING", "EQUAL")
         # Without `most_cache`: several programs of an SM need more shared memory than it leaves.
         sharing.shared_kernel[(max(1, sharing.WARPS // warps // kv_heads), kv_heads)](
             *inputs[1:],
@@ -155,7 +136,7 @@ def rank_triton(
             groups.members.stride(0),
             *scalars[1:],
             batch,
-            **{name: value for name, value in common.items() if name not in own},
+            **common,
             TILE=tile,
             SPAN=min(sharing.SPAN, groups.unit // tile),
             ROWS=power_of_2(batch),
@@ -175,7 +156,6 @@ def rank_triton(
         *scalars,
         **common,
         SHARED=values > 0,
-        HEADS_POW2=power_of_2(kv_heads),
         TILE=tile,
         RUN=run,
         LANES=lanes,

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..bits import WORD_BITS
-from .naive import check_score, full_score, score_levels, score_shift
+from .naive import check_score
+from .scoring import Scoring
 
 # Tokens per program. With 16-byte codes every thread of 4 warps has four 16-byte loads in flight.
 BLOCK = 512
@@ -30,17 +30,15 @@ def popcount(x, PTX: tl.constexpr):
 
 
 @triton.jit
-def scaled(
-    score, scale, FULL: tl.constexpr, MOST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr
-):
+def scaled(score, scale, SCORING: tl.constexpr):
     """Scores times scales as they are stored: `hata_kernels.score.naive.scaled_scores`."""
     # The cast to int32 extends the sign of an int16; the mask undoes it.
-    scale = scale.to(tl.int32) & MOST
-    signed = 2 * score - FULL
-    if WIDE:
+    scale = scale.to(tl.int32) & SCORING.most
+    signed = 2 * score - SCORING.full
+    if SCORING.wide:
         signed = signed.to(tl.int64)
         scale = scale.to(tl.int64)
-    return ((signed * scale + FULL * MOST) >> SHIFT).to(tl.int32)
+    return ((signed * scale + SCORING.full * SCORING.most) >> SCORING.shift).to(tl.int32)
 
 
 @triton.jit
@@ -55,23 +53,13 @@ def _score_kernel(
     width,
     sink,
     recent,
-    HEADS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PLANES: tl.constexpr,
-    WORDS: tl.constexpr,
-    WORDS_POW2: tl.constexpr,
-    FULL: tl.constexpr,
-    FORCED: tl.constexpr,
-    MOST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDE: tl.constexpr,
+    SCORING: tl.constexpr,
     BLOCK: tl.constexpr,
-    PTX: tl.constexpr,
 ):
     """One program: BLOCK tokens of one request for one KV head.
 
     Heads are the fastest grid axis: the codes of a token's heads are neighbours in memory, so the
-    programs that share cache lines run together. MOST is the largest scale, 0 without scales.
+    programs that share cache lines run together.
     """
     head = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
@@ -84,27 +72,29 @@ def _score_kernel(
     valid = (token < length) & (token < width)
     slot = tl.load(token_slots_ptr + batch * token_slots_stride + token, mask=valid, other=0)
     slot = slot.to(tl.int64)
-    word = tl.arange(0, WORDS_POW2)
-    in_code = word < WORDS
-    key_place = slot * (HEADS * WORDS) + head * WORDS
+    WORDS: tl.constexpr = SCORING.words_pow2
+    word = tl.arange(0, WORDS)
+    in_code = word < SCORING.words
+    key_place = slot * (SCORING.heads * SCORING.words) + head * SCORING.words
     keys = tl.load(
         codes_ptr + key_place[:, None] + word[None, :],
         mask=valid[:, None] & in_code[None, :],
         other=0,
     )
-    distance = tl.zeros((BLOCK, WORDS_POW2), dtype=tl.int32)
-    q_place = q_codes_ptr + (batch * HEADS + head) * (PLANES * WORDS)
+    PLANES: tl.constexpr = SCORING.planes
+    distance = tl.zeros((BLOCK, WORDS), dtype=tl.int32)
+    q_place = q_codes_ptr + (batch * SCORING.heads + head) * (PLANES * SCORING.words)
     for plane in tl.static_range(PLANES):
         # Words beyond the code are 0 on both sides and add nothing.
-        query = tl.load(q_place + plane * WORDS + word, mask=in_code, other=0)
-        distance += popcount(keys ^ query[None, :], PTX) * WEIGHTS[plane]
-    scores = FULL - tl.sum(distance, axis=1)
-    if MOST > 0:
-        scale = tl.load(scales_ptr + slot * HEADS + head, mask=valid, other=0)
-        scores = scaled(scores, scale, FULL, MOST, SHIFT, WIDE)
+        query = tl.load(q_place + plane * SCORING.words + word, mask=in_code, other=0)
+        distance += popcount(keys ^ query[None, :], SCORING.ptx) * SCORING.weights[plane]
+    scores = SCORING.full - tl.sum(distance, axis=1)
+    if SCORING.most > 0:
+        scale = tl.load(scales_ptr + slot * SCORING.heads + head, mask=valid, other=0)
+        scores = scaled(scores, scale, SCORING)
     forced = (token < sink) | (token >= length - recent)
-    scores = tl.where(forced, FORCED, scores)
-    out_row = out_ptr + (batch * HEADS + head) * width
+    scores = tl.where(forced, SCORING.forced, scores)
+    out_row = out_ptr + (batch * SCORING.heads + head) * width
     tl.store(out_row + token, scores.to(out_ptr.dtype.element_ty), mask=valid)
 
 
@@ -137,7 +127,6 @@ def score_triton(
     batch, kv_heads, width = out.shape
     if batch == 0 or width == 0:
         return out
-    full, most = full_score(plane_weights, words * WORD_BITS), 2**scale_bits - 1
     grid = (kv_heads, batch, triton.cdiv(width, BLOCK))
     _score_kernel[grid](
         q_codes,
@@ -150,18 +139,8 @@ def score_triton(
         width,
         sink,
         recent,
-        HEADS=kv_heads,
-        WEIGHTS=tuple(plane_weights),
-        PLANES=len(plane_weights),
-        WORDS=words,
-        WORDS_POW2=triton.next_power_of_2(words),
-        FULL=full,
-        FORCED=score_levels(plane_weights, words * WORD_BITS, scale_bits) - 1,
-        MOST=most,
-        SHIFT=score_shift(full, scale_bits),
-        WIDE=2 * full * most >= 2**31,
+        SCORING=Scoring(kv_heads, words, tuple(plane_weights), scale_bits, codes.is_cuda),
         BLOCK=BLOCK,
-        PTX=codes.is_cuda,
         num_warps=4,
     )
     return out
