@@ -17,42 +17,54 @@ def random_words(*shape: int) -> torch.Tensor:
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
 
 
-def make_inputs(make_token_slots, lengths, kv_heads, words, weights, scale_bits):
-    """Positional and keyword arguments of both."""
-    slots = max(lengths) + 50
+def make_codes(requests, slots, kv_heads, words, weights, scale_bits):
+    """Codes of queries and keys, and keyword arguments of both."""
     codes = random_words(slots, kv_heads, words)
-    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
+    q_codes = random_words(requests, kv_heads * len(weights), words)
     # The extremes of the range: a key that agrees in every bit, and one that disagrees in all.
     q_codes[:, : len(weights)] = q_codes[:, :1]
     codes[::97, 0], codes[1::97, 0] = q_codes[0, 0], ~q_codes[0, 0]
-    token_slots = make_token_slots(lengths, max(lengths) + 5, slots)
     scales = None
     if scale_bits:
         scales = torch.randint(0, 2**scale_bits, (slots, kv_heads))
         scales[::5], scales[1::5] = 0, 2**scale_bits - 1
         scales = scales.to({8: torch.uint8, 16: torch.int16}[scale_bits])
-    inputs = (q_codes, codes, token_slots, torch.tensor(lengths))
-    return inputs, {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits}
+    return (q_codes, codes), {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits}
 
 
-def fill_with_garbage(buffers: RankBuffers) -> RankBuffers:
-    for tensor in tensors_of(buffers):
+def make_inputs(make_token_slots, lengths, kv_heads, words, weights, scale_bits):
+    """Positional and keyword arguments of both."""
+    slots = max(lengths) + 50
+    codes, options = make_codes(len(lengths), slots, kv_heads, words, weights, scale_bits)
+    token_slots = make_token_slots(lengths, max(lengths) + 5, slots)
+    return (*codes, token_slots, torch.tensor(lengths)), options
+
+
+def fill_with_garbage(holder):
+    """Fill the tensors of buffers or groups; returns these."""
+    for tensor in tensors_of(holder):
         most = torch.iinfo(tensor.dtype).max
         tensor.copy_(torch.randint(-most, most, tensor.shape, dtype=tensor.dtype))
-    return buffers
+    return holder
 
 
-def tensors_of(buffers: RankBuffers) -> list[torch.Tensor]:
-    return [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
+def tensors_of(holder) -> list[torch.Tensor]:
+    return [value for value in vars(holder).values() if isinstance(value, torch.Tensor)]
 
 
-def make_buffers(inputs, options, device, k_max, rows=0, width=0) -> RankBuffers:
-    """Scratch full of garbage, for at least the call of these arguments."""
-    _, codes, token_slots, lengths = inputs
+def sizes_of(inputs, options, k_max, *, width=0, values=0) -> RankSizes:
+    """Sizes of scratch for at least the call of these arguments."""
+    codes, token_slots = inputs[1:3]
     kv_heads, words = codes.shape[1:]
     levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
-    sizes = RankSizes.of(kv_heads, words, levels, max(width, token_slots.shape[1]), k_max)
-    return fill_with_garbage(RankBuffers(max(rows, len(lengths) * kv_heads), sizes, device))
+    return RankSizes.of(kv_heads, words, levels, max(width, token_slots.shape[1]), k_max, values)
+
+
+def make_buffers(inputs, options, device, k_max, *, rows=0, width=0, values=0) -> RankBuffers:
+    """Such scratch, full of garbage."""
+    sizes = sizes_of(inputs, options, k_max, width=width, values=values)
+    rows = max(rows, inputs[2].shape[0] * inputs[1].shape[1])
+    return fill_with_garbage(RankBuffers(rows, sizes, device))
 
 
 def check(device, poison, inputs, options, budgets, *, sink, recent, k_max, buffers=None) -> None:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from hata_kernels.rank import RankBuffers, RankSizes, shared_values
+import rank_cases as cases
+from hata_kernels.rank import RankBuffers, shared_values
 from hata_kernels.rank.triton import rank_triton
-from hata_kernels.score import score_dtype, score_levels, score_naive
+from hata_kernels.score import score_dtype, score_naive
 
 #: Every byte of a buffer before the ranking: no launch writes such numbers.
 BYTE = 0x7F
@@ -145,10 +146,10 @@ class Ranked:
         _, codes, token_slots, _, _ = arguments
         (batch, width), (_, kv_heads, words) = token_slots.shape, codes.shape
         weights, k_max = options["plane_weights"], options["k_max"]
-        levels = score_levels(weights, 32 * words, options["scale_bits"])
         self.values = 0 if groups is None else shared_values(kv_heads, words, weights)
         # Of a wider table and for more rows than there are.
-        sizes = RankSizes.of(kv_heads, words, levels, width + 100 * more, k_max, self.values)
+        wider = {"width": width + 100 * more, "values": self.values}
+        sizes = cases.sizes_of(arguments, options, k_max, **wider)
         if sizes.room < sizes.tile:  # the filter scores all tiles
             self.values = 0
         buffers = RankBuffers(batch * kv_heads + more, sizes, device)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import encoder_cases as cases
 from hata_kernels.encoders import Encoder, dense_scores
 from hata_kernels.score import score, score_dtype, score_levels
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("encoder_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 
 def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: int) -> None:

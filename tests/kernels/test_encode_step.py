@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 
+import encoder_cases as cases
 from hata_kernels.bits import unpack_bits
 from hata_kernels.encode.naive_step import encode_step_asymmetric_naive, encode_step_linear_naive
 from hata_kernels.encode.triton_step import StepScratch, encode_step_asymmetric
 from hata_kernels.encode.triton_step_linear import encode_step_linear
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("encoder_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 SLOTS = 60
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+import encoder_cases as cases
 from hata_kernels.encoders import LinearEncoder, MlpEncoder, make_encoder
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("encoder_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 SHAPE = {"num_kv_heads": 2, "group": 3, "head_dim": 64}
 LINEAR = {"weight": torch.randn(2, 64, 64)}

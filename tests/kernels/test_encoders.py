@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+import encoder_cases as cases
 from hata_kernels.bits import pack_bits
 from hata_kernels.encode import encode_naive
 from hata_kernels.encoders import ENCODERS, make_encoder
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("encoder_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 
 @cases.ALL

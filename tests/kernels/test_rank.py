@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,13 +11,9 @@ import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.take as taking
+import rank_cases as cases
 from hata_kernels.rank import rank, rank_naive
 from hata_kernels.rank.triton import rank_triton
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("rank_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 small = cases.small  # a fixture, which pytest looks for in each module
 
@@ -232,7 +225,7 @@ def test_buffers_serve_smaller_calls_one_after_the_other(
 ) -> None:
     shape = (4, 2, (1, 2, 4, 8), 0)
     first, options = cases.make_inputs(make_token_slots, [600, 200, 450], *shape)
-    buffers = cases.make_buffers(first, options, device, k_max, rows, width)
+    buffers = cases.make_buffers(first, options, device, k_max, rows=rows, width=width)
     assert buffers.sizes.field == (32 if width == 50000 else 16)
     assert buffers.before.dtype == (torch.int64 if width == 50000 else torch.int32)
     second, _ = cases.make_inputs(make_token_slots, [10, 301], *shape)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 
+import rank_cases as cases
 from hata_kernels.rank import RankBuffers, RankSizes, rank, rank_naive
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.score import score_levels
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("rank_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
 
 
 @pytest.mark.parametrize(

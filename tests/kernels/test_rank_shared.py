@@ -2,97 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.shared as sharing
+import rank_cases as cases
 from hata_kernels.rank import RankBuffers, RankSizes, rank_naive, shared_values
 from hata_kernels.rank.triton import rank_triton
-from hata_kernels.rows import RowGroups, group_rows_naive
-from hata_kernels.score import score_levels
+from hata_kernels.rows import RowGroups
+from shared_cases import Call, make_groups, share
 
 TILE = 128  # of 8 KV heads and codes of 4 words
 BYTES = tuple(2**plane for plane in range(8))
-
-
-def random_words(*shape: int) -> torch.Tensor:
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
-
-
-def share(lengths, documents, shared, slots: int) -> torch.Tensor:
-    """Slots of rows that begin with so many tokens of a document; garbage beyond the lengths."""
-    table = random_words(len(lengths), max(lengths) + 5)
-    texts = {name: torch.randperm(slots - 1) + 1 for name in set(documents)}
-    for row, (length, name, same) in enumerate(zip(lengths, documents, shared, strict=True)):
-        own = torch.randperm(slots - 1)[:length] + 1
-        own[: min(length, same)] = texts[name][: min(length, same)]
-        table[row, :length] = own.int()
-    return table
-
-
-def fill_with_garbage(holder) -> None:
-    for tensor in vars(holder).values():
-        if isinstance(tensor, torch.Tensor):
-            most = torch.iinfo(tensor.dtype).max
-            tensor.copy_(torch.randint(-most, most, tensor.shape, dtype=tensor.dtype))
-
-
-def make_groups(token_slots, lengths, device, unit, more: int = 2) -> RowGroups:
-    """Groups for more rows than there are, full of garbage where nothing is written."""
-    groups = RowGroups(len(lengths) + more, token_slots.shape[1], torch.device("cpu"), unit=unit)
-    fill_with_garbage(groups)
-    lengths = torch.tensor(lengths, dtype=torch.int32)
-    group_rows_naive(token_slots, lengths, longest=int(lengths.max()), groups=groups)
-    for name, tensor in vars(groups).items():
-        if isinstance(tensor, torch.Tensor):
-            setattr(groups, name, tensor.to(device))
-    return groups
-
-
-class Call:
-    """Arguments of a ranking, on the CPU."""
-
-    def __init__(self, token_slots, lengths, kv_heads=8, words=4, weights=(1, 2, 4, 8), scales=0):
-        slots = int(max(row[:n].max() for row, n in zip(token_slots, lengths, strict=True))) + 1
-        codes = random_words(slots, kv_heads, words)
-        q_codes = random_words(len(lengths), kv_heads * len(weights), words)
-        # The extremes of the range: a key that agrees in every bit, and one that does in none.
-        q_codes[:, : len(weights)] = q_codes[:, :1]
-        codes[::97, 0], codes[1::97, 0] = q_codes[0, 0], ~q_codes[0, 0]
-        budgets = torch.tensor([max(1, n // 12) for n in lengths], dtype=torch.int32)
-        self.arguments = [q_codes, codes, token_slots, torch.tensor(lengths), budgets]
-        self.options = {"plane_weights": weights, "sink": 4, "recent": 9, "scale_bits": scales}
-        self.options |= {"k_max": int(budgets.max()), "scales": None}
-        if scales:
-            of = torch.randint(0, 2**scales, (slots, kv_heads))
-            of[::5], of[1::5] = 0, 2**scales - 1
-            self.options["scales"] = of.to({8: torch.uint8, 16: torch.int16}[scales])
-
-    def buffers(self, device, groups) -> RankBuffers:
-        """Scratch full of garbage."""
-        kv_heads, words = self.arguments[1].shape[1:]
-        weights, width = self.options["plane_weights"], self.arguments[2].shape[1]
-        levels = score_levels(weights, 32 * words, self.options["scale_bits"])
-        values = shared_values(kv_heads, words, weights)
-        sizes = RankSizes.of(kv_heads, words, levels, width, self.options["k_max"], values)
-        buffers = RankBuffers(len(self.arguments[3]) * kv_heads, sizes, device)
-        fill_with_garbage(buffers)
-        return buffers
-
-    def check(self, device, groups, buffers=None) -> RankBuffers:
-        """Compare with the reference; returns the scratch."""
-        expected = rank_naive(*self.arguments, **self.options)
-        buffers = buffers or self.buffers(device, groups)
-        moved = [argument.to(device) for argument in self.arguments]
-        scales = self.options["scales"]
-        options = self.options | {"scales": None if scales is None else scales.to(device)}
-        found = rank_triton(*moved, **options, buffers=buffers, groups=groups)
-        assert torch.equal(found.cpu(), expected)
-        return buffers
 
 
 @pytest.fixture(autouse=True)
@@ -187,17 +110,11 @@ def test_rows_that_are_kept_whole(device, small_tiles, kept) -> None:
     call.check(device, make_groups(slots, lengths, device, TILE))
 
 
-def set_room(monkeypatch, room: int) -> None:
-    of = RankSizes.of
-    smaller = staticmethod(lambda *sizes: dataclasses.replace(of(*sizes), room=room))
-    monkeypatch.setattr(RankSizes, "of", smaller)
-
-
 @pytest.mark.parametrize("room", [63, 150])
 @pytest.mark.parametrize("deviations", [-50.0, 4.5, 50.0])
 def test_lists_that_do_not_serve(device, monkeypatch, small_tiles, room, deviations) -> None:
     monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
-    set_room(monkeypatch, room)
+    cases.set_room(monkeypatch, room)
     lengths = [520, 500, 540, 510, 530]
     slots = share(lengths, "aaaaa", [500] * 5, 1000)
     groups = make_groups(slots, lengths, device, TILE)
@@ -244,7 +161,7 @@ def test_buffers_serve_calls_with_and_without_groups(device, small_tiles) -> Non
     slots = share(lengths, "aaaaa", [290] * 5, 1000)
     groups = make_groups(slots, lengths, device, TILE)
     call = Call(slots, lengths, 2, 2)
-    buffers = call.buffers(device, groups)
+    buffers = call.buffers(device)
     for of in (groups, None, groups):
         call.check(device, of, buffers)
 
@@ -274,8 +191,7 @@ def test_bytes_of_a_row(words) -> None:
     assert values == {1: 32, 3: 128, 8: 256}[words]
     sizes = RankSizes.of(8, words, 99, 5000, 100, values)
     buffers = RankBuffers(8, sizes, torch.device("meta"))
-    tensors = (value for value in vars(buffers).values() if isinstance(value, torch.Tensor))
-    assert sum(tensor.nbytes for tensor in tensors) == 8 * sizes.row_bytes
+    assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == 8 * sizes.row_bytes
 
 
 @pytest.mark.gpu
@@ -301,7 +217,7 @@ def test_a_graph_replays_with_other_groups() -> None:
     groups = make_groups(slots, lengths, device, TILE)
     call = Call(slots, lengths)
     moved = [argument.to(device) for argument in call.arguments]
-    buffers = call.buffers(device, groups)
+    buffers = call.buffers(device)
     rank_triton(*moved, **call.options, buffers=buffers, groups=groups)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
 
@@ -14,19 +10,9 @@ import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.shared as sharing
 import hata_kernels.rank.take as taking
-
-
-def beside(name: str) -> ModuleType:
-    """A module beside this file, which pytest imports without a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases, stages, sharers = (
-    beside(name) for name in ("rank_cases", "rank_stages", "test_rank_shared")
-)
+import rank_cases as cases
+import rank_stages as stages
+import shared_cases as sharers
 
 BYTES = tuple(2**plane for plane in range(8))
 

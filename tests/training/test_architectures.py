@@ -1,8 +1,5 @@
 """Every architecture: the right layers, q and k as its attention uses them, training end to end."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +7,7 @@ import transformers
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import tiny_models as tiny
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training.architectures import ARCHITECTURES, LayerPlan, plan_layers
@@ -19,11 +17,6 @@ from hata_sglang.training.data import TokenSequence
 from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import check_against_model, load_weights
-
-# Beside this file, which pytest imports without a package.
-spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny_models.py"))
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 LAYERS = {"gemma3_text": (2,), "gemma3": (2,), "qwen2-window": (0,)}
 SAMPLING = Sampling(queries=16, tail_queries=8, tail=20)
