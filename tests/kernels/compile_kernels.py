@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from hata_kernels.attend.dense import attend_dense_triton
 from hata_kernels.attend.gather import attend_gather
-from hata_kernels.attend.triton import write_pages
+from hata_kernels.attend.pages import write_pages
 from hata_kernels.encode.triton import encode_triton
 from hata_kernels.encode.triton_residual import encode_residual_triton
 from hata_kernels.encode.triton_step import encode_step_asymmetric

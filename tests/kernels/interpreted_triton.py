@@ -28,7 +28,7 @@ def load_interpreted_kernels() -> None:
     import hata_kernels.attend.dense_kernels
     import hata_kernels.attend.dense_prefix
     import hata_kernels.attend.gather_kernels
-    import hata_kernels.attend.triton
+    import hata_kernels.attend.pages
     import hata_kernels.encode.triton
     import hata_kernels.encode.triton_planes
     import hata_kernels.encode.triton_residual

@@ -102,3 +102,18 @@ def _capped_attention(
     logits = torch.bmm(grouped, keys[0].float().transpose(1, 2)) * scale
     weights = torch.softmax(logit_cap * torch.tanh(logits / logit_cap), dim=-1)
     return torch.bmm(weights, values[0].float()).to(query.dtype).view(query.shape)
+
+
+def write_pages_naive(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) -> None:
+    """Reference of `hata_kernels.attend.pages.write_pages`: a loop over rows on the CPU.
+
+    Parameters
+    ----------
+    slots, indptr, pages : torch.Tensor
+        As in `write_pages`.
+    """
+    _, kv_heads, k = slots.shape
+    for row, selected in enumerate(slots.flatten(0, 1)):
+        begin, end = indptr[row : row + 2].tolist()
+        count = min(end - begin, k)
+        pages[begin : begin + count] = selected[:count].clamp(min=0) * kv_heads + row % kv_heads

@@ -287,7 +287,7 @@ class SparseDecode:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         expect_tensor("out", out, shape=q.shape, dtypes=(self._dtype,), contiguous=True)
 
-        from .triton import write_pages
+        from .pages import write_pages
 
         write_pages(slots, self._indptr, self._pages)
         self._wrapper.run(
