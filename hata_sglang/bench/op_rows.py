@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hata_kernels.rows import RowGroups
 from hata_sglang.bench.shapes import Scenario
 from hata_sglang.bench.versions import package_versions
 
@@ -81,12 +82,24 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
     # Of a shared document every row samples the same tokens.
     rows = 1 if scenario.shared else batch
     stages["rank/floor_kernel"] = rows * sampled * (heads * bits // 8 + 4)
-    stages["rank/filter_kernel"] = query_codes + read["score"]
+    together = shared_tokens(scenario)
+    per_token = heads * bits // 8 + 4
+    stages["rank/filter_kernel"] = query_codes + read["score"] - together * per_token
+    if together:
+        # A query is a byte per bit of a code, and a base, whatever its planes.
+        stages["rank/shared_kernel"] = together * per_token + batch * heads * (bits + 4)
     if scenario.shared:
         stages["dense layer, shared prefix"] = scenario.dense_bytes + 2 * vectors
     keys = scenario.tokens * (heads * dim * 2 + 4)
     stages[EXACT] = keys + stages["attend"]
     return stages | dict.fromkeys(DENSE_STAGES, scenario.dense_bytes + 2 * vectors)
+
+
+def shared_tokens(scenario: Scenario) -> int:
+    """Tokens that `shared_kernel` scores for all users: whole units, which enough of them share."""
+    if scenario.batch < RowGroups.LEAST:
+        return 0
+    return scenario.shared // RowGroups.UNIT * RowGroups.UNIT
 
 
 def key_of(scenario: Scenario, stage: str) -> dict[str, Any]:

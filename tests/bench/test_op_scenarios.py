@@ -98,8 +98,14 @@ def test_bytes_of_a_shared_document():
     alone = stage_bytes(Scenario(LLAMA, 1, 1024, 256, "hata", 128))
     users = stage_bytes(Scenario(LLAMA, 8, 1124, 256, "hata", 128, shared=1024))
     own = stage_bytes(Scenario(LLAMA, 8, 100, 256, "hata", 128))
-    both = users["rank/filter_kernel"] - own["rank/filter_kernel"]
-    assert both == 1024 * (8 * 16 + 4)
+    assert users["rank/filter_kernel"] == own["rank/filter_kernel"]
+    # 128 numbers and a base of every query.
+    assert users["rank/shared_kernel"] == 1024 * (8 * 16 + 4) + 8 * 8 * (128 + 4)
+    few = stage_bytes(Scenario(LLAMA, 3, 1124, 256, "hata", 128, shared=1024))
+    own_of_few = stage_bytes(Scenario(LLAMA, 3, 100, 256, "hata", 128))
+    both = few["rank/filter_kernel"] - own_of_few["rank/filter_kernel"]
+    assert both == 1024 * (8 * 16 + 4)  # by the filter: fewer than four are no group
+    assert "rank/shared_kernel" not in few
     assert users["dense, tensor cores"] == own["dense, tensor cores"] + 1024 * (8 * 512 + 4)
     assert users["dense layer, shared prefix"] == users["dense, tensor cores"]
     assert "dense layer, shared prefix" not in alone
