@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh
 #   bash launch/test.sh tests/config -k budget
-#   HATA_TEST_BOTH=1 bash launch/test.sh    also the tests of the seams with the newest SGLang
+#   HATA_TEST_BOTH=1 bash launch/test.sh    also with the newest SGLang: seams, servers, compilation
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
@@ -16,7 +16,7 @@ if [ $# -gt 0 ] || [ "${HATA_TEST_BOTH:-0}" != 1 ]; then
     exec "$HATA_VENV/bin/python" -m pytest "$@"
 fi
 
-# Both suites run even if the first fails; the script fails if either does.
+# All suites run even if one fails; the script fails if any does.
 logs="$(mktemp -d "${TMPDIR:-/tmp}/hata-tests.XXXXXX")"
 trap 'rm -rf "$logs"' EXIT
 status=0
@@ -24,12 +24,15 @@ status=0
 
 newest_venv="$HATA_VENV-$NEWEST_SGLANG"
 hata_setup "$newest_venv" "$NEWEST_SGLANG"
-hata_say "tests of the seams with SGLang $NEWEST_SGLANG"
-"$newest_venv/bin/python" -m pytest tests/plugin tests/e2e 2>&1 | tee "$logs/2" || status=1
+hata_say "tests of the seams with SGLang $NEWEST_SGLANG, and its Triton compiles every kernel"
+# By themselves: tests beside the kernels' have Triton's interpreter, servers of users do not.
+"$newest_venv/bin/python" -m pytest tests/kernels/test_compile.py 2>&1 | tee "$logs/2" || status=1
+"$newest_venv/bin/python" -m pytest tests/plugin tests/e2e 2>&1 | tee "$logs/3" || status=1
 
 # A library may still print after pytest's summary line.
 summary() { grep -E '^=+ .* in [0-9.]+s.* =+$' "$1" | tail -n 1 || true; }
-hata_say "SGLang $HATA_SGLANG_VERSION, all tests; then SGLang $NEWEST_SGLANG, tests/plugin and tests/e2e"
+hata_say "SGLang $HATA_SGLANG_VERSION, all tests; then $NEWEST_SGLANG: compilation, tests/plugin and tests/e2e"
 summary "$logs/1"
 summary "$logs/2"
+summary "$logs/3"
 exit "$status"

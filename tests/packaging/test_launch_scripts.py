@@ -128,17 +128,21 @@ def test_both_releases(launch):
         "sglang==0.5.23",
     ]
     tests = [call for call in calls if "pytest" in call]
-    assert tests == ["python -m pytest", "python -m pytest tests/plugin tests/e2e"]
-    assert done.stdout.splitlines()[-2:] == ["==== 3 passed in 0.1s ===="] * 2
+    assert tests == [
+        "python -m pytest",
+        "python -m pytest tests/kernels/test_compile.py",
+        "python -m pytest tests/plugin tests/e2e",
+    ]
+    assert done.stdout.splitlines()[-3:] == ["==== 3 passed in 0.1s ===="] * 3
 
 
-@pytest.mark.parametrize("fail_on", ["-m pytest", "tests/plugin"])
-def test_either_suite_fails_the_script(launch, fail_on):
+@pytest.mark.parametrize("fail_on", ["-m pytest", "test_compile.py", "tests/plugin"])
+def test_any_suite_fails_the_script(launch, fail_on):
     make_environment(launch.root / ".venv")
     make_environment(launch.root / ".venv-0.5.23")
     done, calls = launch("test.sh", HATA_TEST_BOTH="1", FAIL_ON=fail_on)
     assert done.returncode == 1
-    assert sum("pytest" in call for call in calls) == 2  # the second runs all the same
+    assert sum("pytest" in call for call in calls) == 3  # the others run all the same
 
 
 def test_no_python_fits(launch, tmp_path):
