@@ -13,7 +13,14 @@ from hata_kernels.rank import rank
 from hata_kernels.rows import copy_rows, group_rows
 from hata_kernels.select import select, select_streaming
 from hata_sglang.config import LayerPlan
-from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes, k_max, may_share, rank_key
+from hata_sglang.decoding.gpu_buffers import (
+    Buffers,
+    BufferSizes,
+    eager_width,
+    k_max,
+    may_share,
+    rank_key,
+)
 from hata_sglang.decoding.scores import write_scores
 from hata_sglang.decoding.step import Batch, count_step
 
@@ -117,7 +124,7 @@ class GpuDecoder:
             assert self._static is not None, "SGLang calls init_cuda_graph_state before capture"
             self.buffers = self._static
         else:
-            self.buffers = self._make_buffers(bs, longest)
+            self.buffers = self._make_buffers(bs, eager_width(longest, self.context_len))
         self.bs, self.graph = bs, graph
         copy_rows(
             batch.req_to_token,
@@ -129,7 +136,7 @@ class GpuDecoder:
             lengths=self.buffers.seq_lens,
             budgets=self.buffers.share_budgets,
         )
-        # A captured launch serves all lengths, so the static width decides, not these rows'.
+        # A captured launch serves all lengths, so the buffers' width decides, not these rows'.
         width = self.buffers.token_slots.shape[1]
         self.groups = self.buffers.groups if may_share(bs, width) else None
         if self.groups is not None:

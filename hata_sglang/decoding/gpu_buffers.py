@@ -18,6 +18,16 @@ from hata_sglang.config import Budget, LayerPlan
 TOPK_BYTES = 16
 
 
+#: Triton compiles a kernel anew where a number is a multiple of 16, or is not. Tiles of the ranking
+#: have 1,024 tokens at most.
+EAGER_STEP = 16 * 1024
+
+
+def eager_width(longest: int, context_len: int) -> int:
+    """Width of the buffers of an eager step, such that only powers of two compile anything."""
+    return min(-(-longest // EAGER_STEP) * EAGER_STEP, context_len)
+
+
 def k_max(budget: Budget, context_len: int, width: int) -> int:
     """Slots that a row of at most `width` tokens can need under a budget."""
     return min(budget.k_max(context_len), width)

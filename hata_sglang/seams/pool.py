@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
 from hata_sglang.metrics import COUNTERS
 from hata_sglang.seams.session import Session
+from hata_sglang.warm import warm_encoders
 
 
 def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
@@ -64,6 +65,8 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             }
             self._first_coded = min(session.weights, default=None)
             super()._create_buffers()
+            if not on_cpu:
+                warm_encoders(self.encoders, self.codes, self.scales, self.dtype)
 
         def _clear_buffers(self):
             del self.codes, self.scales

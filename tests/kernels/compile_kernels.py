@@ -36,6 +36,8 @@ from hata_kernels.score.scoring import Scoring
 from hata_kernels.score.triton import score_triton
 from hata_kernels.select.flashinfer_topk import _rows_kernel
 from hata_kernels.select.triton import select_triton
+from hata_sglang.decoding.gpu_buffers import eager_width
+from hata_sglang.warm import PROMPTS
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 FP8 = torch.float8_e4m3fn
@@ -53,6 +55,7 @@ SPILLS = {
     "_linear_step_kernel": 24,
 }
 compiled: list[str] = []
+binaries: dict[str, set[str]] = {}  # by kernel
 
 
 class Driver:
@@ -98,6 +101,7 @@ def compile_only(run):
             unpacked = re.search(r"tt\.reshape .*xi8, #.* -> .*opIdx = 1", kernel.asm["ttgir"])
             assert unpacked, "bits are not unpacked where tensor cores take them"
         compiled.append(self.__name__)
+        binaries.setdefault(self.__name__, set()).add(kernel.hash)
         if "-v" in sys.argv:
             seconds = time.time() - start
             print(f"{seconds:5.1f} s  {self.__name__}  shared {shared}  spilled {spilled}")
@@ -161,15 +165,34 @@ def encode_all() -> None:
         for dtype in (BF16, F32):
             run_queries(encoder.to("cpu", dtype), dtype)
     residual_all()
-    sizes = ((128, 128), (128, 128), (128, 32))
-    mlp = {}
-    for side in ("key", "query"):
-        for n, (size, out) in enumerate(sizes):
-            mlp[f"{side}.{n}.weight"] = torch.randn(4, size, out)
-            mlp[f"{side}.{n}.bias"] = torch.randn(4, out)
-    encoder = MlpEncoder.from_tensors(mlp, num_kv_heads=2, group=2, head_dim=128)
+    encoder = mlp()
     run_keys(encoder)
     run_queries(encoder.to("cpu", BF16), BF16)
+
+
+def mlp() -> MlpEncoder:
+    """HashAttention's, of 32 bits."""
+    tensors = {}
+    for side in ("key", "query"):
+        for n, (size, out) in enumerate(((128, 128), (128, 128), (128, 32))):
+            tensors[f"{side}.{n}.weight"] = torch.randn(4, size, out)
+            tensors[f"{side}.{n}.bias"] = torch.randn(4, out)
+    return MlpEncoder.from_tensors(tensors, num_kv_heads=2, group=2, head_dim=128)
+
+
+def linear_and_asymmetric() -> tuple[LinearEncoder, AsymmetricEncoder]:
+    """Encoders of 128 bits as a server has them."""
+    shape = {"num_kv_heads": 2, "group": 4, "head_dim": 128}
+    tensors = {
+        "key_weight": torch.randn(2, 128, 128),
+        "key_bias": torch.randn(2, 128),
+        "query_weight": torch.randn(2, 512, 128),
+        "query_bias": torch.randn(2, 128),
+        "residual_weight": torch.randn(2, 64, 64),
+    }
+    linear = LinearEncoder({"weight": torch.randn(2, 128, 128)}, **shape)
+    asymmetric = AsymmetricEncoder(tensors, **shape, stages=2)
+    return linear.to("cpu", BF16), asymmetric.to("cpu", BF16)
 
 
 def residual_all() -> None:
@@ -381,12 +404,73 @@ def dense_all() -> None:
         )
 
 
+def lengths_all() -> None:
+    """No request compiles anything, whatever its length: `warm_encoders`, captured and eager steps.
+
+    All that a server launches between the captures of two batch sizes, and the lengths that come.
+    """
+    for encoder in (*linear_and_asymmetric(), mlp().to("cpu", BF16)):
+        few, many = (
+            new_binaries(run_prompts, encoder, tokens)
+            for tokens in (PROMPTS, (1, 2, 15, 17, 32, 33, 100, 4096, 8191, 8192))
+        )
+        assert len(few) > 0
+        assert many <= few, (encoder, many - few)
+    groups = RowGroups(32, 131072, torch.device("cpu"))
+    # SGLang captures with contexts of one token.
+    captured, replayed = (
+        new_binaries(run_groups, groups, lengths) for lengths in ((1,), (700, 5000, 65536, 131072))
+    )
+    assert len(captured) == 2
+    assert captured == replayed
+    # What takes in tiles by powers of two is compiled for each of these.
+    doubled, others = (
+        new_binaries(run_eager, lengths)
+        for lengths in ((3, 32768, 65536, 131072), (700, 16384, 16385, 40000, 100001, 131072))
+    )
+    assert len(doubled) == 4 + 4  # floor, filter and attention in two; take
+    assert doubled == others
+
+
+def new_binaries(run, *arguments) -> set[str]:
+    """Compilations of a function's launches."""
+    binaries.clear()
+    run(*arguments)
+    return set().union(*binaries.values())
+
+
+def run_prompts(encoder, prompts) -> None:
+    for tokens in prompts:
+        # Keys as a slice of a fused projection.
+        fused = zeros(tokens, (encoder.num_kv_heads + 5) * encoder.head_dim, dtype=BF16)
+        k = fused[:, 3 * encoder.head_dim :][:, : encoder.num_kv_heads * encoder.head_dim]
+        k = k.unflatten(1, (encoder.num_kv_heads, encoder.head_dim))
+        codes = zeros(99, encoder.num_kv_heads, encoder.words)
+        encoder._launch_keys(k, codes, zeros(tokens, dtype=torch.int64), None)
+
+
+def run_groups(groups: RowGroups, lengths) -> None:
+    for longest in lengths:
+        group_rows_triton(zeros(32, 131072), zeros(32), longest=longest, groups=groups)
+
+
+def run_eager(lengths) -> None:
+    for longest in lengths:
+        width = eager_width(longest, 131072)
+        where = (zeros(8, width), zeros(8), zeros(8))
+        codes = (zeros(8, 32, 4), zeros(99, 8, 4))
+        options = {"plane_weights": (1, 2, 4, 8), "sink": 16, "recent": 64, "k_max": 2048}
+        slots = rank_triton(*codes, *where, **options)
+        caches = (zeros(50, 8, 128, dtype=BF16) for _ in range(2))
+        attend_gather(zeros(8, 32, 128, dtype=BF16), *caches, slots, *where[1:], scale=0.1)
+
+
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only(JITFunction.run)
     for part in (
         encode_all, step_all, rank_all, shared_all, score_all, exact_all, select_all, attend_all,
-        dense_all,
+        dense_all, lengths_all,
     ):  # fmt: skip
         part()
     print(*sorted(set(compiled)), len(compiled))

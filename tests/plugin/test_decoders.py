@@ -12,7 +12,7 @@ import torch
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
-from hata_sglang.decoding import CpuDecoder, GpuDecoder
+from hata_sglang.decoding import CpuDecoder, GpuDecoder, gpu_buffers
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
 from hata_sglang.decoding.step import Batch
 
@@ -222,8 +222,9 @@ def test_gpu_decoder_with_the_references(name, budget):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", METHODS)
-def test_gpu_decoder_where_all_rows_are_short(name, budget):
-    """An eager step's buffers are as wide as its longest row, which may be below every budget."""
+def test_gpu_decoder_where_all_rows_are_short(name, budget, monkeypatch):
+    """Buffers of an eager step that are as wide as its longest row, below every budget."""
+    monkeypatch.setattr(gpu_buffers, "EAGER_STEP", 1)
     step = Step(name, budget)
     short = [row for row, length in enumerate(LENGTHS) if length <= 5]
     whole = step.expected(every_token=True)[short]
@@ -248,6 +249,12 @@ def test_a_step_encodes_its_keys(name):
     assert torch.equal(step.codes, codes)
     assert scales is None or torch.equal(step.scales, scales)
     torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
+
+
+def test_width_of_an_eager_step():
+    widths = [gpu_buffers.eager_width(longest, 131000) for longest in (1, 16384, 16385, 131000)]
+    assert widths == [16384, 16384, 32768, 131000]
+    assert gpu_buffers.eager_width(3, 256) == 256
 
 
 def held_bytes(buffers) -> int:

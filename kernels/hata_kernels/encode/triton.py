@@ -21,7 +21,8 @@ def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS,
     tl.store(scales, scale.to(scales_ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+# For 1 and for multiples of 16 Triton would compile the same anew.
+@triton.jit(do_not_specialize=["rows"])
 def _encode_kernel(
     first_block,
     first_part,

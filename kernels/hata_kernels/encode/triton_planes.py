@@ -46,7 +46,8 @@ def store_planes(
         tl.store(out_rows[:, None] + word[None, :], packed, mask=in_row)
 
 
-@triton.jit
+# For 1 and for multiples of 16 Triton would compile the same anew.
+@triton.jit(do_not_specialize=["tokens"])
 def _planes_kernel(
     q_ptr,
     weight_ptr,

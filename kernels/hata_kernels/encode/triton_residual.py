@@ -62,7 +62,8 @@ def _store_bits(
     tl.store(places, packed, mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit
+# For 1 and for multiples of 16 Triton would compile the same anew.
+@triton.jit(do_not_specialize=["rows"])
 def _residual_kernel(
     x_ptr,
     weight_ptr,

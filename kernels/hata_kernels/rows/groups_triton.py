@@ -52,7 +52,8 @@ def _same_kernel(
     tl.store(same_ptr + row * parts + part, end)
 
 
-@triton.jit
+# As contexts grow, `used` does; 1 and multiples of 16 would be compiled by a request.
+@triton.jit(do_not_specialize=["used"])
 def _groups_kernel(
     lengths_ptr,
     leaders_ptr,

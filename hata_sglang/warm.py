@@ -1,0 +1,49 @@
+"""Compile what prompts need before the first one comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from hata_kernels.encoders import Encoder
+
+#: Tokens of a prompt, or of a piece of one, by which kernels differ: tiles of 16, 32, and 64.
+PROMPTS = (16, 32, 64)
+
+
+def warm_encoders(
+    encoders: Mapping[int, Encoder],
+    codes: Mapping[int, torch.Tensor],
+    scales: Mapping[int, torch.Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Encode keys of every kind of layer once for every kind of prompt, with a progress bar.
+
+    Triton compiles a kernel at its first launch, for seconds. The launches of decode steps are
+    compiled where SGLang captures its CUDA graphs, those of prompts would be by a request.
+
+    Parameters
+    ----------
+    encoders : mapping of int to Encoder
+        By layer, on a GPU.
+    codes, scales : mapping of int to torch.Tensor
+        Of the pool, by layer; the reserved slot 0 is written.
+    dtype : torch.dtype
+        Of the keys.
+    """
+    kinds = {}
+    for layer, encoder in encoders.items():
+        kinds.setdefault((type(encoder), encoder.bits, encoder.scale_bits), (layer, encoder))
+    calls = [(*kind, tokens) for kind in kinds.values() for tokens in PROMPTS]
+    console = Console(stderr=True)
+    for layer, encoder, tokens in track(calls, "hata: compiling for prompts", console=console):
+        where = codes[layer].device
+        encoder.encode_keys(
+            torch.zeros(tokens, encoder.num_kv_heads, encoder.head_dim, dtype=dtype, device=where),
+            codes=codes[layer],
+            slots=torch.zeros(tokens, dtype=torch.int64, device=where),
+            scales=scales.get(layer),
+        )

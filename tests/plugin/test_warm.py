@@ -1,0 +1,48 @@
+"""What prompts need is compiled at start: every kind of encoder once for every kind of prompt."""
+
+from __future__ import annotations
+
+import torch
+
+from hata_kernels.encoders import make_encoder
+from hata_sglang.warm import PROMPTS, warm_encoders
+
+SHAPE = {"num_kv_heads": 2, "group": 3, "head_dim": 64}
+
+
+def make(bits: int, scale_bits: int = 0):
+    tensors = {"weight": torch.randn(2, 64, bits)}
+    if scale_bits:
+        tensors["scale_step"] = torch.ones(2)
+    return make_encoder("hata", tensors, **SHAPE, scale_bits=scale_bits)
+
+
+def test_every_kind_once(monkeypatch, capsys) -> None:
+    encoders = {2: make(64), 3: make(64), 4: make(128), 5: make(64, 8), 6: make(128)}
+    codes = {
+        layer: torch.randint(-(2**31), 2**31, (20, 2, encoder.words), dtype=torch.int32)
+        for layer, encoder in encoders.items()
+    }
+    scales = {5: torch.zeros(20, 2, dtype=torch.uint8)}
+    before = {layer: of.clone() for layer, of in codes.items()}
+    calls = []
+    encode = type(encoders[2]).encode_keys
+
+    def record(self, k, **where):
+        calls.append((self.bits, self.scale_bits, k.shape[0], k.dtype, where["slots"].dtype))
+        encode(self, k, **where)
+
+    monkeypatch.setattr(type(encoders[2]), "encode_keys", record)
+    warm_encoders(encoders, codes, scales, torch.float32)
+    assert calls == [
+        (*kind, tokens, torch.float32, torch.int64)
+        for kind in ((64, 0), (128, 0), (64, 8))
+        for tokens in PROMPTS
+    ]
+    for layer, of in codes.items():
+        assert torch.equal(of[1:], before[layer][1:])  # slot 0 is reserved
+    assert "hata: compiling for prompts" in capsys.readouterr().err
+
+
+def test_no_codes_nothing_to_compile() -> None:
+    warm_encoders({}, {}, {}, torch.bfloat16)
