@@ -71,3 +71,28 @@ def expect_tensor(
         expect(tensor.device == device, f"{name}.device", device, tensor.device)
     if contiguous:
         expect(tensor.is_contiguous(), f"{name} strides", "a contiguous tensor", tensor.stride())
+
+
+def expect_table(
+    name: str, table: torch.Tensor, rows: int | None, device: torch.device | None = None
+) -> None:
+    """Check a table of slots: int32 ``[rows, any]``, maybe a slice of a wider one.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    table : torch.Tensor
+        The argument.
+    rows : int, optional
+        None accepts any number.
+    device : torch.device, optional
+        Expected device.
+
+    Raises
+    ------
+    ValueError
+        When shape, dtype or device do not fit, or neighbours of a row are apart.
+    """
+    expect_tensor(name, table, shape=(rows, None), dtypes=(torch.int32,), device=device)
+    expect(table.stride(1) == 1, f"{name}.stride(1)", 1, table.stride(1))

@@ -30,11 +30,12 @@ from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
+from hata_kernels.rows.triton import copy_rows_triton
 from hata_kernels.score import score_dtype, score_levels
 from hata_kernels.score.exact_triton import exact_score_triton
 from hata_kernels.score.scoring import Scoring
 from hata_kernels.score.triton import score_triton
-from hata_kernels.select.flashinfer_topk import _rows_kernel
+from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.select.triton import select_triton
 from hata_sglang.decoding.gpu_buffers import eager_width
 from hata_sglang.warm import PROMPTS
@@ -286,7 +287,7 @@ def rank_all() -> None:
 
 
 def shared_all() -> None:
-    """Tiles of 16 to 1024 tokens, one to eight words, scales; and what finds the groups."""
+    """Tiles of 16 to 1024 tokens, one to eight words, scales; and what finds rows and groups."""
     for heads, words, weights, scale_bits in (
         (8, 4, (1, 2, 4, 8), 0), (8, 4, (1,) * 4, 8), (8, 8, (1, 2, 4, 8), 0), (64, 4, (1, 2), 0),
         (4, 2, (1, 2, 4, 8), 16), (2, 3, (3, 1), 0), (1, 4, (1,) * 4, 0), (3, 1, (1,), 0),
@@ -306,6 +307,8 @@ def shared_all() -> None:
             scale_bits=scale_bits,
             groups=RowGroups(32, 131072, torch.device("cpu")),
         )
+    for rows_dtype, shares in ((torch.int64, [(15600000, 20, 4096)]), (torch.int32, [])):
+        run_copies((131072,), rows_dtype, shares)
     for rows in (4, 32, 256):
         groups = RowGroups(rows, 131072, torch.device("cpu"))
         group_rows_triton(zeros(rows, 131072), zeros(rows), longest=131072, groups=groups)
@@ -362,7 +365,7 @@ def select_all() -> None:
             k_max=300,
             levels=score_levels(weights, bits),
         )
-    _rows_kernel[(1,)](zeros(4), zeros(32), zeros(32), 32, HEADS=8)
+    _repeat_rows_kernel[(1,)](zeros(4), zeros(32), zeros(32), 32, HEADS=8)
     write_pages(zeros(2, 3, 40), zeros(7), zeros(240))
 
 
@@ -423,6 +426,11 @@ def lengths_all() -> None:
     )
     assert len(captured) == 2
     assert captured == replayed
+    captured, replayed = (
+        new_binaries(run_copies, lengths) for lengths in ((1,), (700, 5000, 65536, 131072))
+    )
+    assert len(captured) == 1
+    assert captured == replayed
     # What takes in tiles by powers of two is compiled for each of these.
     doubled, others = (
         new_binaries(run_eager, lengths)
@@ -452,6 +460,20 @@ def run_prompts(encoder, prompts) -> None:
 def run_groups(groups: RowGroups, lengths) -> None:
     for longest in lengths:
         group_rows_triton(zeros(32, 131072), zeros(32), longest=longest, groups=groups)
+
+
+def run_copies(lengths, rows_dtype=torch.int64, shares=((15600000, 20, 4096),)) -> None:
+    for longest in lengths:
+        copy_rows_triton(
+            zeros(40, 131072 + 8),
+            zeros(8, dtype=rows_dtype),
+            zeros(8, dtype=torch.int64),
+            longest=longest,
+            shares=shares,
+            token_slots=zeros(9, 131072),
+            lengths=zeros(9),
+            budgets=zeros(len(shares), 9),
+        )
 
 
 def run_eager(lengths) -> None:

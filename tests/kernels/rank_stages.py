@@ -10,7 +10,7 @@ import torch
 import rank_cases as cases
 from hata_kernels.rank import RankBuffers, shared_values
 from hata_kernels.rank.triton import rank_triton
-from hata_kernels.score import score_dtype, score_naive
+from hata_kernels.score import score_dtype, score_levels, score_naive
 
 #: Every byte of a buffer before the ranking: no launch writes such numbers.
 BYTE = 0x7F
@@ -138,6 +138,8 @@ class Ranked:
         ``[requests, heads]``: of the buffer, in the order that it has of this call.
     values : int
         Of a query as shared tiles are scored with it, 0 where the filter scores all tiles.
+    score_bits : int
+        Bits of a score in a list's entries.
     tensors : dict of str to torch.Tensor
         All of the buffers.
     """
@@ -163,6 +165,8 @@ class Ranked:
         options = options | {"scales": None if scales is None else scales.to(device)}
         rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
         self.sizes, self.rows, self.out = sizes, batch * kv_heads, out.cpu()
+        levels = score_levels(weights, 32 * words, options["scale_bits"])
+        self.score_bits = (levels - 1).bit_length()
         self.tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         self.floors, self.bases = self.tensors["floors"], self.tensors["bases"]
         self.entries, self.tiles = self.tensors["entries"], self.tensors["tiles"]

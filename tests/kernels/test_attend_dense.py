@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 
 import pytest
 import torch
@@ -247,9 +248,9 @@ def test_implementations_take_the_same_arguments() -> None:
 
 def test_an_empty_batch(device) -> None:
     inputs = make_inputs([], 2, 2, 64)
-    groups = RowGroups(1, 8, torch.device("cpu"))
-    for run in (attend_dense_triton, attend_dense_naive):
-        assert run(*inputs, groups, scale=1.0).shape == (0, 4, 64)
+    for run, where in ((attend_dense_triton, device), (attend_dense_naive, torch.device("cpu"))):
+        moved = [argument.to(where) for argument in inputs]
+        assert run(*moved, RowGroups(1, 8, where), scale=1.0).shape == (0, 4, 64)
 
 
 @pytest.mark.gpu
@@ -336,6 +337,7 @@ def test_a_captured_step_allocates_nothing_and_follows_the_lengths(poison) -> No
 
     def step() -> None:
         group_rows(table, short, longest=1000, groups=groups)
+        out.fill_(math.nan)  # the launch before `attend_dense` must not write groups
         attend_dense(*inputs, groups, scale=0.1, out=out, buffers=buffers)
 
     step()
@@ -411,7 +413,7 @@ def test_wrong_arguments_are_named(changed, message: str) -> None:
 
 def test_naive_names_lengths_that_do_not_fit() -> None:
     for length in (0, 201):
-        with pytest.raises(ValueError, match="counts: expected 1 to 200, found"):
+        with pytest.raises(ValueError, match="seq_lens: expected 1 to 200, found"):
             attend_dense_naive(**{**good(), "seq_lens": torch.tensor([1, length])})
 
 

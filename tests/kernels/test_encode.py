@@ -184,8 +184,20 @@ CODES, SLOTS = torch.zeros(8, 6, 2, dtype=torch.int32), torch.arange(4)
         ({"bias": torch.zeros(64)}, r"bias\.shape: expected \[3, 64\], found \[64\]"),
         ({"out": CODES}, r"out\.shape: expected \[4, 6, 2\], found \[8, 6, 2\]"),
         ({"slots": SLOTS, "out": CODES.long()}, r"out\.dtype: expected torch\.int32"),
+        ({"slots": torch.arange(8)[::2], "out": CODES}, "slots strides: expected a contiguous"),
     ],
-    ids=["heads", "bits", "dim", "dtype", "no-out", "slots", "bias", "out-shape", "out-dtype"],
+    ids=[
+        "heads",
+        "bits",
+        "dim",
+        "dtype",
+        "no-out",
+        "slots",
+        "bias",
+        "out-shape",
+        "out-dtype",
+        "strided-slots",
+    ],
 )
 def test_wrong_arguments_are_named(arguments, message: str) -> None:
     for implementation in (encode, encode_triton):

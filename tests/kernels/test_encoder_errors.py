@@ -108,12 +108,13 @@ SCALES = torch.zeros(8, 2, dtype=torch.uint8)
         (0, {"k": Q}, r"k\.shape: expected \[any, 2, 64\], found \[4, 6, 64\]"),
         (0, {"codes": CODES[:, :, :1].contiguous()}, r"codes\.shape: expected \[any, 2, 2\]"),
         (0, {"slots": SLOTS[:3]}, r"slots\.shape: expected \[4\], found \[3\]"),
+        (0, {"slots": torch.arange(8)[::2]}, "slots strides: expected a contiguous tensor"),
         (0, {"scales": SCALES}, "scales: expected None, because scale_bits is 0"),
         (8, {}, r"scales: expected torch\.uint8 \[S, Hkv\], found None"),
         (16, {"scales": SCALES}, r"scales\.dtype: expected torch\.int16, found torch\.uint8"),
         (8, {"scales": SCALES[:7]}, r"scales\.shape: expected \[8, 2\], found \[7, 2\]"),
     ],
-    ids=["k", "codes", "slots", "needless", "none", "dtype", "shape"],
+    ids=["k", "codes", "slots", "strided-slots", "needless", "none", "dtype", "shape"],
 )
 def test_wrong_keys_are_named(scale_bits, changed, message) -> None:
     tensors = {**LINEAR, **(STEP if scale_bits else {})}

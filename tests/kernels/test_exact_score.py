@@ -154,8 +154,9 @@ GOOD = {
         ({"out": GOOD["out"].half()}, r"out\.dtype: expected torch\.float32"),
         ({"out": torch.zeros(2, 3, 11)}, "= 11, found 10"),
         ({"recent": -1}, "recent: expected at least 0, found -1"),
+        ({"seq_lens": torch.tensor([5, 1, 9, 1])[::2]}, "seq_lens strides: expected a contiguous"),
     ],
-    ids=["heads", "dim", "dtype", "out-dtype", "width", "recent"],
+    ids=["heads", "dim", "dtype", "out-dtype", "width", "recent", "strided-lens"],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
     for implementation in (exact_score, exact_score_triton):

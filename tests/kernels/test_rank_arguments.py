@@ -25,7 +25,6 @@ def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     buffers = RankBuffers(kv_heads, sizes, torch.device("meta"))
     assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == kv_heads * sizes.row_bytes
     assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
-    assert 2**sizes.score_bits >= levels > 2 ** (sizes.score_bits - 1)
     assert min(width, 4 * k_max) <= sizes.room <= width
 
 
@@ -132,6 +131,13 @@ def test_buffers_that_do_not_fit_are_named() -> None:
 
 
 def test_contexts_whose_tiles_do_not_fit_beside_a_score() -> None:
-    assert RankSizes.of(8, 4, 2**17, 2**21, 64).tile << 14 == 2**21
-    with pytest.raises(ValueError, match=r"width: expected at most 2097152 .* 17 bits"):
-        RankSizes.of(8, 4, 2**17, 2**21 + 1, 64)
+    assert RankSizes.of(8, 4, 2**18, 2**20, 64).tile << 13 == 2**20
+    with pytest.raises(ValueError, match=r"width: expected at most 1048576 .* 18 bits"):
+        RankSizes.of(8, 4, 2**18, 2**20 + 1, 64)
+
+
+def test_contexts_whose_tokens_are_too_many_to_count() -> None:
+    """Three counts of `take_rescored` share an int64."""
+    RankSizes.of(1, 1, 34, 2**21 - 1, 20)
+    with pytest.raises(ValueError, match=r"width: expected at most 2097151 .* found 2097152"):
+        RankSizes.of(1, 1, 34, 2**21, 20)

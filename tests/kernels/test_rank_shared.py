@@ -44,13 +44,14 @@ KINDS = [
     pytest.param(1, 2, (64, 63), 0, 1024, 32, id="weights-of-127"),
     pytest.param(8, 2, (1, 2), 0, 64, 4, id="tiles-of-32"),
     pytest.param(8, 1, (1, 2), 0, 32, 1, id="tiles-of-16"),
+    pytest.param(2, 2, (1, 2), 0, 320, 1, id="units-of-five-tiles"),
 ]
 
 
 @pytest.mark.parametrize(("kv_heads", "words", "weights", "scales", "unit", "held"), KINDS)
 def test_kinds_of_codes(device, monkeypatch, kv_heads, words, weights, scales, unit, held) -> None:
     monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
-    tokens = 2 * unit if unit < 1024 else unit
+    tokens = 2 * unit if unit < 300 else unit
     lengths = [tokens + 7, tokens + 30, tokens + 1, tokens + 20]
     slots = share(lengths, "aaaa", [10**6] * 4, 2 * max(lengths))
     groups = make_groups(slots, lengths, device, unit)
@@ -69,25 +70,28 @@ def test_groups_of_all_sizes(device, small_tiles, rows) -> None:
     Call(slots, lengths, 2, 2, (1, 2)).check(device, groups)
 
 
-# lengths, documents, shared tokens
+# lengths, documents, shared tokens, members of the groups
 MIXED = [
-    pytest.param([400, 410, 300, 420, 380], "aaaaa", [390, 256, 290, 300, 370], id="other-ends"),
-    pytest.param([700, 710, 150, 720, 730, 40], "aaaaaa", [650] * 6, id="much-shorter"),
-    pytest.param([300] * 11, "abcabababab", [280] * 11, id="several"),
-    pytest.param([300] * 6, "abcdef", [280] * 6, id="none"),
-    pytest.param([300, 1, 1, 1, 300, 300, 300], "abbbaaa", [290] * 7, id="padding"),
-    pytest.param([1] * 5, "aaaaa", [1] * 5, id="only-padding"),
+    pytest.param(
+        [400, 410, 300, 420, 380], "aaaaa", [390, 256, 290, 300, 370], [5], id="other-ends"
+    ),
+    pytest.param([700, 710, 150, 720, 730, 40], "aaaaaa", [650] * 6, [5], id="much-shorter"),
+    pytest.param([300] * 11, "abcabababab", [280] * 11, [5, 5], id="several"),
+    pytest.param([300] * 6, "abcdef", [280] * 6, [], id="none"),
+    pytest.param([300, 1, 1, 1, 300, 300, 300], "abbbaaa", [290] * 7, [4], id="padding"),
+    pytest.param([1] * 5, "aaaaa", [1] * 5, [], id="only-padding"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("lengths", "documents", "shared"), MIXED)
+@pytest.mark.parametrize(("lengths", "documents", "shared", "members"), MIXED)
 @pytest.mark.parametrize("programs", [1, 5])
 def test_rows_of_a_step(
-    device, monkeypatch, small_tiles, lengths, documents, shared, programs
+    device, monkeypatch, small_tiles, lengths, documents, shared, members, programs
 ) -> None:
     monkeypatch.setattr(sharing, "WARPS", 4 * programs)  # of two warps and each of two heads
     slots = share(lengths, documents, shared, 1000)
     groups = make_groups(slots, lengths, device, 64)
+    assert [size for size in groups.sizes[: len(lengths)].tolist() if size] == members
     Call(slots, lengths, 2, 2, (1, 2)).check(device, groups)
 
 

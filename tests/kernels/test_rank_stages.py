@@ -40,12 +40,9 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
-    """A sample and short contexts of a few hundred tokens, and tiles not in position order."""
+    """A sample and short contexts of a few hundred tokens."""
     monkeypatch.setattr(sampling, "SAMPLE", 128)
     monkeypatch.setattr(sampling, "UNSAMPLED", 300)
-    monkeypatch.setattr(sharing, "WARPS", 16)
-    # Two of each request, of which the interpreter runs one after the other.
-    monkeypatch.setattr(filtering, "PROGRAMS", 7)
 
 
 def make_inputs(
@@ -62,7 +59,7 @@ def make_sharers(device, kv_heads, words, weights, scale_bits, unit):
     """Four rows that share tiles, one of them kept whole; one that shares none; and one that shares
     a unit less. Recent tokens are in shared tiles.
     """
-    tokens = -(-320 // unit) * unit  # more than are not sampled
+    tokens = max(3, -(-320 // unit)) * unit  # more than are not sampled
     lengths = [tokens + 7, tokens + 30, tokens + 1, tokens + 20, tokens + 3, tokens + 40]
     shared = [tokens + 30] * 4 + [0, tokens - 1]
     slots = sharers.share(lengths, "aaaaba", shared, 2 * max(lengths))
@@ -90,16 +87,30 @@ def together(request, monkeypatch, device):
     return make_sharers(device, *shape)
 
 
-def rank_rows(device, arguments, options, groups=None):
-    """What the launches hand on, and the rows that they had."""
-    return stages.Ranked(device, arguments, options, groups), stages.rows_of(arguments, options)
+def rank_rows(device, monkeypatch, arguments, options, groups=None):
+    """What the launches hand on, and the rows that they had.
+
+    Of each request, and of the shared tiles of a head, two programs, which the interpreter runs one
+    after the other: tiles are not listed in position order.
+    """
+    heads, words = arguments[1].shape[1:]
+    _, warps = sharing.shared_shape(sizes_of.filter_shape(heads, words)[2])
+    monkeypatch.setattr(sharing, "WARPS", 2 * warps * heads)
+    monkeypatch.setattr(filtering, "PROGRAMS", 2 * arguments[2].shape[0])
+    ranked = stages.Ranked(device, arguments, options, groups)
+    rows = stages.rows_of(arguments, options)
+    if device.type == "cpu":
+        pieces = [ranked.pieces(row) for row in rows if not row.whole]
+        begins = [[begin for begin, count in of if count] for of in pieces]
+        assert any(of != sorted(of) for of in begins) or not any(begins)
+    return ranked, rows
 
 
 def floor_of(row, ranked) -> int:
     """Of the row, for the constants that the launches have."""
     return stages.floor_of(
         row,
-        ranked.sizes.score_bits,
+        ranked.score_bits,
         sample=sampling.SAMPLE,
         unsampled=sampling.UNSAMPLED,
         deviations=sampling.DEVIATIONS,
@@ -121,7 +132,7 @@ def check_lists(ranked, rows) -> None:
             assert all(stages.untouched(tensor) for tensor in handed.values())
             continue
         floor = floor_of(row, ranked)
-        expected = stages.list_of(row, floor, sizes.tile, sizes.score_bits)
+        expected = stages.list_of(row, floor, sizes.tile, ranked.score_bits)
         found = sum(len(piece) for piece in expected)
         assert found == int((row.scores >= floor).sum()) == int(handed["found"])
         if found > sizes.room:
@@ -141,7 +152,7 @@ def check_lists(ranked, rows) -> None:
 
 def check_take(ranked, rows) -> int:
     """Slots are those of the lists as they were handed on. Returns how many lists serve."""
-    k_max, score_bits = ranked.out.shape[2], ranked.sizes.score_bits
+    k_max, score_bits = ranked.out.shape[2], ranked.score_bits
     served = [row for row in rows if ranked.serves(row)]
     for row in served:
         expected = stages.take_of(ranked.list(row), row.budget, k_max, score_bits)
@@ -149,8 +160,8 @@ def check_take(ranked, rows) -> int:
     return len(served)
 
 
-def test_floors(device, alone) -> None:
-    ranked, rows = rank_rows(device, *alone)
+def test_floors(device, monkeypatch, alone) -> None:
+    ranked, rows = rank_rows(device, monkeypatch, *alone)
     check_floors(ranked, rows)
     assert any(floor_of(row, ranked) > 0 for row in rows if not row.whole)
 
@@ -164,7 +175,7 @@ def test_floors_of_samples_that_mislead(
     # Scores of an odd number of bits too, of which floors take two at a time.
     shape = ([700, 512, 20], 3, words, weights, 0, [45, 41, 41], 3, 5)
     arguments, options = make_inputs(make_token_slots, *shape)
-    ranked, rows = rank_rows(device, arguments, options)
+    ranked, rows = rank_rows(device, monkeypatch, arguments, options)
     check_floors(ranked, rows)
     check_lists(ranked, rows)
     if deviations == -50:
@@ -173,9 +184,9 @@ def test_floors_of_samples_that_mislead(
         assert ranked.floors[:6].eq(0).all()
 
 
-def test_queries_as_numbers(device, together) -> None:
+def test_queries_as_numbers(device, monkeypatch, together) -> None:
     codes = together[0][1]
-    ranked, rows = rank_rows(device, *together)
+    ranked, rows = rank_rows(device, monkeypatch, *together)
     for row in rows:
         values, base = ranked.handed(row)["values"].long(), ranked.bases[row.number]
         if row.whole:
@@ -187,12 +198,12 @@ def test_queries_as_numbers(device, together) -> None:
         assert values[32 * codes.shape[2] :].eq(0).all()
 
 
-def test_lists(device, alone) -> None:
-    check_lists(*rank_rows(device, *alone))
+def test_lists(device, monkeypatch, alone) -> None:
+    check_lists(*rank_rows(device, monkeypatch, *alone))
 
 
-def test_lists_of_rows_that_share_tiles(device, together) -> None:
-    ranked, rows = rank_rows(device, *together)
+def test_lists_of_rows_that_share_tiles(device, monkeypatch, together) -> None:
+    ranked, rows = rank_rows(device, monkeypatch, *together)
     assert ranked.values > 0
     check_lists(ranked, rows)
 
@@ -214,7 +225,7 @@ def test_lists_that_are_over(device, monkeypatch, make_token_slots, shared, room
     else:
         shape = ([900, 350, 400, 20], 2, 2, (1, 2), 0, [60, 3, 100, 21], 3, 5)
         arguments, options = make_inputs(make_token_slots, *shape)
-    ranked, rows = rank_rows(device, arguments, options, groups)
+    ranked, rows = rank_rows(device, monkeypatch, arguments, options, groups)
     assert (ranked.values > 0) == (shared and room == 150)
     check_lists(ranked, rows)
     assert ranked.found.gt(room).any()
@@ -227,19 +238,20 @@ def test_take(device, monkeypatch, alone, lists) -> None:
     if lists:  # of which longer ones are read again and again
         monkeypatch.setattr(taking, "HELD", lists)
         monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
-    assert check_take(*rank_rows(device, *alone)) > 0
+    assert check_take(*rank_rows(device, monkeypatch, *alone)) > 0
 
 
-def test_take_of_rows_that_share_tiles(device, together) -> None:
-    assert check_take(*rank_rows(device, *together)) > 0
+def test_take_of_rows_that_share_tiles(device, monkeypatch, together) -> None:
+    assert check_take(*rank_rows(device, monkeypatch, *together)) > 0
 
 
-def test_equal_scores(device, make_token_slots) -> None:
+def test_equal_scores(device, monkeypatch, make_token_slots) -> None:
     """The first of equal tokens are kept, of pieces that lie in any order."""
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", 4)
     shape = ([700, 401], 2, 4, (1, 2), 0, [50, 41], 3, 4)
     arguments, options = make_inputs(make_token_slots, *shape)
     arguments[0][:], arguments[1][:] = 5, -1
-    ranked, rows = rank_rows(device, arguments, options)
+    ranked, rows = rank_rows(device, monkeypatch, arguments, options)
     check_floors(ranked, rows)
     check_lists(ranked, rows)
     assert check_take(ranked, rows) == len(rows)

@@ -68,6 +68,14 @@ def test_budgets_are_those_of_the_configuration(poison, lengths) -> None:
         assert (out["token_slots"][row, length:] == -77).all()
 
 
+@pytest.mark.parametrize("lengths", [[0, 5], [5, 8]], ids=["zero", "beyond-longest"])
+def test_naive_refuses_impossible_lengths(poison, lengths) -> None:
+    table, rows, seq_lens = make_step("cpu", lengths)
+    out = make_out(poison, "cpu", 2, 900, 0)
+    with pytest.raises(ValueError, match="seq_lens: expected 1 to longest = 7"):
+        copy_rows_naive(table, rows, seq_lens, longest=7, shares=[], **out)
+
+
 def test_signatures_agree() -> None:
     want = inspect.signature(copy_rows_naive)
     assert inspect.signature(copy_rows_triton) == inspect.signature(copy_rows) == want

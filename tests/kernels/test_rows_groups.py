@@ -119,6 +119,14 @@ def test_no_rows(device) -> None:
         function(empty, empty[:, 0].contiguous(), longest=5, groups=made)
 
 
+@pytest.mark.parametrize("lengths", [[0, 5], [5, 8]], ids=["zero", "beyond-longest"])
+def test_naive_refuses_impossible_lengths(lengths) -> None:
+    made = make_groups(2, 9, "cpu")
+    slots = torch.ones(2, 9, dtype=torch.int32)
+    with pytest.raises(ValueError, match="lengths: expected 1 to longest = 7"):
+        group_rows_naive(slots, torch.tensor(lengths).int(), longest=7, groups=made)
+
+
 def test_signatures_agree() -> None:
     want = inspect.signature(group_rows_naive)
     assert inspect.signature(group_rows_triton) == inspect.signature(group_rows) == want

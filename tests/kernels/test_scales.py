@@ -136,10 +136,11 @@ def test_norms_leave_the_codes_alone(poison) -> None:
         ({"scale_of": "sum"}, "scale_of: expected norm or projections, found sum"),
         ({"scale_step": None}, "scale_step: expected a tensor, because scales is given"),
         ({"scale_step": torch.ones(2)}, r"scale_step\.shape: expected \[3\], found \[2\]"),
+        ({"scale_step": torch.ones(6)[::2]}, "scale_step strides: expected a contiguous tensor"),
         ({"scales": torch.zeros(5, 3, dtype=torch.uint8)}, r"scales\.shape: expected \[4, 3\]"),
         ({"scales": torch.zeros(4, 3, dtype=torch.int32)}, r"scales\.dtype"),
     ],
-    ids=["queries", "of", "none", "steps", "shape", "dtype"],
+    ids=["queries", "of", "none", "steps", "strided-steps", "shape", "dtype"],
 )
 def test_wrong_scales_are_named(changed, message) -> None:
     good = {

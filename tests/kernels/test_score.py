@@ -14,6 +14,7 @@ from hata_kernels.score import (
     score_naive,
 )
 from hata_kernels.score.naive import score_shift, vote_planes
+from hata_kernels.score.scoring import Scoring
 from hata_kernels.score.triton import score_triton
 
 SLOTS = 1500
@@ -268,6 +269,7 @@ GOOD = {
         ({"token_slots": GOOD["token_slots"].long()}, r"token_slots\.dtype"),
         ({"sink": -1}, "sink: expected at least 0, found -1"),
         ({"seq_lens": torch.tensor([5.0, 10.0])}, r"seq_lens\.dtype"),
+        ({"seq_lens": torch.tensor([5, 1, 9, 1])[::2]}, "seq_lens strides: expected a contiguous"),
     ],
     ids=[
         "out-dtype",
@@ -287,12 +289,24 @@ GOOD = {
         "slots-dtype",
         "sink",
         "lens-dtype",
+        "strided-lens",
     ],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
     for implementation in (score, score_triton):
         with pytest.raises(ValueError, match=message):
             implementation(**{**GOOD, **changed})
+
+
+def test_compiled_kernels_are_told_apart_by_all_that_they_depend_on(monkeypatch) -> None:
+    """Triton's cache on disk knows a constant by its text, and outlives this package's versions."""
+    scoring = Scoring(8, 4, (1, 2, 4, 8), 8, True)
+    before = str(scoring)
+    derived = [name for name, of in vars(Scoring).items() if isinstance(of, property)]
+    assert len(derived) > 10
+    assert all(f"{name}={getattr(scoring, name)}" in before for name in derived)
+    monkeypatch.setattr("hata_kernels.score.scoring.score_shift", lambda *_: 17)
+    assert str(scoring) != before
 
 
 @pytest.mark.parametrize("lengths", [[0, 5], [5, 11]], ids=["zero", "beyond-width"])

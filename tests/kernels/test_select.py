@@ -355,8 +355,22 @@ GOOD = {
         ({"scores": torch.zeros(2, 3, 11)}, "= 11, found 10"),
         ({"seq_lens": torch.tensor([5, 11])}, "seq_lens: expected 1 to 10"),
         ({"out": torch.zeros(2, 3, 5, dtype=torch.int32)}, r"out\.shape: expected \[2, 3, 4\]"),
+        ({"seq_lens": torch.tensor([5, 1, 9, 1])[::2]}, "seq_lens strides: expected a contiguous"),
+        ({"budgets": torch.ones(4).int()[::2]}, "budgets strides: expected a contiguous tensor"),
     ],
-    ids=["k0", "int-budget", "high", "zero", "int64", "dtype", "width", "length", "out"],
+    ids=[
+        "k0",
+        "int-budget",
+        "high",
+        "zero",
+        "int64",
+        "dtype",
+        "width",
+        "length",
+        "out",
+        "strided-lens",
+        "strided-budgets",
+    ],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
     with pytest.raises(ValueError, match=message):

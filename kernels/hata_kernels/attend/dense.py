@@ -173,7 +173,8 @@ def attend_dense_triton(
     Products are taken in the dtype of ``q`` and summed in float32. Lengths, groups and slots are
     read on the device and trusted; a length of more than the width counts as the width, and one of
     less than 1 leaves the row's output undefined. The result is the same in every run, and depends
-    on the groups by rounding only.
+    on the groups by rounding only. Kernels of a GPU of compute capability 9.0 and up read lengths
+    and groups while the launch before still runs: it must not write them.
 
     Parameters
     ----------

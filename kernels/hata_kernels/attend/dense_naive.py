@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_table, expect_tensor
 from ..rows import RowGroups
 from .gather_naive import check_caches
 from .naive import attend_naive
@@ -36,11 +36,9 @@ def check_dense(
     check_caches(q, k_cache, v_cache)
     where, (batch, _, dim) = k_cache.device, q.shape
     expect(q.stride()[1:] == (dim, 1), "q.stride()[1:]", (dim, 1), q.stride()[1:])
-    slots = {"shape": (batch, None), "dtypes": (torch.int32,), "device": where}
-    expect_tensor("token_slots", token_slots, **slots)
-    width, stride = token_slots.shape[1], token_slots.stride(1)
+    expect_table("token_slots", token_slots, batch, where)
+    width = token_slots.shape[1]
     expect(width >= 1, "token_slots.shape[1]", "at least 1", width)
-    expect(stride == 1, "token_slots.stride(1)", 1, stride)
     lengths = {"dtypes": (torch.int32, torch.int64), "device": where, "contiguous": True}
     expect_tensor("seq_lens", seq_lens, shape=(batch,), **lengths)
     groups.check(batch, 1, where)
@@ -103,6 +101,8 @@ def attend_dense_naive(
         When a shape, dtype, device, stride, length, ``scale`` or ``logit_cap`` does not fit.
     """
     out = check_dense(q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out)
+    lengths, width = seq_lens.tolist(), token_slots.shape[1]
+    expect(all(1 <= length <= width for length in lengths), "seq_lens", f"1 to {width}", lengths)
     slots = token_slots[:, None, :].expand(-1, k_cache.shape[1], -1)
     options = {"scale": scale, "logit_cap": logit_cap}
     return out.copy_(attend_naive(q, k_cache, v_cache, slots, seq_lens, **options))

@@ -140,7 +140,10 @@ def attend_gather_naive(
     )
     if k_cache.dtype == FP8:
         q, k_cache, v_cache = q.float(), k_cache.float(), v_cache.float()
-    counts = torch.minimum(seq_lens, budgets)
+    counts, most = torch.minimum(seq_lens, budgets), slots.shape[2]
+    kept = counts.tolist()
+    fits = all(1 <= count <= most for count in kept)
+    expect(fits, "seq_lens and budgets", f"1 to {most} tokens of every row", kept)
     options = {"scale": scale * k_scale, "logit_cap": logit_cap}
     result = attend_naive(q, k_cache, v_cache, slots, counts, **options)
     return out.copy_(result if v_scale == 1 else result * v_scale)

@@ -45,9 +45,11 @@ def write_pages(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) 
     expect_tensor("slots", slots, shape=(None, None, None), dtypes=(torch.int32,), contiguous=True)
     batch, kv_heads, k = slots.shape
     rows = batch * kv_heads
-    expect_tensor("indptr", indptr, shape=(None,), dtypes=(torch.int32,), device=slots.device)
+    expect(k >= 1, "slots.shape[2]", "at least 1", k)
+    int32 = {"dtypes": (torch.int32,), "device": slots.device, "contiguous": True}
+    expect_tensor("indptr", indptr, shape=(None,), **int32)
     expect(indptr.numel() > rows, "indptr.numel()", f"at least {rows + 1}", indptr.numel())
-    expect_tensor("pages", pages, shape=(None,), dtypes=(torch.int32,), device=slots.device)
+    expect_tensor("pages", pages, shape=(None,), **int32)
     block = min(1024, triton.next_power_of_2(k))
     _pages_kernel[(rows, triton.cdiv(k, block))](
         slots, indptr, pages, k, HEADS=kv_heads, BLOCK=block

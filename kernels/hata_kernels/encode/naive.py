@@ -42,9 +42,9 @@ def check_encode(
         expect_tensor("bias", bias, shape=shape, dtypes=FLOATS, device=x.device, contiguous=True)
     if slots is not None:
         expect(out is not None, "out", "the codes buffer, because slots is given", None)
-        expect_tensor(
-            "slots", slots, shape=(tokens,), dtypes=(torch.int64, torch.int32), device=x.device
-        )
+        integers = (torch.int64, torch.int32)
+        where = {"device": x.device, "contiguous": True}
+        expect_tensor("slots", slots, shape=(tokens,), dtypes=integers, **where)
     if out is not None:
         expect_tensor(
             "out",

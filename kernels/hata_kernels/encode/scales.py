@@ -37,7 +37,8 @@ def check_scales(
     shape, dtypes = (out.shape[0], kv_heads), (torch.uint8, torch.int16)
     expect_tensor("scales", scales, shape=shape, dtypes=dtypes, device=out.device, contiguous=True)
     expect(scale_step is not None, "scale_step", "a tensor, because scales is given", None)
-    expect_tensor("scale_step", scale_step, shape=(kv_heads,), dtypes=(torch.float32,))
+    where = {"device": out.device, "contiguous": True}
+    expect_tensor("scale_step", scale_step, shape=(kv_heads,), dtypes=(torch.float32,), **where)
     return 2 ** (8 * scales.element_size()) - 1
 
 

@@ -273,7 +273,7 @@ class Encoder(ABC):
         shape = (None, self.num_kv_heads, self.words)
         expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
         integers = (torch.int64, torch.int32)
-        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, device=k.device)
+        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, **where)
         if self.scale_bits:
             expect(scales is not None, "scales", f"{self.scale_dtype} [S, Hkv]", None)
             expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(self.scale_dtype,))

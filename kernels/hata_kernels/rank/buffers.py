@@ -44,8 +44,6 @@ class RankSizes:
         Of a row of the full width.
     room : int
         Candidates that a row's list holds.
-    score_bits : int
-        Bits of a score.
     values : int
         `shared_values` where groups are passed to the ranking, else 0.
     """
@@ -53,7 +51,6 @@ class RankSizes:
     tile: int
     tiles: int
     room: int
-    score_bits: int
     values: int = 0
 
     @classmethod
@@ -78,15 +75,16 @@ class RankSizes:
         Raises
         ------
         ValueError
-            When 31 bits do not hold a score and a tile.
+            When 31 bits do not hold a score and a tile, or 21 bits a number of tokens
+            (`take_rescored`).
         """
         tile = filter_shape(kv_heads, words)[2]
         bits = (levels - 1).bit_length()
-        most = tile << (31 - bits)
+        most = min(2**21 - 1, tile << (31 - bits))
         expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
-        return cls(tile, -(-width // tile), room, bits, values)
+        return cls(tile, -(-width // tile), room, values)
 
     def with_room_for(self, other: RankSizes) -> RankSizes:
         """Sizes that serve both, of which tiles are of one size."""
@@ -126,16 +124,16 @@ class RankBuffers:
     Attributes
     ----------
     floors, found : torch.Tensor
-        int32 ``[rows]``: the floor of a row, and how many candidates reached it (with groups by
+        int32 ``[rows, 1]``: the floor of a row, and how many candidates reached it (with groups by
         head first).
     entries : torch.Tensor
-        int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in ``31 -
-        score_bits`` bits, and the score.
+        int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in those of 31 bits
+        that a score leaves (`hata_kernels.score.scoring.Scoring.score_bits`), and the score.
     tiles : torch.Tensor
         int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
     values, bases : torch.Tensor
-        int8 ``[rows, values]`` and int32 ``[rows]``, where `values` is not 0: what a row's query
-        gives to a score for every bit of a key that is set, and for none.
+        int8 ``[rows, values]`` and int32 ``[rows, 1]``, of no columns where `values` is 0: what a
+        row's query gives to a score for every bit of a key that is set, and for none.
     before, shift : torch.Tensor
         ``[rows, room + 1]`` and ``[rows, tiles]``, int32 or int64: two counts of the kept that
         precede a candidate in the list, and what a tile adds to them.

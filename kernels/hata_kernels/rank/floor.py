@@ -94,11 +94,10 @@ def floor_kernel(
     expected = budget.to(tl.float32) * SAMPLE / length.to(tl.float32)
     rank = (expected + DEVIATIONS * tl.sqrt(expected) + 4).to(tl.int32)
     floor = 0
-    # Two bits of an even number of them at a time.
     BITS: tl.constexpr = SCORING.score_bits
     unit = 1 << (BITS + BITS % 2 - 2)
     for _ in tl.static_range(0, BITS, 2):
-        # Two bits at a time; three counts below 2**16 in one sum.
+        # Three counts below 2**16 in one sum.
         reached = (score >= floor + unit).to(tl.int64)
         reached += (score >= floor + 2 * unit).to(tl.int64) << 16
         reached += (score >= floor + 3 * unit).to(tl.int64) << 32

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..bits import WORD_BITS
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_table, expect_tensor
 from ..score.naive import LENGTHS, check_codes, score_dtype, score_naive
 from ..select.naive import select_naive
 
@@ -37,9 +37,8 @@ def check_rank(
     expect(sink >= 0, "sink", "at least 0", sink)
     expect(recent >= 0, "recent", "at least 0", recent)
     rows = {"dtypes": (torch.int32,), "device": codes.device}
-    expect_tensor("token_slots", token_slots, shape=(None, None), **rows)
+    expect_table("token_slots", token_slots, None, codes.device)
     batch = token_slots.shape[0]
-    expect(token_slots.stride(1) == 1, "token_slots.stride(1)", 1, token_slots.stride(1))
     expect(q_codes.shape[0] == batch, "q_codes.shape[0]", batch, q_codes.shape[0])
     expect_tensor(
         "seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=codes.device, contiguous=True

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from ..score.triton import scaled
+from ..score.parts import scaled
 from .emit import count_kept, emit
 from .shared_parts import bit_of, unpack
 

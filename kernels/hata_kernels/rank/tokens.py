@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..score.triton import popcount, scaled
+from ..score.parts import popcount, scaled
 
 
 @triton.jit

@@ -12,6 +12,7 @@ No launch depends on ``seq_lens``: safe inside a CUDA graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,9 +55,9 @@ def rank_triton(
 ) -> torch.Tensor:
     """Rank on the GPU; same contract and result as `rank_naive`.
 
-    Kernels of a GPU of compute capability 9.0 and up read lengths, budgets, slots and the codes of
-    tokens before the last ``recent`` while the launch before still runs: only
-    `Encoder.encode_step` may come directly before with codes of its own.
+    Kernels of a GPU of compute capability 9.0 and up read lengths, budgets, slots, groups and the
+    codes of tokens before the last ``recent`` while the launch before still runs: it must not write
+    them, nor the one before `Encoder.encode_step`, which alone may write codes directly before.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ def rank_triton(
             batch,
             **common,
             TILE=tile,
-            SPAN=min(sharing.SPAN, groups.unit // tile),
+            SPAN=math.gcd(sharing.SPAN, groups.unit // tile),
             ROWS=power_of_2(batch),
             MEMBERS=members,
             WARPS=warps,

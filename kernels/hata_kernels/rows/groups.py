@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_table, expect_tensor
 
 #: Slots that one program compares.
 CHUNK = 4096
@@ -86,11 +86,10 @@ def check_groups(
     ValueError
         When a shape, dtype, device or ``longest`` does not fit.
     """
-    int32 = {"dtypes": (torch.int32,), "device": token_slots.device}
-    expect_tensor("token_slots", token_slots, shape=(None, None), **int32)
-    expect(token_slots.stride(1) == 1, "token_slots.stride(1)", 1, token_slots.stride(1))
+    expect_table("token_slots", token_slots, None)
     rows, width = token_slots.shape
-    expect_tensor("lengths", lengths, shape=(rows,), contiguous=True, **int32)
+    where = {"device": token_slots.device, "contiguous": True}
+    expect_tensor("lengths", lengths, shape=(rows,), dtypes=(torch.int32,), **where)
     expect(1 <= longest <= width, "longest", f"1 to token_slots.shape[1] = {width}", longest)
     groups.check(rows, longest, token_slots.device)
 
@@ -117,10 +116,12 @@ def group_rows_naive(
     Raises
     ------
     ValueError
-        When a shape, dtype, device or ``longest`` does not fit.
+        When a shape, dtype, device, ``longest`` or a length does not fit.
     """
     check_groups(token_slots, lengths, longest, groups)
     counts = lengths.tolist()
+    fits = all(1 <= count <= longest for count in counts)
+    expect(fits, "lengths", f"1 to longest = {longest}", counts)
     followers: dict[int, list[tuple[int, int]]] = {row: [] for row in range(len(counts))}
     for row, count in enumerate(counts):
         middle = count // 2

@@ -88,12 +88,15 @@ def copy_rows_naive(
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``longest`` or a share does not fit.
+        When a shape, dtype, device, ``longest``, a length or a share does not fit.
     """
     out = (token_slots, lengths, budgets)
     check_rows(req_to_token, rows, seq_lens, longest, shares, *out)
     bs, tokens = rows.shape[0], seq_lens.to(torch.int64)
-    for row, (request, length) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
+    counts = tokens.tolist()
+    fits = all(1 <= count <= longest for count in counts)
+    expect(fits, "seq_lens", f"1 to longest = {longest}", counts)
+    for row, (request, length) in enumerate(zip(rows.tolist(), counts, strict=True)):
         token_slots[row, :length] = req_to_token[request, :length]
     lengths[:bs] = seq_lens
     for (parts, low, high), budget in zip(shares, budgets, strict=True):

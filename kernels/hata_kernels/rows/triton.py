@@ -15,7 +15,7 @@ CHUNK = 4096
 
 
 @triton.jit
-def _rows_kernel(
+def _copy_rows_kernel(
     table_ptr,
     rows_ptr,
     seq_lens_ptr,
@@ -74,7 +74,7 @@ def copy_rows_triton(
     check_rows(req_to_token, rows, seq_lens, longest, shares, *out)
     if rows.shape[0] == 0:
         return
-    _rows_kernel[(rows.shape[0], triton.cdiv(longest, CHUNK))](
+    _copy_rows_kernel[(rows.shape[0], triton.cdiv(longest, CHUNK))](
         req_to_token,
         rows,
         seq_lens,

@@ -120,7 +120,7 @@ def _partial_kernel(
 
 
 @triton.jit
-def _score_kernel(
+def _exact_score_kernel(
     q_ptr,
     k_cache_ptr,
     token_slots_ptr,
@@ -230,7 +230,7 @@ def exact_score_triton(
     shared = (token_slots.stride(0), q.stride(0), q.stride(1), width, splits)
     inputs = (q, k_cache, token_slots, seq_lens, partial)
     _partial_kernel[(kv_heads, batch, splits)](*inputs, *shared, scale * LOG2_E, **constants)
-    _score_kernel[(kv_heads, batch, splits)](
+    _exact_score_kernel[(kv_heads, batch, splits)](
         *inputs, out, *shared, sink, recent, scale * LOG2_E, TILE=TILE, **constants
     )
     return out

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..bits import WORD_BITS
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_table, expect_tensor
 
 LENGTHS = (torch.int32, torch.int64)
 SCALE_DTYPES = {8: torch.uint8, 16: torch.int16}
@@ -194,17 +194,15 @@ def check_rows(
     expect(sink >= 0, "sink", "at least 0", sink)
     expect(recent >= 0, "recent", "at least 0", recent)
     expect_tensor("out", out, shape=(batch, kv_heads, None), contiguous=True)
-    expect_tensor(
-        "token_slots", token_slots, shape=(batch, None), dtypes=(torch.int32,), device=out.device
-    )
-    expect(token_slots.stride(1) == 1, "token_slots.stride(1)", 1, token_slots.stride(1))
+    expect_table("token_slots", token_slots, batch, out.device)
     expect(
         token_slots.shape[1] >= out.shape[2],
         "token_slots.shape[1]",
         f"at least out.shape[2] = {out.shape[2]}",
         token_slots.shape[1],
     )
-    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=out.device)
+    where = {"device": out.device, "contiguous": True}
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
 
 
 def host_lengths(seq_lens: torch.Tensor, scores: torch.Tensor) -> list[int]:

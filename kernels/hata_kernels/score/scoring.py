@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..bits import WORD_BITS, power_of_2
 from .naive import full_score, score_levels, score_shift
@@ -33,6 +33,12 @@ class Scoring:
     weights: tuple[int, ...]
     scale_bits: int
     ptx: bool
+
+    def __repr__(self) -> str:
+        """Properties as well: Triton's cache on disk knows a constant by its text."""
+        derived = [name for name, of in vars(Scoring).items() if isinstance(of, property)]
+        names = [field.name for field in fields(self)] + derived
+        return f"Scoring({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
     @property
     def heads_pow2(self) -> int:

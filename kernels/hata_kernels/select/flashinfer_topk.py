@@ -26,7 +26,7 @@ from .naive import check_select
 
 
 @triton.jit
-def _rows_kernel(seq_lens_ptr, lengths_ptr, row_to_batch_ptr, rows, HEADS: tl.constexpr):
+def _repeat_rows_kernel(seq_lens_ptr, lengths_ptr, row_to_batch_ptr, rows, HEADS: tl.constexpr):
     """Repeat each request's length and index for its KV heads."""
     row = tl.program_id(0) * 128 + tl.arange(0, 128)
     valid = row < rows
@@ -74,7 +74,9 @@ def select_flashinfer(
     rows = batch * kv_heads
     expect(token_slots.is_contiguous(), "token_slots", "contiguous", token_slots.stride())
     helper = torch.empty((2, rows), dtype=torch.int32, device=scores.device)
-    _rows_kernel[(triton.cdiv(rows, 128),)](seq_lens, helper[0], helper[1], rows, HEADS=kv_heads)
+    _repeat_rows_kernel[(triton.cdiv(rows, 128),)](
+        seq_lens, helper[0], helper[1], rows, HEADS=kv_heads
+    )
     selected = top_k_page_table_transform(
         scores.view(rows, width),
         token_slots,

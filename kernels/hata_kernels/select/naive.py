@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_table, expect_tensor
 from ..score.naive import LENGTHS, host_lengths
 
 
@@ -32,17 +32,15 @@ def check_select(
     )
     batch, kv_heads, width = scores.shape
     device = scores.device
-    expect_tensor(
-        "token_slots", token_slots, shape=(batch, None), dtypes=(torch.int32,), device=device
-    )
-    expect(token_slots.stride(1) == 1, "token_slots.stride(1)", 1, token_slots.stride(1))
+    expect_table("token_slots", token_slots, batch, device)
     expect(
         token_slots.shape[1] >= width,
         "token_slots.shape[1]",
         f"at least scores.shape[2] = {width}",
         token_slots.shape[1],
     )
-    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=device)
+    where = {"device": device, "contiguous": True}
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
     check_budgets(budgets, k_max, batch, device)
     if out is not None:
         expect_tensor(
@@ -69,7 +67,8 @@ def check_budgets(
     if isinstance(budgets, int):
         expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
     else:
-        expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), device=device)
+        where = {"device": device, "contiguous": True}
+        expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)
 
 
 def select_naive(

@@ -5,6 +5,8 @@ above it and, of the tokens that equal it, the earliest ones. Three launches ove
 context: count each chunk, find each row's threshold and how much every chunk is preceded by, and
 compact in position order. Every sum is of integers in a fixed order, so the result is the same in
 every run, and no launch depends on ``seq_lens``: safe inside a CUDA graph.
+
+Servers rank without it (`hata_kernels.rank`); it stays to compare with.
 """
 
 from __future__ import annotations
