@@ -13,7 +13,8 @@ from hata_kernels.score import (
     score_levels,
     score_naive,
 )
-from hata_kernels.score.naive import score_shift, vote_planes
+from hata_kernels.score.levels import score_shift
+from hata_kernels.score.naive import vote_planes
 from hata_kernels.score.scoring import Scoring
 from hata_kernels.score.triton import score_triton
 

@@ -11,7 +11,7 @@ import torch
 from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
 from ..encode.scales import scatter, whole_scales
-from ..score.naive import SCALE_DTYPES
+from ..score.levels import SCALE_DTYPES
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..score.naive import scaled_scores
+from ..score.levels import scaled_scores
 from .base import Encoder
 
 

@@ -8,7 +8,9 @@ import torch
 
 from ..bits import WORD_BITS
 from ..checks import expect, expect_table, expect_tensor
-from ..score.naive import LENGTHS, check_codes, score_dtype, score_naive
+from ..score.arguments import LENGTHS, check_codes
+from ..score.levels import score_dtype
+from ..score.naive import score_naive
 from ..select.naive import select_naive
 
 

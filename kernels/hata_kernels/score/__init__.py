@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .exact import exact_score_naive
-from .naive import score_dtype, score_levels, score_naive
+from .levels import score_dtype, score_levels
+from .naive import score_naive
 
 __all__ = [
     "exact_score",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..checks import FLOATS, expect, expect_tensor
-from .naive import check_rows, force, host_lengths
+from .arguments import check_rows, host_lengths
+from .naive import force
 
 
 def check_exact(

@@ -22,7 +22,7 @@ def popcount(x, PTX: tl.constexpr):
 
 @triton.jit
 def scaled(score, scale, SCORING: tl.constexpr):
-    """Scores times scales as they are stored: `hata_kernels.score.naive.scaled_scores`."""
+    """Scores times scales as they are stored: `hata_kernels.score.levels.scaled_scores`."""
     # The cast to int32 extends the sign of an int16; the mask undoes it.
     scale = scale.to(tl.int32) & SCORING.most
     signed = 2 * score - SCORING.full

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from ..bits import WORD_BITS, power_of_2
-from .naive import full_score, score_levels, score_shift
+from .levels import full_score, score_levels, score_shift
 
 
 @dataclass(frozen=True)

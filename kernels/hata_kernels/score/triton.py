@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .naive import check_score
+from .arguments import check_score
 from .parts import popcount, scaled
 from .scoring import Scoring
 

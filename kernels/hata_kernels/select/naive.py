@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..checks import expect, expect_table, expect_tensor
-from ..score.naive import LENGTHS, host_lengths
+from ..score.arguments import LENGTHS, host_lengths
 
 
 def check_select(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..checks import expect, expect_tensor
-from ..score.naive import LENGTHS
+from ..score.arguments import LENGTHS
 from .naive import check_budgets, check_select
 
 
