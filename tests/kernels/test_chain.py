@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+import encoder_cases as encoders
+import rank_cases as cases
 from hata_kernels import chain
+from hata_kernels.attend import AttendBuffers, attend, attend_gather_naive
+from hata_kernels.attend.gather import attend_parts
 from hata_kernels.encoders import make_encoder
-from hata_kernels.rank import rank, rank_naive
+from hata_kernels.rank import rank, rank_naive, shared_values
+from hata_kernels.rows import RowGroups, group_rows
+from shared_cases import share
 
 
 def test_a_cpu_does_not_overlap() -> None:
@@ -61,3 +67,79 @@ def test_a_captured_step_many_times(enabled, monkeypatch) -> None:
         graph.replay()
         inputs = (q_codes, codes, token_slots, lengths, budgets)
         assert torch.equal(result.cpu(), rank_naive(*(x.cpu() for x in inputs), **ends))
+
+
+def captured(step, device: torch.device):
+    """A function that runs a step: on a GPU the replay of a graph."""
+    if device.type == "cpu":
+        return step
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+
+    def replay():
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def test_layers_of_a_step_many_times(any_device) -> None:
+    """Encode, rank and attend in layers that share scratch, for rows of which some share tiles."""
+    device, dtype = any_device, torch.bfloat16 if any_device.type == "cuda" else torch.float32
+    kv_heads, group, dim, k_max, slots = 2, 4, 64, 700, 12000
+    lengths = [2300, 2100, 2500, 2049, 2222, 1900, 700, 2800]
+    table = share(lengths, "aaaaabcd", [2048] * 8, slots - 8)
+    new_slots = torch.arange(slots - 8, slots, device=device)  # that no other row has
+    for row, length in enumerate(lengths):
+        table[row, length - 1] = slots - 8 + row
+    table, seq_lens = table.to(device), torch.tensor(lengths, dtype=torch.int32, device=device)
+    budgets = torch.tensor([500, 90, 700, 64, 300, 700, 700, 130], dtype=torch.int32).to(device)
+    groups = RowGroups(8, table.shape[1], device)
+    group_rows(table, seq_lens, longest=max(lengths), groups=groups)
+    assert groups.sizes.tolist() == [5] + [0] * 7
+    rows = (table, seq_lens, budgets)
+    assert attend_parts(8 * kv_heads, k_max)[0] > 1
+
+    make = {"device": device, "dtype": dtype}
+    layers = []
+    for _ in range(3):
+        encoder = encoders.make("asymmetric", kv_heads, group, dim, 128, stages=2).to(**make)
+        caches = [torch.randn(slots, kv_heads, dim, **make) for _ in range(2)]
+        codes = torch.zeros(slots, kv_heads, encoder.words, dtype=torch.int32, device=device)
+        encoder.encode_keys(caches[0], codes=codes, slots=torch.arange(slots, device=device))
+        q = torch.randn(8, kv_heads * group, dim, **make)
+        layers.append((encoder, *caches, codes, q, torch.randn(8, kv_heads, dim, **make)))
+    options = {"plane_weights": encoder.plane_weights, "scale_bits": 0, "sink": 4, "recent": 1}
+    values = shared_values(kv_heads, encoder.words, encoder.plane_weights)
+    inputs = (None, codes, table, seq_lens)
+    buffers = cases.make_buffers(inputs, options, device, k_max, values=values)
+    options["k_max"] = k_max
+    parts = AttendBuffers(8 * kv_heads, group, dim, k_max, device)
+    scratch = encoder.step_scratch(8) if device.type == "cuda" else None
+
+    def step() -> list[tuple[torch.Tensor, ...]]:
+        outputs = []
+        for encoder, k_cache, v_cache, codes, q, k in layers:
+            k_cache.index_copy_(0, new_slots, k)
+            q_codes = encoder.encode_step(q, k, codes=codes, slots=new_slots, scratch=scratch)
+            picked = rank(q_codes, codes, *rows, **options, buffers=buffers, groups=groups)
+            tokens = (q, k_cache, v_cache, picked)
+            out = attend(*tokens, seq_lens, budgets, scale=dim**-0.5, buffers=parts)
+            outputs.append((q_codes, picked, out))
+        return outputs
+
+    run = captured(step, device)
+    for _ in range(20 if device.type == "cuda" else 2):
+        for *_, q, k in layers:
+            q.normal_()
+            k.normal_()
+        for (_, k_cache, v_cache, codes, q, _), (q_codes, picked, out) in zip(
+            layers, run(), strict=True
+        ):
+            on_cpu = [x.cpu() for x in (q_codes, codes, *rows)]
+            assert torch.equal(picked.cpu(), rank_naive(*on_cpu, **options))
+            tokens = [x.float().cpu() for x in (q, k_cache, v_cache)]
+            expected = attend_gather_naive(*tokens, picked.cpu(), *on_cpu[3:], scale=dim**-0.5)
+            torch.testing.assert_close(out.float().cpu(), expected, atol=2e-2, rtol=2e-2)
