@@ -36,7 +36,8 @@ def warm_encoders(
     """
     kinds = {}
     for layer, encoder in encoders.items():
-        kinds.setdefault((type(encoder), encoder.bits, encoder.scale_bits), (layer, encoder))
+        kind = (type(encoder), encoder.bits, *encoder.options().items())
+        kinds.setdefault(kind, (layer, encoder))
     calls = [(*kind, tokens) for kind in kinds.values() for tokens in PROMPTS]
     console = Console(stderr=True)
     for layer, encoder, tokens in track(calls, "hata: compiling for prompts", console=console):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hata_kernels.rows import RowGroups
 from hata_sglang.bench.shapes import Scenario
 from hata_sglang.bench.versions import package_versions
 
@@ -81,13 +80,13 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
     stages[LAYER] = sum(stages.values())
     # Of a shared document every row samples the same tokens.
     rows = 1 if scenario.shared else batch
-    stages["rank/floor_kernel"] = rows * sampled * (heads * bits // 8 + 4)
+    stages["rank/floor_kernel"] = rows * sampled * scenario.code_bytes
     together = shared_tokens(scenario)
-    per_token = heads * bits // 8 + 4
-    stages["rank/filter_kernel"] = query_codes + read["score"] - together * per_token
+    once = together * scenario.code_bytes
+    stages["rank/filter_kernel"] = query_codes + read["score"] - once
     if together:
         # A query is a byte per bit of a code, and a base, whatever its planes.
-        stages["rank/shared_kernel"] = together * per_token + batch * heads * (bits + 4)
+        stages["rank/shared_kernel"] = once + batch * heads * (bits + 4)
     if scenario.shared:
         stages["dense layer, shared prefix"] = scenario.dense_bytes + 2 * vectors
     keys = scenario.tokens * (heads * dim * 2 + 4)
@@ -97,6 +96,9 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
 
 def shared_tokens(scenario: Scenario) -> int:
     """Tokens that `shared_kernel` scores for all users: whole units, which enough of them share."""
+    # PyTorch is imported with it: not before a command needs it.
+    from hata_kernels.rows import RowGroups
+
     if scenario.batch < RowGroups.LEAST:
         return 0
     return scenario.shared // RowGroups.UNIT * RowGroups.UNIT

@@ -78,11 +78,16 @@ class Scenario:
         return self.shared + self.batch * (self.context - self.shared)
 
     @property
+    def code_bytes(self) -> int:
+        """Bytes of a token's codes and of its slot."""
+        return self.shape.kv_heads * self.bits // 8 + 4
+
+    @property
     def bytes_read(self) -> dict[str, int]:
         """Bytes that a step cannot do without, by stage: codes and slots, then K and V kept."""
         rows = self.batch * self.shape.kv_heads
         return {
-            "score": self.tokens * (self.shape.kv_heads * self.bits // 8 + 4),
+            "score": self.tokens * self.code_bytes,
             "attend": rows * min(self.k, self.context) * (2 * 2 * self.shape.dim + 4),
         }
 

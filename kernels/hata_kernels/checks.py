@@ -96,3 +96,30 @@ def expect_table(
     """
     expect_tensor(name, table, shape=(rows, None), dtypes=(torch.int32,), device=device)
     expect(table.stride(1) == 1, f"{name}.stride(1)", 1, table.stride(1))
+
+
+def expect_lengths(
+    name: str, lengths: torch.Tensor, most: int, expected: str | None = None
+) -> list[int]:
+    """Return the values of a CPU tensor of lengths, none below 1 or above ``most``.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    lengths : torch.Tensor
+        Integers.
+    most : int
+        The largest that fits.
+    expected : str, optional
+        For the message. Default: ``1 to most``.
+
+    Raises
+    ------
+    ValueError
+        When one does not fit.
+    """
+    values = lengths.tolist()
+    fits = all(1 <= value <= most for value in values)
+    expect(fits, name, expected or f"1 to {most}", values)
+    return values

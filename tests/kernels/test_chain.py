@@ -16,6 +16,22 @@ from hata_kernels.rows import RowGroups, group_rows
 from shared_cases import share
 
 
+def captured(step, device: torch.device):
+    """A function that runs a step: on a GPU the replay of a graph."""
+    if device.type == "cpu":
+        return step
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+
+    def replay():
+        graph.replay()
+        return outputs
+
+    return replay
+
+
 def test_a_cpu_does_not_overlap() -> None:
     assert chain.chain_options(torch.device("cpu")) == {"PDL": False}
     chain.most_cache(None)  # what a launch returns in Triton's interpreter
@@ -57,32 +73,13 @@ def test_a_captured_step_many_times(enabled, monkeypatch) -> None:
         q_codes = encoder.encode_step(q, k, codes=codes, slots=new_slots)
         return q_codes, rank(q_codes, codes, token_slots, lengths, budgets, **ends)
 
-    step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        q_codes, result = step()
+    run = captured(step, torch.device("cuda"))
     for _ in range(20):
         q.normal_()
         k.normal_()
-        graph.replay()
+        q_codes, result = run()
         inputs = (q_codes, codes, token_slots, lengths, budgets)
         assert torch.equal(result.cpu(), rank_naive(*(x.cpu() for x in inputs), **ends))
-
-
-def captured(step, device: torch.device):
-    """A function that runs a step: on a GPU the replay of a graph."""
-    if device.type == "cpu":
-        return step
-    step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step()
-
-    def replay():
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def test_layers_of_a_step_many_times(any_device) -> None:

@@ -44,5 +44,28 @@ def test_every_kind_once(monkeypatch, capsys) -> None:
     assert "hata: compiling for prompts" in capsys.readouterr().err
 
 
+def test_stages_are_kinds(monkeypatch) -> None:
+    """Codes of as many bits, of one set with two stages and one without: kernels of their own."""
+    tensors = {
+        "key_weight": torch.randn(2, 64, 64),
+        "key_bias": torch.randn(2, 64),
+        "query_weight": torch.randn(2, 192, 64),
+        "query_bias": torch.randn(2, 64),
+    }
+    two = tensors | {"residual_weight": torch.randn(2, 32, 32)}
+    encoders = {
+        1: make_encoder("asymmetric", tensors, **SHAPE),
+        2: make_encoder("asymmetric", two, **SHAPE, stages=2),
+        3: make_encoder("asymmetric", tensors, **SHAPE),
+    }
+    codes = {layer: torch.zeros(9, 2, 2, dtype=torch.int32) for layer in encoders}
+    stages = []
+    monkeypatch.setattr(
+        type(encoders[1]), "encode_keys", lambda self, *_, **__: stages.append(self.stages)
+    )
+    warm_encoders(encoders, codes, {}, torch.float32)
+    assert stages == [1] * len(PROMPTS) + [2] * len(PROMPTS)
+
+
 def test_no_codes_nothing_to_compile() -> None:
     warm_encoders({}, {}, {}, torch.bfloat16)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
+from ..checks import expect, expect_lengths, expect_table, expect_tensor
 from ..rows import RowGroups
 from .gather_naive import check_caches
 from .naive import attend_naive
@@ -101,8 +101,7 @@ def attend_dense_naive(
         When a shape, dtype, device, stride, length, ``scale`` or ``logit_cap`` does not fit.
     """
     out = check_dense(q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out)
-    lengths, width = seq_lens.tolist(), token_slots.shape[1]
-    expect(all(1 <= length <= width for length in lengths), "seq_lens", f"1 to {width}", lengths)
+    expect_lengths("seq_lens", seq_lens, token_slots.shape[1])
     slots = token_slots[:, None, :].expand(-1, k_cache.shape[1], -1)
     options = {"scale": scale, "logit_cap": logit_cap}
     return out.copy_(attend_naive(q, k_cache, v_cache, slots, seq_lens, **options))

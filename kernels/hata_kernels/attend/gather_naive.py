@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checks import FLOATS, expect, expect_tensor
+from ..checks import FLOATS, expect, expect_lengths, expect_tensor
 from .naive import attend_naive
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ def attend_gather_naive(
     if k_cache.dtype == FP8:
         q, k_cache, v_cache = q.float(), k_cache.float(), v_cache.float()
     counts, most = torch.minimum(seq_lens, budgets), slots.shape[2]
-    kept = counts.tolist()
-    fits = all(1 <= count <= most for count in kept)
-    expect(fits, "seq_lens and budgets", f"1 to {most} tokens of every row", kept)
+    expect_lengths("seq_lens and budgets", counts, most, f"1 to {most} tokens of every row")
     options = {"scale": scale * k_scale, "logit_cap": logit_cap}
     result = attend_naive(q, k_cache, v_cache, slots, counts, **options)
     return out.copy_(result if v_scale == 1 else result * v_scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_lengths, expect_tensor
 
 
 def attend_naive(
@@ -66,8 +66,7 @@ def attend_naive(
     expect_tensor("counts", counts, shape=(batch,), dtypes=(torch.int32, torch.int64))
     expect(logit_cap >= 0, "logit_cap", "at least 0", logit_cap)
     k = slots.shape[2]
-    sizes = counts.tolist()
-    expect(all(1 <= size <= k for size in sizes), "counts", f"1 to {k}", sizes)
+    sizes = expect_lengths("counts", counts, k)
 
     keys, values = k_cache.view(-1, dim), v_cache.view(-1, dim)
     heads = torch.arange(kv_heads).unsqueeze(1)

@@ -84,7 +84,7 @@ def rank_triton(
     rows = batch * kv_heads
     if rows == 0:
         return out
-    scoring = Scoring(kv_heads, words, tuple(plane_weights), scale_bits, codes.is_cuda)
+    scoring = Scoring.of(codes, plane_weights, scale_bits)
     values = shared_values(kv_heads, words, plane_weights) if groups is not None else 0
     sizes = RankSizes.of(kv_heads, words, scoring.levels, width, k_max, values)
     if buffers is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
+from ..checks import expect, expect_lengths, expect_table, expect_tensor
 
 #: Slots that one program compares.
 CHUNK = 4096
@@ -119,9 +119,7 @@ def group_rows_naive(
         When a shape, dtype, device, ``longest`` or a length does not fit.
     """
     check_groups(token_slots, lengths, longest, groups)
-    counts = lengths.tolist()
-    fits = all(1 <= count <= longest for count in counts)
-    expect(fits, "lengths", f"1 to longest = {longest}", counts)
+    counts = expect_lengths("lengths", lengths, longest, f"1 to longest = {longest}")
     followers: dict[int, list[tuple[int, int]]] = {row: [] for row in range(len(counts))}
     for row, count in enumerate(counts):
         middle = count // 2

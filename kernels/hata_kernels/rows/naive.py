@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..checks import expect, expect_tensor
+from ..checks import expect, expect_lengths, expect_table, expect_tensor
 
 #: Shares of a context are whole numbers of these parts: host and device agree on every length.
 SHARE_UNIT = 10**9
@@ -31,7 +31,7 @@ def check_rows(
     """
     device, int32 = req_to_token.device, (torch.int32,)
     integers = (torch.int32, torch.int64)
-    expect_tensor("req_to_token", req_to_token, shape=(None, None), dtypes=int32)
+    expect_table("req_to_token", req_to_token, None)
     expect_tensor("rows", rows, shape=(None,), dtypes=integers, device=device, contiguous=True)
     bs = rows.shape[0]
     where = {"device": device, "contiguous": True}
@@ -41,8 +41,8 @@ def check_rows(
     most = token_slots.shape[0]
     expect_tensor("budgets", budgets, shape=(len(shares), most), dtypes=int32, **where)
     expect(bs <= most, "rows.shape[0]", f"at most token_slots.shape[0] = {most}", bs)
+    expect_table("token_slots", token_slots, None)
     for name, tensor in (("req_to_token", req_to_token), ("token_slots", token_slots)):
-        expect(tensor.stride(1) == 1, f"{name}.stride(1)", 1, tensor.stride(1))
         width = tensor.shape[1]
         expect(1 <= longest <= width, "longest", f"1 to {name}.shape[1] = {width}", longest)
     for share in shares:
@@ -93,9 +93,7 @@ def copy_rows_naive(
     out = (token_slots, lengths, budgets)
     check_rows(req_to_token, rows, seq_lens, longest, shares, *out)
     bs, tokens = rows.shape[0], seq_lens.to(torch.int64)
-    counts = tokens.tolist()
-    fits = all(1 <= count <= longest for count in counts)
-    expect(fits, "seq_lens", f"1 to longest = {longest}", counts)
+    counts = expect_lengths("seq_lens", tokens, longest, f"1 to longest = {longest}")
     for row, (request, length) in enumerate(zip(rows.tolist(), counts, strict=True)):
         token_slots[row, :length] = req_to_token[request, :length]
     lengths[:bs] = seq_lens

@@ -115,17 +115,3 @@ def check_rows(
     )
     where = {"device": out.device, "contiguous": True}
     expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
-
-
-def host_lengths(seq_lens: torch.Tensor, scores: torch.Tensor) -> list[int]:
-    """Return CPU ``seq_lens`` as integers.
-
-    Raises
-    ------
-    ValueError
-        When a length is below 1 or above the width of ``scores``, ``[bs, kv_heads, width]``.
-    """
-    lengths = seq_lens.tolist()
-    fits = all(1 <= length <= scores.shape[2] for length in lengths)
-    expect(fits, "seq_lens", f"1 to {scores.shape[2]}", lengths)
-    return lengths

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import FLOATS, expect, expect_tensor
-from .arguments import check_rows, host_lengths
+from ..checks import FLOATS, expect, expect_lengths, expect_tensor
+from .arguments import check_rows
 from .naive import force
 
 
@@ -78,7 +78,7 @@ def exact_score_naive(
     check_exact(q, k_cache, token_slots, seq_lens, sink, recent, out)
     kv_heads = k_cache.shape[1]
     queries = q.float().unflatten(1, (kv_heads, -1)) * scale
-    for row, length in enumerate(host_lengths(seq_lens, out)):
+    for row, length in enumerate(expect_lengths("seq_lens", seq_lens, out.shape[2])):
         keys = k_cache.index_select(0, token_slots[row, :length]).float()
         logits = torch.bmm(queries[row], keys.permute(1, 2, 0))
         scores = out[row, :, :length]

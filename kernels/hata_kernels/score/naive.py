@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..bits import WORD_BITS
-from .arguments import check_score, host_lengths
+from ..checks import expect_lengths
+from .arguments import check_score
 from .levels import full_score, scaled_scores, score_levels
 
 
@@ -115,7 +116,7 @@ def score_naive(
     flat = codes.view(slots, kv_heads * words).numpy().view(wide)
     table = token_slots.numpy()
     sums = np.int16 if full < 2**15 else np.int32
-    for row, length in enumerate(host_lengths(seq_lens, out)):
+    for row, length in enumerate(expect_lengths("seq_lens", seq_lens, out.shape[2])):
         # Word-major, so that every step below runs over contiguous vectors of tokens.
         keys = np.ascontiguousarray(flat.take(table[row, :length], axis=0).T)
         distance = np.zeros((kv_heads, length), dtype=sums)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
+import torch
 
 from ..bits import WORD_BITS, power_of_2
 from .levels import full_score, score_levels, score_shift
@@ -33,6 +36,11 @@ class Scoring:
     weights: tuple[int, ...]
     scale_bits: int
     ptx: bool
+
+    @classmethod
+    def of(cls, codes: torch.Tensor, plane_weights: Sequence[int], scale_bits: int) -> Scoring:
+        """For codes ``[slots, kv_heads, words]``, where they are."""
+        return cls(*codes.shape[1:], tuple(plane_weights), scale_bits, codes.is_cuda)
 
     def __repr__(self) -> str:
         """Properties as well: Triton's cache on disk knows a constant by its text."""

@@ -99,7 +99,7 @@ def score_triton(
     ValueError
         As `score_naive`.
     """
-    words = check_score(
+    check_score(
         q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, out, scales, scale_bits
     )
     batch, kv_heads, width = out.shape
@@ -117,7 +117,7 @@ def score_triton(
         width,
         sink,
         recent,
-        SCORING=Scoring(kv_heads, words, tuple(plane_weights), scale_bits, codes.is_cuda),
+        SCORING=Scoring.of(codes, plane_weights, scale_bits),
         BLOCK=BLOCK,
         num_warps=4,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
-from ..score.arguments import LENGTHS, host_lengths
+from ..checks import expect, expect_lengths, expect_table, expect_tensor
+from ..score.arguments import LENGTHS
 
 
 def check_select(
@@ -115,7 +115,7 @@ def select_naive(
     check_select(scores, token_slots, seq_lens, budgets, k_max, out)
     if out is None:
         out = torch.empty((*scores.shape[:2], k_max), dtype=torch.int32)
-    lengths = host_lengths(seq_lens, scores)
+    lengths = expect_lengths("seq_lens", seq_lens, scores.shape[2])
     keep = [budgets] * len(lengths) if isinstance(budgets, int) else budgets.tolist()
     expect(all(1 <= budget <= k_max for budget in keep), "budgets", f"1 to {k_max}", keep)
     for row, (length, budget) in enumerate(zip(lengths, keep, strict=True)):
