@@ -20,7 +20,13 @@ from typing import Any
 
 from hata_sglang.bench.engine_arm import Arm
 from hata_sglang.bench.models import write_shape
-from hata_sglang.bench.serve_arms import RANDOM, common_flags, context_length, make_arms
+from hata_sglang.bench.serve_arms import (
+    RANDOM_BITS,
+    common_flags,
+    context_length,
+    make_arms,
+    random_arm,
+)
 from hata_sglang.bench.workloads import Workload
 from hata_sglang.evaluation.results import ResultFile
 
@@ -101,9 +107,8 @@ def main() -> None:
         folder = Path(name)
         model = write_shape("llama-3.1-8b", folder, context_length(WORKLOADS))
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-        (folder / "random.yaml").write_text(RANDOM)
         flags = common_flags(model, WORKLOADS, on_cpu=False, dummy=True, more=[])
-        arms = make_arms(flags, "flashinfer", [("random", folder / "random.yaml")], folder)
+        arms = make_arms(flags, "flashinfer", [random_arm(RANDOM_BITS, folder)], folder)
         flags = next(each.flags for each in arms if each.name == args.arm)
         arm = Arm(list(flags), vocabulary)
         arm.warm_up(2000)

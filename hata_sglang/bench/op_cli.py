@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hata_sglang.bench.presets import METHODS, PRESETS, make_scenarios
 from hata_sglang.bench.shapes import SHAPES, Shape
-from hata_sglang.bench.workloads import read_tokens
+from hata_sglang.bench.workloads import read_count, read_tokens
 from hata_sglang.errors import Problem, Refusal
 
 
@@ -45,19 +45,6 @@ def read_budget(text: str) -> float:
         expected = "tokens (512) or a share (0.0156)"
         raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
     return share
-
-
-def read_count(text: str) -> int:
-    """Read a whole number above 0.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If it is none.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def add_op_arguments(parser: argparse.ArgumentParser) -> None:

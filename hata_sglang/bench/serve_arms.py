@@ -14,15 +14,8 @@ from hata_sglang.errors import Problem, Refusal
 from hata_sglang.evaluation.arms import arm_settings
 
 STOCK = "stock"
-#: What the hata arm gets for a model without weights; `random` costs what `hata` does.
-RANDOM = """\
-method: random
-bits: 128
-budget: {ratio: 0.0156, min: 1024, max: 4096}
-sink: 16
-recent: 64
-dense_layers: [0, 1]
-"""
+#: Bits of the random codes of a model without weights, where the command line says nothing else.
+RANDOM_BITS = 128
 #: Flags that tell arms apart, or that this command sets by its own.
 OWN_FLAGS = (
     "--attention-backend",
@@ -39,6 +32,25 @@ OWN_FLAGS = (
 SPARE_SLOTS = 4096
 #: Tokens of a context beyond the longest request; SGLang keeps some for itself.
 SPARE_CONTEXT = 64
+
+
+def random_arm(bits: int, folder: Path) -> tuple[str, Path]:
+    """Write the YAML file of a model without weights; its arm's name, and the file.
+
+    Random hyperplanes cost what HATA's codes of as many bits do.
+    """
+    name = "random" if bits == RANDOM_BITS else f"random-{bits}b"
+    settings = {
+        "method": "random",
+        "bits": bits,
+        "budget": {"ratio": 0.0156, "min": 1024, "max": 4096},
+        "sink": 16,
+        "recent": 64,
+        "dense_layers": [0, 1],
+    }
+    path = folder / f"{name}-codes.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return name, path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from hata_sglang.bench.models import CONFIGS, read_config, write_shape
-from hata_sglang.bench.workloads import DEFAULTS, NAMES, Workload, read_size, read_tokens
+from hata_sglang.bench.workloads import (
+    DEFAULTS,
+    NAMES,
+    Workload,
+    read_count,
+    read_size,
+    read_tokens,
+)
 from hata_sglang.errors import Problem, Refusal
 
 #: Sizes for a CPU, and for the demo model, whose context is 8,192.
@@ -63,6 +70,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         type=read_named_path,
         metavar="NAME=YAML",
         help="an arm with hata; repeatable (the demo model's, or random codes for --shape)",
+    )
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        type=read_count,
+        metavar="N",
+        help="of the random codes of --shape, an arm each (128)",
     )
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
     for name, what in WHAT.items():
@@ -142,11 +156,12 @@ def run_serve(args: argparse.Namespace) -> int:
     """``bench serve``: every workload through every arm; 1 if an arm failed."""
     from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
     from hata_sglang.bench.serve_arms import (
-        RANDOM,
+        RANDOM_BITS,
         check_server_args,
         common_flags,
         context_length,
         make_arms,
+        random_arm,
     )
     from hata_sglang.demo_model import ensure_demo_model
     from hata_sglang.evaluation.arms import demo_config
@@ -161,6 +176,8 @@ def run_serve(args: argparse.Namespace) -> int:
         raise Refusal([Problem("--device", "cpu or auto on a machine without a GPU", "cuda")])
     if args.model is not None and args.config is None:
         raise Refusal([Problem("--config", "a YAML file for this model", "none")])
+    if args.bits and (args.shape is None or args.config is not None):
+        raise Refusal([Problem("--bits", "--shape without --config", "another model's codes")])
     on_cpu = args.device == "cpu" or not has_gpu
     demo = args.model is None and args.shape is None
     asked = make_workloads(args, small=on_cpu or demo)
@@ -171,8 +188,8 @@ def run_serve(args: argparse.Namespace) -> int:
         if args.shape:
             model = write_shape(args.shape, folder, needed)
             if configs is None:
-                (folder / "random-codes.yaml").write_text(RANDOM)
-                configs = [("random", folder / "random-codes.yaml")]
+                bits = dict.fromkeys(args.bits or [RANDOM_BITS])
+                configs = [random_arm(each, folder) for each in bits]
         else:
             model = (args.model or ensure_demo_model()).resolve()
             configs = configs or [("hata", demo_config())]

@@ -124,3 +124,16 @@ def read_tokens(text: str) -> int:
     if not digits.isdecimal() or int(digits) < 1:
         raise argparse.ArgumentTypeError(f"expected tokens (32768 or 32K), found {text!r}")
     return int(digits) * factor
+
+
+def read_count(text: str) -> int:
+    """Read a whole number above 0.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)

@@ -8,14 +8,15 @@ import yaml
 
 from hata_sglang import cli
 from hata_sglang.bench.serve_arms import (
-    RANDOM,
     check_server_args,
     common_flags,
     context_length,
     make_arms,
+    random_arm,
 )
 from hata_sglang.bench.serve_cli import add_serve_arguments, make_workloads
 from hata_sglang.bench.workloads import FIRST_TOKEN, Workload, read_size
+from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
 
 SHARED = Workload("shared", 3, 100, 8, question=20)
@@ -96,8 +97,7 @@ def test_server_args_may_not_tell_arms_apart():
 
 
 def test_arms_differ_in_the_backend_alone(tmp_path):
-    source = tmp_path / "mine.yaml"
-    source.write_text(RANDOM)
+    source = random_arm(64, tmp_path)[1]
     flags = common_flags(tmp_path, [SHARED], on_cpu=False, dummy=True, more=["--dtype", "half"])
     stock, hata = make_arms(flags, "flashinfer", [("mine", source)], tmp_path / "..")
     assert (stock.name, stock.backend, stock.inner) == ("stock", "flashinfer", "flashinfer")
@@ -116,10 +116,19 @@ def test_arms_differ_in_the_backend_alone(tmp_path):
 
 def test_an_inner_backend_of_the_yaml_stays(tmp_path):
     source = tmp_path / "a.yaml"
-    source.write_text(RANDOM + "inner_backend: triton\n")
+    source.write_text("method: random\nbudget: 1024\ninner_backend: triton\n")
     (tmp_path / "out").mkdir()
     _, arm = make_arms([], "flashinfer", [("a", source)], tmp_path / "out")
     assert arm.inner == "triton"
+
+
+@pytest.mark.parametrize(("bits", "name"), [(128, "random"), (64, "random-64b")])
+def test_random_codes_of_a_model_without_weights(bits, name, tmp_path):
+    arm, path = random_arm(bits, tmp_path)
+    assert arm == name
+    plans = HataConfig.load(path).resolve(4, 131072)
+    assert [plan.dense for plan in plans] == [True, True, False, False]
+    assert (plans[2].method, plans[2].bits) == ("random", bits)
 
 
 def test_cpu_flags(tmp_path):
@@ -136,6 +145,7 @@ def test_cpu_flags(tmp_path):
         (["--model", "m", "--shape", "tiny"], "not allowed with"),
         (["--shape", "gpt"], "invalid choice: 'gpt'"),
         (["--config", "stock=a.yaml"], "NAME a word other than stock"),
+        (["--bits", "0"], "expected a whole number above 0"),
         (["--one", "5"], "expected USERSxTOKENS (8x32K), found '5'"),
         (["--workloads", "many"], "invalid choice: 'many'"),
     ],
@@ -153,6 +163,8 @@ def test_usage_errors(argv, words, capsys):
         (["--model", "none"], "--config: expected a YAML file for this model"),
         (["--model", "none", "--config", "a.yaml"], "no such folder"),
         (["--shape", "tiny", "--config", "a=none.yaml"], "none.yaml"),
+        (["--bits", "64"], "--bits: expected --shape without --config"),
+        (["--shape", "tiny", "--config", "a=a.yaml", "--bits", "64"], "--bits: expected --shape"),
         (["--shape", "tiny", "--server-args", "--device cpu"], "--server-args: expected"),
     ],
 )

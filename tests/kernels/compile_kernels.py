@@ -30,6 +30,7 @@ def rank_all() -> None:
     for heads, words, weights, scale_bits in (
         (8, 4, (1,) * 4, 0), (8, 4, (1, 2, 4, 8), 0), (8, 2, (1, 2, 4, 8), 0), (32, 4, (1,), 0),
         (32, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (8, 4, (1,) * 4, 8),
+        (32, 2, (1, 2, 4, 8), 0), (32, 1, (1, 2, 4, 8), 0), (8, 1, (1, 2, 4, 8), 0),
         (8, 8, tuple(2**plane for plane in range(8)), 16),
     ):  # fmt: skip
         scale_dtype = {8: torch.uint8, 16: torch.int16}.get(scale_bits)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 from hata_kernels.rank import RankBuffers, RankSizes, rank_naive
 from hata_kernels.rank.triton import rank_triton
@@ -103,3 +104,9 @@ def set_room(monkeypatch, room: int) -> None:
     of = RankSizes.of
     smaller = staticmethod(lambda *sizes: dataclasses.replace(of(*sizes), room=room))
     monkeypatch.setattr(RankSizes, "of", smaller)
+
+
+def set_programs(monkeypatch, programs: int) -> None:
+    """Give the filter so many programs at most."""
+    limits = filtering.filter_limits
+    monkeypatch.setattr(filtering, "filter_limits", lambda words: (limits(words)[0], programs))

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hata_kernels.rank.buffers as sizes_of
-import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.take as taking
 import rank_cases as cases
@@ -192,7 +191,7 @@ def test_a_sample_of_a_few_tokens(device, monkeypatch, poison, make_token_slots)
 def test_programs_that_take_several_tiles(
     device, monkeypatch, poison, make_token_slots, small, programs
 ) -> None:
-    monkeypatch.setattr(filtering, "PROGRAMS", programs)
+    cases.set_programs(monkeypatch, programs)
     for lengths in ([1300], [1300, 40, 700]):
         inputs, options = cases.make_inputs(make_token_slots, lengths, 8, 8, (1, 2), 0)
         assert cases.make_buffers(inputs, options, device, 50).sizes.tiles > 20
@@ -274,8 +273,8 @@ def test_runs_are_equal(device, monkeypatch, make_token_slots, small) -> None:
     moved = cases.move(device, arguments, options)
     first = rank_triton(*moved[0], **moved[1])
     # Other programs, and so other orders of what is listed.
-    for programs in (filtering.PROGRAMS, 3, 6, 9):
-        monkeypatch.setattr(filtering, "PROGRAMS", programs)
+    for programs in (1320, 3, 6, 9):
+        cases.set_programs(monkeypatch, programs)
         assert torch.equal(rank_triton(*moved[0], **moved[1]), first)
 
 

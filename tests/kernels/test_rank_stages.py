@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import hata_kernels.rank.buffers as sizes_of
-import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.shared as sharing
 import hata_kernels.rank.take as taking
@@ -96,7 +95,7 @@ def rank_rows(device, monkeypatch, arguments, options, groups=None):
     heads, words = arguments[1].shape[1:]
     _, warps = sharing.shared_shape(sizes_of.filter_shape(heads, words)[2])
     monkeypatch.setattr(sharing, "WARPS", 2 * warps * heads)
-    monkeypatch.setattr(filtering, "PROGRAMS", 2 * arguments[2].shape[0])
+    cases.set_programs(monkeypatch, 2 * arguments[2].shape[0])
     ranked = stages.Ranked(device, arguments, options, groups)
     rows = stages.rows_of(arguments, options)
     if device.type == "cpu":

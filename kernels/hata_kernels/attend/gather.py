@@ -17,14 +17,14 @@ from .gather_naive import FP8, check_gather
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 64
 
-# Slots that a program has in flight, warps of a program, loads ahead. Read at every call. Measured
-# on an H100 with bfloat16: 64 slots and 4 warps are the best of those tried, or within 3 % of it,
-# for 1 and 8 requests of 128K tokens (k 2048), 1 and 8 of 32K (k 512) and 8 of 32K with a KV head
-# per query head; but 32 slots are 7 % faster for the last and for 1 request at k 512.
-BLOCK = 64
+# Slots that a program has in flight, warps of a program, loads ahead. Read at every call.
+BLOCK = 32
 WARPS, STAGES = 4, 3
-# Programs that are worth splitting for: two for each of an H100's 132 multiprocessors.
-PROGRAMS = 264
+# Programs that run at once: four on each of an H100's 132 multiprocessors, with heads of up to 128.
+# One more would run alone when all others have ended.
+PROGRAMS = 528
+# Parts of a row at most: what merging more takes is more than they save.
+MOST_PARTS = 32
 LOG2_E = 1.4426950408889634
 
 
@@ -54,9 +54,14 @@ def attend_parts(rows: int, k_max: int) -> tuple[int, int]:
         Slots of a row at most.
     """
     blocks = -(-k_max // BLOCK)
-    wanted = max(1, min(blocks, -(-PROGRAMS // rows)))
+    wanted = _wanted(rows, blocks)
     part = -(-blocks // wanted) * BLOCK
     return -(-k_max // part), part
+
+
+def _wanted(rows: int, blocks: int) -> int:
+    """Parts that a row of so many blocks is split into at most: so many that all run at once."""
+    return max(1, min(blocks, PROGRAMS // rows, MOST_PARTS))
 
 
 def most_parts(rows: int, k_max: int) -> int:
@@ -68,16 +73,13 @@ def most_parts(rows: int, k_max: int) -> int:
         Largest of the calls: the result holds for every smaller batch and selection as well, of
         which some have more parts.
     """
-    # attend_parts makes no more parts of a row than it wants, w = min(blocks, ceil(PROGRAMS / r))
-    # of a batch of r rows: with parts of p = ceil(blocks / w) blocks, ceil(blocks / p) <= w. As w
-    # does not fall with k_max, r * w bounds the parts of shorter selections too. It neither grows
-    # nor falls with r, so the largest is looked for. A row that is one part is not kept, so only
-    # r < PROGRAMS count, and r * w <= r * ceil(PROGRAMS / r) <= PROGRAMS + r - 1 < 2 * PROGRAMS.
+    # attend_parts makes no more parts of a row than `_wanted`, w: with parts of p = ceil(blocks /
+    # w) blocks, ceil(blocks / p) <= w. As w does not fall with k_max, r * w bounds the parts of
+    # shorter selections too. It neither grows nor falls with the rows r, so the largest is looked
+    # for. A row that is one part is not kept.
     blocks = -(-k_max // BLOCK)
-    if blocks == 1:
-        return 0
-    sizes = range(1, min(rows, PROGRAMS - 1) + 1)
-    return max((r * min(blocks, -(-PROGRAMS // r)) for r in sizes), default=0)
+    wanted = ((r, _wanted(r, blocks)) for r in range(1, min(rows, PROGRAMS) + 1))
+    return max((r * w for r, w in wanted if w > 1), default=0)
 
 
 class AttendBuffers:

@@ -9,10 +9,15 @@ from ..chain import start_next, wait_for_last
 from .emit import count_kept, emit
 from .tokens import load_codes, score_codes
 
-# Programs at most: a grid for the longest context costs a short batch more than it scores.
-PROGRAMS = 1320
-# Of a thread: five programs of an SM are in flight.
-REGISTERS = 96
+
+def filter_limits(words: int) -> tuple[int, int]:
+    """Registers of a thread, and programs at most.
+
+    The more words a thread holds, the fewer programs an SM has in flight: five of codes of more
+    than two words, or eight. The launch has two of each: a grid for the longest context would cost
+    a short batch more than it scores, and with one of each the last ones would run alone longer.
+    """
+    return (64, 2112) if words <= 2 else (96, 1320)
 
 
 @triton.jit
@@ -60,22 +65,28 @@ def filter_kernel(
         begun += tl.load(shared_ptr + batch) // TILE
     # A lane is one KV head of RUN tokens in a row, so that most of the prefix sum is in a thread.
     lane = tl.arange(0, LANES)
-    head = lane % SCORING.heads_pow2
+    # The shift is by nothing, but hides from Triton that tokens and heads are consecutive: it would
+    # spread them over threads to load a few numbers at once, and move all that follows between
+    # threads.
+    hidden = programs >> 31
+    head = lane % SCORING.heads_pow2 ^ hidden
     run = lane // SCORING.heads_pow2
-    # The shift is by nothing, but hides from Triton that tokens are consecutive: it would spread
-    # them over threads to load a few numbers at once, and move all that follows between threads.
-    number = tl.arange(0, RUN) ^ (programs >> 31)
+    number = tl.arange(0, RUN) ^ hidden
     field = (4 * tl.arange(0, RUN))[None, :]
     slots_row = token_slots_ptr + batch * token_slots_stride
+    token = begun * TILE + run[:, None] * RUN + number[None, :]
+    next_slot = tl.load(slots_row + token, mask=token < tl.where(begun < used, length, 0), other=0)
     for tile in tl.range(begun, used, programs, disable_licm=True):
         start = tile * TILE
         token = start + run[:, None] * RUN + number[None, :]
         valid = token < length
-        slot = tl.load(slots_row + token, mask=valid, other=0)
+        slot = next_slot
         keys = load_codes(codes_ptr, slot, head, SCORING)
         wait_for_last(PDL)
         # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
         tl.debug_barrier()
+        next_token = token + programs * TILE
+        next_slot = tl.load(slots_row + next_token, mask=next_token < length, other=0)
         score = score_codes(
             keys,
             q_codes_ptr,

@@ -96,8 +96,13 @@ def shared_kernel(
     every = tl.arange(0, ROWS)
     spans = tl.load(extents_ptr + every, mask=every < batch, other=0) // (SPAN * TILE)
     ends = tl.cumsum(spans, axis=0)
+    all_spans = tl.sum(spans, axis=0)
+    # Programs without work leave their SM to those of the filter, which load codes meanwhile. The
+    # first one waits: the next launch waits for this one alone.
+    if (tl.program_id(0) >= all_spans) & (tl.program_id(0) + head > 0):
+        return
     wait_for_last(PDL)
-    for span in range(tl.program_id(0), tl.sum(spans, axis=0), programs):
+    for span in range(tl.program_id(0), all_spans, programs):
         leader = tl.sum((ends <= span).to(tl.int32), axis=0)
         begin = (span - tl.sum(tl.where(ends <= span, spans, 0), axis=0)) * SPAN
         size = tl.load(sizes_ptr + leader)

@@ -147,7 +147,8 @@ def rank_triton(
             num_warps=warps,
             maxnreg=sharing.REGISTERS,
         )
-    programs = min(sizes.tiles, max(1, filtering.PROGRAMS // batch))
+    registers, programs = filtering.filter_limits(words)
+    programs = min(sizes.tiles, max(1, programs // batch))
     filtered = filtering.filter_kernel[(programs, batch)](
         *inputs,
         *floor,
@@ -161,7 +162,7 @@ def rank_triton(
         RUN=run,
         LANES=lanes,
         num_warps=FILTER_WARPS,
-        maxnreg=filtering.REGISTERS,
+        maxnreg=registers,
     )
     taken = taking.take_kernel[(rows,)](
         *inputs,
