@@ -31,12 +31,18 @@ CASES = [
     pytest.param([70, 90], [90, 1], 300, 1, 20, 256, id="parts-without-work-G20-D256"),
     pytest.param([100], [100], 100, 1, 64, 64, id="G64"),
 ]
-# The kernel's BLOCK and PROGRAMS: as on a GPU, one part a row, some blocks a part.
+# Slots of a block, and programs at once: as on a GPU, one part a row, some blocks a part.
 SPLITS = [
     pytest.param(32, 528, id="blocks-of-32"),
     pytest.param(64, 1, id="one-part"),
     pytest.param(16, 5, id="blocks-of-16"),
 ]
+
+
+def set_blocks(monkeypatch, block: int, programs: int) -> None:
+    """Let programs have blocks of one size, and so many of them run at once."""
+    monkeypatch.setattr(gather, "BLOCKS", (block, block))
+    monkeypatch.setattr(gather, "IN_FLIGHT", block * programs)
 
 
 def make_inputs(lengths, budgets, k_max, kv_heads, group, dim, dtype, cache_dtype=None):
@@ -126,8 +132,7 @@ def test_triton_is_softmax_attention(
     cache_dtype,
     logit_cap,
 ) -> None:
-    monkeypatch.setattr(gather, "BLOCK", block)
-    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    set_blocks(monkeypatch, block, programs)
     inputs = make_inputs(lengths, budgets, k_max, kv_heads, group, dim, F16, cache_dtype)
     options = {"scale": 2 / dim**0.5, "logit_cap": logit_cap}
     if cache_dtype == FP8:
@@ -139,7 +144,7 @@ def test_triton_is_softmax_attention(
 
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64], ids=str)
 def test_every_combination_of_length_and_budget(device, monkeypatch, poison, integer) -> None:
-    monkeypatch.setattr(gather, "BLOCK", 16)
+    set_blocks(monkeypatch, 16, 528)
     sizes = [1, 2, 15, 16, 17, 48, 50]
     lengths, budgets = zip(*itertools.product([*sizes, 800], sizes), strict=True)
     *inputs, seq_lens, budgets = make_inputs(lengths, budgets, 50, 1, 2, 64, F16)
@@ -152,8 +157,7 @@ def test_every_combination_of_length_and_budget(device, monkeypatch, poison, int
 @pytest.mark.parametrize("programs", [1, 528])
 def test_extreme_logits(device, monkeypatch, programs) -> None:
     # One slot has all the weight, at any place; then all are far below zero.
-    monkeypatch.setattr(gather, "BLOCK", 16)
-    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    set_blocks(monkeypatch, 16, programs)
     q = torch.ones(3, 1, 64, dtype=F16)
     k_cache = torch.full((40, 1, 64), -100.0, dtype=F16)
     k_cache[7] = 100
@@ -172,8 +176,7 @@ def test_extreme_logits(device, monkeypatch, programs) -> None:
 @pytest.mark.parametrize("programs", [1, 528])
 def test_rows_stay_within_themselves_and_the_pool(device, monkeypatch, poison, programs) -> None:
     # More is counted than there is: slots of -1, and counts beyond k_max.
-    monkeypatch.setattr(gather, "BLOCK", 16)
-    monkeypatch.setattr(gather, "PROGRAMS", programs)
+    set_blocks(monkeypatch, 16, programs)
     q, k_cache, v_cache, slots, *_ = make_inputs([40, 40], [40, 40], 40, 1, 2, 64, F16)
     k_cache, v_cache = k_cache.nan_to_num(1), v_cache.nan_to_num(1)
     slots[0, 0, 30:] = -1
@@ -190,12 +193,30 @@ def test_rows_stay_within_themselves_and_the_pool(device, monkeypatch, poison, p
 def test_buffers_hold_every_smaller_batch_and_selection(rows, k_max) -> None:
     most, largest = gather.most_parts(rows, k_max), 0
     for r, k in itertools.product(range(1, min(rows, 300) + 1), [*range(1, k_max, 60), k_max]):
-        parts, part = gather.attend_parts(r, k)
+        parts, part, block = gather.attend_parts(r, k)
         assert (parts - 1) * part < k <= parts * part
+        assert part % block == 0
+        assert parts == 1 or r * parts * block <= gather.IN_FLIGHT  # all run at once
         if parts > 1:
             largest = max(largest, r * parts)
-    assert largest <= most <= gather.PROGRAMS
+    assert largest <= most <= gather.IN_FLIGHT // min(gather.BLOCKS)
     assert largest >= 0.75 * most  # and not much larger than needed
+
+
+@pytest.mark.parametrize(
+    ("rows", "k_max", "expected"),
+    [
+        (8, 512, (8, 64, 64)),  # every block a part
+        (8, 2048, (32, 64, 64)),
+        (64, 512, (8, 64, 32)),
+        (64, 2048, (8, 256, 32)),  # 512 programs of 528 that run at once
+        (48, 2028, (11, 192, 32)),
+        (256, 512, (2, 256, 32)),
+        (529, 500, (1, 512, 64)),  # more rows than run at once
+    ],
+)
+def test_parts_of_an_h100(rows, k_max, expected) -> None:
+    assert gather.attend_parts(rows, k_max) == expected
 
 
 @pytest.mark.parametrize("rows", [1, 3, 24, 300])
@@ -203,12 +224,11 @@ def test_buffers_take_the_bytes_they_say(rows) -> None:
     buffers = AttendBuffers(rows, 4, 128, 2048, "cpu")
     held = sum(tensor.numel() * tensor.element_size() for tensor in (buffers.partial, buffers.lse))
     assert AttendBuffers.bytes_for(rows, 4, 128, 2048) == held > 0
-    assert AttendBuffers.bytes_for(rows, 4, 128, gather.BLOCK) == 0
+    assert AttendBuffers.bytes_for(rows, 4, 128, min(gather.BLOCKS)) == 0
 
 
 def test_shared_buffers_change_nothing(device, monkeypatch, poison) -> None:
-    monkeypatch.setattr(gather, "BLOCK", 16)
-    monkeypatch.setattr(gather, "PROGRAMS", 11)
+    set_blocks(monkeypatch, 16, 11)
     buffers = AttendBuffers(rows=8, group=6, dim=96, k_max=100, device=device)
     for sizes in ((4, 2, 100, 3, 96), (1, 1, 100, 6, 64), (2, 3, 33, 1, 64), (8, 1, 50, 6, 96)):
         batch, kv_heads, k_max, group, dim = sizes
@@ -367,7 +387,7 @@ def in_float32() -> dict:
         ),
         (
             {"buffers": AttendBuffers(1, 2, 64, 200, "cpu")},
-            r"buffers\.partial: expected 5376 numbers, found 896",
+            r"buffers\.partial: expected 3072 numbers, found 512",
         ),
         (
             {"buffers": AttendBuffers(6, 2, 64, 200, "meta")},
