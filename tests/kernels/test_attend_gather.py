@@ -193,9 +193,8 @@ def test_rows_stay_within_themselves_and_the_pool(device, monkeypatch, poison, p
 def test_buffers_hold_every_smaller_batch_and_selection(rows, k_max) -> None:
     most, largest = gather.most_parts(rows, k_max), 0
     for r, k in itertools.product(range(1, min(rows, 300) + 1), [*range(1, k_max, 60), k_max]):
-        parts, part, block = gather.attend_parts(r, k)
-        assert (parts - 1) * part < k <= parts * part
-        assert part % block == 0
+        parts, block = gather.attend_parts(r, k)
+        assert (parts - 1) * block < k
         assert parts == 1 or r * parts * block <= gather.IN_FLIGHT  # all run at once
         if parts > 1:
             largest = max(largest, r * parts)
@@ -206,17 +205,32 @@ def test_buffers_hold_every_smaller_batch_and_selection(rows, k_max) -> None:
 @pytest.mark.parametrize(
     ("rows", "k_max", "expected"),
     [
-        (8, 512, (8, 64, 64)),  # every block a part
-        (8, 2048, (32, 64, 64)),
-        (64, 512, (8, 64, 32)),
-        (64, 2048, (8, 256, 32)),  # 512 programs of 528 that run at once
-        (48, 2028, (11, 192, 32)),
-        (256, 512, (2, 256, 32)),
-        (529, 500, (1, 512, 64)),  # more rows than run at once
+        (8, 512, (8, 64)),  # every block a part
+        (8, 2048, (32, 64)),
+        (64, 512, (8, 32)),
+        (64, 2048, (8, 32)),  # 512 programs of 528 that run at once
+        (48, 2028, (11, 32)),
+        (256, 512, (2, 32)),
+        (529, 500, (1, 64)),  # more rows than run at once
     ],
 )
 def test_parts_of_an_h100(rows, k_max, expected) -> None:
     assert gather.attend_parts(rows, k_max) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "used"), [(1, 1), (16, 1), (17, 2), (128, 8), (129, 5), (500, 8)]
+)
+def test_a_row_is_split_by_what_it_attends(device, monkeypatch, count, used) -> None:
+    # Not by k_max: a server whose budgets may be long would leave most programs without work.
+    set_blocks(monkeypatch, 16, 8)
+    inputs = [a.to(device) for a in make_inputs([900], [count], 500, 1, 2, 64, F16)]
+    buffers = AttendBuffers(1, 2, 64, 500, device)
+    buffers.lse.fill_(float("nan"))
+    out = attend_gather(*inputs, scale=0.2, buffers=buffers)
+    written = buffers.lse.view(8, 2).isfinite().all(dim=1).cpu()
+    assert written.tolist() == [part < used for part in range(8)]
+    assert_close(out, softmax_attention(*(a.cpu() for a in inputs), scale=0.2))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 24, 300])

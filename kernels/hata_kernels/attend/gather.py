@@ -44,8 +44,10 @@ def check_heads(q: torch.Tensor, group: int) -> None:
     expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
 
 
-def attend_parts(rows: int, k_max: int) -> tuple[int, int, int]:
-    """Into how many parts every selection is split, and how many slots each part has.
+def attend_parts(rows: int, k_max: int) -> tuple[int, int]:
+    """Into how many parts every selection is split at most, and the slots of a block.
+
+    A row of fewer slots than k_max has smaller parts before it has fewer of them (`_part_size`).
 
     Parts are no more than run at once: one more would run alone when all others have ended. Where
     every block of the larger size is a part, or there are more rows than run at once, the larger
@@ -62,16 +64,15 @@ def attend_parts(rows: int, k_max: int) -> tuple[int, int, int]:
 
     Returns
     -------
-    parts, part, block : int
-        Parts of a row; slots of a part, a multiple of a block; slots of a block.
+    parts, block : int
+        Parts of a row; slots that a program has in flight.
     """
     small, large = BLOCKS
     few = rows * -(-k_max // large) * large <= IN_FLIGHT
     block = large if few or rows * small > IN_FLIGHT else small
     blocks = -(-k_max // block)
     wanted = max(1, min(blocks, IN_FLIGHT // block // rows, MOST_PARTS))
-    part = -(-blocks // wanted) * block
-    return -(-k_max // part), part, block
+    return -(-blocks // -(-blocks // wanted)), block
 
 
 def most_parts(rows: int, k_max: int) -> int:
@@ -83,9 +84,8 @@ def most_parts(rows: int, k_max: int) -> int:
         Largest of the calls: the result holds for every smaller batch and selection as well, of
         which some have more parts.
     """
-    # With parts of p = ceil(blocks / w) blocks, ceil(blocks / p) <= w, what `attend_parts` wants. w
-    # grows with k_max while the block stays the same; with the larger one it is no more than
-    # `few`. It neither grows nor falls with the rows r, so the largest is looked for.
+    # `attend_parts` wants more of a larger k_max while the block stays the same, and with the
+    # larger one no more than `few`. With the rows r it neither grows nor falls: look for the most.
     small, large = BLOCKS
     most = 0
     for r in range(1, min(rows, IN_FLIGHT // small) + 1):
@@ -201,7 +201,7 @@ def attend_gather(
         expect(found >= (8, 9), "compute capability for fp8", "at least (8, 9)", found)
     if batch == 0:
         return out
-    parts, part, block = attend_parts(rows, k_max)
+    parts, block = attend_parts(rows, k_max)
     if buffers is None:
         buffers = AttendBuffers(rows, group, dim, k_max, q.device)
     buffers.check(rows, parts, group, dim, q.device)
@@ -212,9 +212,10 @@ def attend_gather(
 
     lengths = (seq_lens, budgets)
     partial = (buffers.partial, buffers.lse)
-    sizes = (k_max, part, parts)
+    sizes = (k_max, parts)
     dim_pow2, group_pad = next_power_of_2(dim), max(16, next_power_of_2(group))  # tl.dot needs 16
     constants = {"HEADS": kv_heads, "GROUP": group, "DIM": dim, "DIM_POW2": dim_pow2}
+    constants["BLOCK"] = block
     constants |= chain_options(q.device)
     exponent = scale * k_scale * LOG2_E  # exp(x) as exp2(x * log2(e))
     _part_kernel[(rows, parts)](
@@ -225,7 +226,6 @@ def attend_gather(
         ROWS=group_pad,
         SPLIT=parts > 1,
         CAPPED=logit_cap > 0,
-        BLOCK=block,
         # The sums of 64 heads of 256 do not fit in 4 warps' registers.
         num_warps=WARPS if group_pad * dim_pow2 <= 2**13 else 2 * WARPS,
         num_stages=STAGES,

@@ -19,6 +19,12 @@ def _count(seq_lens_ptr, budgets_ptr, batch, k_max):
 
 
 @triton.jit
+def _part_size(count, parts, BLOCK: tl.constexpr):
+    """Slots of a part: those that a row attends, not those that it may, are split evenly."""
+    return tl.cdiv(tl.cdiv(count, BLOCK), parts) * BLOCK
+
+
+@triton.jit
 def _part_kernel(
     q_ptr,
     k_ptr,
@@ -31,7 +37,6 @@ def _part_kernel(
     lse_ptr,
     q_stride,
     k_max,
-    part,
     parts,
     scale,
     cap,
@@ -56,6 +61,7 @@ def _part_kernel(
     batch = row // HEADS
     head = row % HEADS
     count = _count(seq_lens_ptr, budgets_ptr, batch, k_max)
+    part = _part_size(count, parts, BLOCK)
     begin = split * part
     end = tl.minimum(begin + part, count)
     wait_for_last(PDL)
@@ -115,12 +121,12 @@ def _merge_kernel(
     budgets_ptr,
     out_ptr,
     k_max,
-    part,
     parts,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
+    BLOCK: tl.constexpr,
     PARTS_POW2: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -131,7 +137,7 @@ def _merge_kernel(
     wait_for_last(PDL)
     start_next(PDL)
     split = tl.arange(0, PARTS_POW2)
-    used = split * part < count
+    used = split * _part_size(count, parts, BLOCK) < count
     d = tl.arange(0, DIM_POW2)
     in_dim = d < DIM
     place = (row * parts + split) * GROUP + q_head % GROUP
