@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.take as taking
+import hata_kernels.rank.tokens as tokens
 import rank_cases as cases
 from hata_kernels.rank import rank, rank_naive
 from hata_kernels.rank.triton import rank_triton
@@ -263,6 +265,16 @@ def test_layers_that_share_buffers_may_have_other_weights(
         cases.check(
             device, poison, inputs, options, [40, 9], sink=1, recent=1, k_max=40, buffers=buffers
         )
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_either_order_of_dimensions(
+    device, monkeypatch, poison, make_token_slots, small, last
+) -> None:
+    if device.type == "cpu":  # on a GPU it is what Triton needs
+        monkeypatch.setattr(tokens, "LANES_LAST", tl.constexpr(last))
+    inputs, options = cases.make_inputs(make_token_slots, [1300, 40, 700], 4, 4, (1, 2, 4), 8)
+    cases.check(device, poison, inputs, options, [50] * 3, sink=4, recent=4, k_max=50)
 
 
 def test_runs_are_equal(device, monkeypatch, make_token_slots, small) -> None:

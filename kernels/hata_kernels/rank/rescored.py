@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import load_codes, score_codes
+from .tokens import load_codes, load_lanes, score_codes
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def take_rescored(
         for first in range(0, length, BLOCK):
             token = first + index
             valid = token < length
-            slot = tl.load(slots_row + token, mask=valid, other=0)
+            slot = load_lanes(slots_row + token, valid)
             keys = load_codes(codes_ptr, slot, head, SCORING)
             score = score_codes(
                 keys,
