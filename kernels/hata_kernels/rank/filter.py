@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from .emit import count_kept, emit
-from .tokens import load_codes, load_lanes, score_codes
+from .tokens import load_codes, score_codes, turned
 
 
 def filter_limits(words: int) -> tuple[int, int]:
@@ -75,7 +75,8 @@ def filter_kernel(
     field = (4 * tl.arange(0, RUN))[None, :]
     slots_row = token_slots_ptr + batch * token_slots_stride
     token = begun * TILE + run[:, None] * RUN + number[None, :]
-    next_slot = load_lanes(slots_row + token, token < tl.where(begun < used, length, 0))
+    valid = token < tl.where(begun < used, length, 0)
+    next_slot = turned(tl.load(turned(slots_row + token), mask=turned(valid), other=0))
     for tile in tl.range(begun, used, programs, disable_licm=True):
         start = tile * TILE
         token = start + run[:, None] * RUN + number[None, :]
@@ -86,7 +87,8 @@ def filter_kernel(
         # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
         tl.debug_barrier()
         next_token = token + programs * TILE
-        next_slot = load_lanes(slots_row + next_token, next_token < length)
+        more = turned(next_token < length)
+        next_slot = turned(tl.load(turned(slots_row + next_token), mask=more, other=0))
         score = score_codes(
             keys,
             q_codes_ptr,

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from .shared_parts import write_values
-from .tokens import load_codes, load_lanes, score_codes
+from .tokens import load_codes, score_codes, turned
 
 # Tokens that a floor is taken from.
 SAMPLE = 1024
@@ -63,7 +63,7 @@ def floor_kernel(
     # One token of every SAMPLE-th part of the context, not always the first: texts have periods.
     jitter = (place * 40503) & 1023
     token = ((place.to(tl.int64) * 1024 + jitter) * length // (SAMPLE * 1024)).to(tl.int32)
-    slot = load_lanes(token_slots_ptr + batch * token_slots_stride + token, None)
+    slot = turned(tl.load(turned(token_slots_ptr + batch * token_slots_stride + token)))
     head = (row % SCORING.heads).to(tl.int32) + tl.zeros((LANES,), tl.int32)
     keys = load_codes(codes_ptr, slot, head, SCORING)
     wait_for_last(PDL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import load_codes, load_lanes, score_codes
+from .tokens import load_codes, score_codes, turned
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def take_rescored(
         for first in range(0, length, BLOCK):
             token = first + index
             valid = token < length
-            slot = load_lanes(slots_row + token, valid)
+            slot = turned(tl.load(turned(slots_row + token), mask=turned(valid), other=0))
             keys = load_codes(codes_ptr, slot, head, SCORING)
             score = score_codes(
                 keys,

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..score.parts import popcount, scaled
 
-#: Over which of two dimensions Triton spreads threads: see `load_lanes`.
+#: Over which of two dimensions Triton spreads threads: see `turned`.
 LANES_LAST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
 
 
@@ -95,28 +95,26 @@ def unpack_entries(entry, SCORING: tl.constexpr):
 
 
 @triton.jit
-def load_lanes(places, mask):
-    """Numbers ``[LANES, RUN]`` at their places, 0 where a mask has none.
+def turned(tensor):
+    """``[LANES, RUN, ...]`` as Triton must load it so that a thread has one lane, all of it; undoes
+    itself.
 
     Of dimensions that are not contiguous in memory, Triton spreads threads over the first, and from
-    3.7 on over the last: here over lanes, so that a thread has one lane, all of it.
+    3.7 on over the last.
     """
-    if LANES_LAST:
-        if mask is None:
-            return tl.trans(tl.load(tl.trans(places)))
-        else:
-            return tl.trans(tl.load(tl.trans(places), mask=tl.trans(mask), other=0))
-    elif mask is None:
-        return tl.load(places)
+    if not LANES_LAST:
+        return tensor
+    elif len(tensor.shape) == 2:
+        return tl.trans(tensor)
     else:
-        return tl.load(places, mask=mask, other=0)
+        return tl.permute(tensor, (1, 0, 2))
 
 
 @triton.jit
 def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
     """Codes ``[LANES, RUN, words_pow2]`` of slots ``[LANES, RUN]`` for KV heads ``[LANES]``.
 
-    One thread has one lane (`load_lanes`). A token's codes are one contiguous row of memory: where
+    One thread has one lane (`turned`). A token's codes are one contiguous row of memory: where
     the heads of a token are lanes side by side, whole cache lines are read. Every slot is read,
     also of tokens that are none: theirs is 0, which is reserved.
     """
@@ -124,12 +122,7 @@ def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
     place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
     place += (head * SCORING.words)[:, None, None] + word[None, None, :]
     real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
-    if LANES_LAST:
-        place = tl.permute(place, (1, 0, 2))
-        real = tl.permute(real, (1, 0, 2))
-        return tl.permute(tl.load(codes_ptr + place, mask=real, other=0), (1, 0, 2))
-    else:
-        return tl.load(codes_ptr + place, mask=real, other=0)
+    return turned(tl.load(turned(codes_ptr + place), mask=turned(real), other=0))
 
 
 @triton.jit
@@ -165,7 +158,8 @@ def score_codes(
     )
     if SCORING.most > 0:
         place = slot.to(tl.int64) * SCORING.heads + head[:, None]
-        scale = load_lanes(scales_ptr + place, (head < SCORING.heads)[:, None])
+        has_scale = (head < SCORING.heads)[:, None]
+        scale = turned(tl.load(turned(scales_ptr + place), mask=turned(has_scale), other=0))
         score = scaled(score, scale, SCORING)
     if some_forced:  # a scalar: the branch is the same for all threads
         score = tl.where((token < sink) | (token >= length - recent), SCORING.forced, score)
