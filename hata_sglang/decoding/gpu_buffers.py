@@ -126,10 +126,10 @@ class BufferSizes:
         """Bytes of `Buffers`, selections and the scratch of exact layers included."""
         rows = self.bs * self.num_kv_heads
         scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
-        per_row = sum(sizes.row_bytes for sizes in self.rank.values()) + 4 * self.most
+        rank = sum(sizes.bytes_for(rows) for sizes in self.rank.values())
         attend = AttendBuffers.bytes_for(rows, self.group, self.head_dim, self.most)
         groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
-        rank = rows * (per_row + scores * self.width)
+        rank += rows * (4 * self.most + scores * self.width)
         dense = DenseBuffers.bytes_for(self.bs, *self.heads) if self.dense else 0
         return rank + attend + groups + dense + self.bs * 4 * (self.width + 1)
 

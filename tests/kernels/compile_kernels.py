@@ -31,16 +31,16 @@ def rank_all() -> None:
         (8, 4, (1,) * 4, 0), (8, 4, (1, 2, 4, 8), 0), (8, 2, (1, 2, 4, 8), 0), (32, 4, (1,), 0),
         (32, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (8, 4, (1,) * 4, 8),
         (32, 2, (1, 2, 4, 8), 0), (32, 1, (1, 2, 4, 8), 0), (8, 1, (1, 2, 4, 8), 0),
-        (8, 8, tuple(2**plane for plane in range(8)), 16),
+        (2, 4, (1, 2, 4, 8), 0), (8, 8, tuple(2**plane for plane in range(8)), 16),
     ):  # fmt: skip
         scale_dtype = {8: torch.uint8, 16: torch.int16}.get(scale_bits)
-        for k_max in (512, 2048):
+        for batch, k_max in ((8, 512), (8, 2048), (1, 2048)):
             rank_triton(
-                zeros(8, heads * len(weights), words),
+                zeros(batch, heads * len(weights), words),
                 zeros(99, heads, words),
-                zeros(8, 131072),
-                zeros(8, dtype=torch.int64),
-                zeros(8),
+                zeros(batch, 131072),
+                zeros(batch, dtype=torch.int64),
+                zeros(batch),
                 plane_weights=weights,
                 sink=16,
                 recent=64,

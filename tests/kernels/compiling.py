@@ -76,6 +76,7 @@ def compile_only(run):
         )
         if self.__name__ == "filter_kernel":
             check_lanes(shared, **kwargs)
+            check_counts(kernel.asm["ttgir"], **kwargs)
         if self.__name__ == "shared_kernel":
             unpacked = re.search(r"tt\.reshape .*xi8, #.* -> .*opIdx = 1", kernel.asm["ttgir"])
             assert unpacked, "bits are not unpacked where tensor cores take them"
@@ -88,13 +89,15 @@ def compile_only(run):
     return warm_up
 
 
-def filter_spills(*, SCORING: Scoring, **_) -> int:
+def filter_spills(*, SCORING: Scoring, SECTIONS: int, **_) -> int:
     """Bytes that the filter may spill (`filter_limits`)."""
     # Eight planes, scales of 16 bits: products of 64 bits. No shipped set has these.
     if SCORING.wide:
         return 752
     if SCORING.scale_bits:
         return 72
+    if SECTIONS > 1 and SCORING.heads < 4:
+        return 24
     return 176 if SCORING.words < SCORING.words_pow2 else 0  # words are loaded one by one
 
 
@@ -104,6 +107,26 @@ def check_lanes(shared: int, *, SCORING: Scoring, LANES: int, **_) -> None:
     # warps, take more.
     if SCORING.words in (1, 2, 4) and SCORING.heads >= 4:
         assert shared <= 4 * LANES, f"filter_kernel: scores move between threads, {shared} bytes"
+
+
+def check_counts(ttgir: str, *, SECTIONS: int, **_) -> None:
+    """Where candidates are counted, no two threads have the same score."""
+    if SECTIONS == 1:
+        return
+    count = next(line for line in ttgir.splitlines() if "red.relaxed" in line)
+    # Words are summed over a dimension: a slice of a layout, but for codes of one word.
+    found = re.search(r"tensor<\d+x\d+xi32, (?:#ttg\.slice<\{dim = (\d), parent = )?(#\w+)", count)
+    dim, name = found.groups()
+    layout = re.search(rf"^{name} = #ttg\.(.*)$", ttgir, re.MULTILINE).group(1)
+    if layout.startswith("blocked"):
+        spread = re.findall(r"(?:threadsPerWarp|warpsPerCTA) = \[([\d, ]*)\]", layout)
+        assert dim is None or all(part.split(", ")[int(dim)] == "1" for part in spread), layout
+    else:
+        bases = re.search(r"lane = (.*), block", layout).group(1)
+        for basis in re.findall(r"\[(\d[\d, ]*)\]", bases):
+            numbers = [int(number) for number in basis.split(", ")]
+            assert any(numbers), layout
+            assert dim is None or numbers[int(dim)] == 0, layout
 
 
 def stack_bytes(cubin: bytes) -> int:

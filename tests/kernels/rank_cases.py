@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+import hata_kernels.rank.buffers as sizing
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
+import hata_kernels.rank.sections as sectioning
 from hata_kernels.rank import RankBuffers, RankSizes, rank_naive
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.score import score_levels
@@ -68,6 +70,29 @@ def make_buffers(inputs, options, device, k_max, *, rows=0, width=0, values=0) -
     return fill_with_garbage(RankBuffers(rows, sizes, device))
 
 
+def sections(inputs, options) -> int:
+    """Lists that a row has in the call of these arguments, without groups."""
+    kv_heads, words = inputs[1].shape[1:]
+    levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
+    return sizing.sections_of(inputs[2].shape[0] * kv_heads, words, levels, 0)
+
+
+def found_in(buffers, inputs, options) -> torch.Tensor:
+    """Candidates ``[sections, requests, heads]`` of the last call."""
+    shape = (sections(inputs, options), inputs[2].shape[0], inputs[1].shape[1])
+    return buffers.found.flatten()[: shape[0] * shape[1] * shape[2]].view(shape).cpu()
+
+
+@pytest.fixture(params=["one-list", "sections"])
+def lists(request, monkeypatch) -> None:
+    """Rows have one list, or one for every section where scores have few enough values."""
+    if request.param == "one-list":
+        monkeypatch.setattr(sizing, "SECTIONED_ROWS", 0)
+    else:
+        monkeypatch.setattr(sizing, "SECTIONED_ROWS", 10**6)
+        monkeypatch.setattr(sectioning, "LEAST", 1)
+
+
 def check(device, poison, inputs, options, budgets, *, sink, recent, k_max, buffers=None) -> None:
     """`rank_triton` selects what `rank_naive` does; it takes budgets above k_max for k_max."""
     arguments = (*inputs, torch.tensor(budgets, dtype=torch.int32))
@@ -109,4 +134,4 @@ def set_room(monkeypatch, room: int) -> None:
 def set_programs(monkeypatch, programs: int) -> None:
     """Give the filter so many programs at most."""
     limits = filtering.filter_limits
-    monkeypatch.setattr(filtering, "filter_limits", lambda words: (limits(words)[0], programs))
+    monkeypatch.setattr(filtering, "filter_limits", lambda *of: (limits(*of)[0], programs))

@@ -23,7 +23,7 @@ def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     levels = score_levels(weights, 32 * words)
     sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
     buffers = RankBuffers(kv_heads, sizes, torch.device("meta"))
-    assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == kv_heads * sizes.row_bytes
+    assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == sizes.bytes_for(kv_heads)
     assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
     assert min(width, 4 * k_max) <= sizes.room <= width
 

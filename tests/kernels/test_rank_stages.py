@@ -7,6 +7,7 @@ import torch
 
 import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
+import hata_kernels.rank.sections as sectioning
 import hata_kernels.rank.shared as sharing
 import hata_kernels.rank.take as taking
 import rank_cases as cases
@@ -42,6 +43,7 @@ def small(monkeypatch) -> None:
     """A sample and short contexts of a few hundred tokens."""
     monkeypatch.setattr(sampling, "SAMPLE", 128)
     monkeypatch.setattr(sampling, "UNSAMPLED", 300)
+    monkeypatch.setattr(sizes_of, "SECTIONED_ROWS", 0)
 
 
 def make_inputs(
@@ -242,6 +244,54 @@ def test_take(device, monkeypatch, alone, lists) -> None:
 
 def test_take_of_rows_that_share_tiles(device, monkeypatch, together) -> None:
     assert check_take(*rank_rows(device, monkeypatch, *together)) > 0
+
+
+def sections_of(ranked, row) -> tuple[range, int]:
+    """Numbers of a row's lists, and tiles of a section."""
+    used = -(-row.length // ranked.sizes.tile)
+    tiles = max(-(-used // sizes_of.SECTIONS), sectioning.LEAST // ranked.sizes.tile)
+    first = row.number * sizes_of.SECTIONS
+    return range(first, first + sizes_of.SECTIONS), tiles
+
+
+@pytest.mark.parametrize("least", [1, 200])
+def test_lists_of_sections(device, monkeypatch, alone, least) -> None:
+    """Candidates are in the list of their section, and are counted there."""
+    arguments, options = alone
+    monkeypatch.setattr(sizes_of, "SECTIONED_ROWS", 100)
+    if cases.sections(arguments, options) == 1:
+        pytest.skip("rows have one list")
+    monkeypatch.setattr(sectioning, "LEAST", least)
+    cases.set_programs(monkeypatch, 2 * arguments[2].shape[0])
+    ranked = stages.Ranked(device, arguments, options)
+    rows = stages.rows_of(arguments, options)
+    check_floors(ranked, rows)
+    found = ranked.tensors["found"].flatten()[: ranked.rows * sizes_of.SECTIONS]
+    found = found.view(sizes_of.SECTIONS, ranked.rows)
+    for row in rows:
+        numbers, tiles = sections_of(ranked, row)
+        if row.whole:
+            assert stages.untouched(found[:, row.number])
+            assert stages.untouched(ranked.entries[numbers])
+            assert stages.untouched(ranked.tensors["counts"][numbers])
+            continue
+        floor = floor_of(row, ranked)
+        pieces = stages.list_of(row, floor, ranked.sizes.tile, ranked.score_bits)
+        begins = ranked.pieces(row)
+        for section, number in enumerate(numbers):
+            here = range(section * tiles, min((section + 1) * tiles, len(pieces)))
+            expected = [entry for tile in here for entry in pieces[tile]]
+            assert found[section, row.number] == len(expected)
+            for tile in here:
+                begin, count = begins[tile]
+                listed = ranked.entries[number, begin : begin + count].tolist()
+                assert listed == pieces[tile]
+            assert stages.untouched(ranked.entries[number, len(expected) :])
+            counts = torch.zeros(sizes_of.BINS, dtype=torch.int32)
+            for entry in expected:
+                excess = (entry >> (63 - ranked.score_bits)) - floor
+                counts[min(excess, sizes_of.BINS - 1)] += 1
+            assert torch.equal(ranked.tensors["counts"][number], counts)
 
 
 def test_equal_scores(device, monkeypatch, make_token_slots) -> None:

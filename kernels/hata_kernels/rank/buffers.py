@@ -14,6 +14,24 @@ from ..checks import expect
 FILTER_WARPS, THREAD_WORDS = 4, 32
 
 
+#: Of up to so many rows each has so many lists, one for every section of its context, if scores
+#: have no more than so many values; and counts of candidates by how far above the floor they are.
+#: Where rows are few, a program for each takes longer for a list than all others took to make it.
+SECTIONED_ROWS, SECTIONS, SECTIONED_LEVELS = 16, 8, 4096
+BINS = 128
+
+
+def sections_of(rows: int, words: int, levels: int, values: int) -> int:
+    """Lists of a row, of so many rows with codes of so many words and scores of so many values; see
+    `shared_values`.
+
+    A thread of the filter has all words of a code if they are one load. Of others several threads
+    have each score, and would count it each.
+    """
+    few = rows <= SECTIONED_ROWS and words in (1, 2, 4) and levels <= SECTIONED_LEVELS
+    return SECTIONS if few and not values else 1
+
+
 def filter_shape(kv_heads: int, words: int) -> tuple[int, int, int]:
     """Lanes of a program of the filter, tokens of a lane, and tokens of a tile."""
     heads = power_of_2(kv_heads)
@@ -32,6 +50,12 @@ def shared_values(kv_heads: int, words: int, plane_weights: Sequence[int]) -> in
     return WORD_BITS * power_of_2(words) if fits else 0
 
 
+def lists_of(rows: int) -> tuple[int, int]:
+    """Lists of up to so many rows, at most, and how many of them have counts."""
+    counted = min(rows, SECTIONED_ROWS) * SECTIONS
+    return max(rows, counted), counted
+
+
 @dataclass(frozen=True)
 class RankSizes:
     """Sizes of the buffers between the launches.
@@ -43,7 +67,7 @@ class RankSizes:
     tiles : int
         Of a row of the full width.
     room : int
-        Candidates that a row's list holds.
+        Candidates that a list holds.
     values : int
         `shared_values` where groups are passed to the ranking, else 0.
     """
@@ -101,11 +125,12 @@ class RankSizes:
         """Bytes of a row's query as shared tiles are scored with it."""
         return self.values + 4 * (self.values > 0)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of `RankBuffers` per row, a request's KV head."""
-        sums = self.field // 4 * (self.room + 1 + self.tiles)
-        return 8 + 8 * (self.room + self.tiles) + sums + self.query_bytes
+    def bytes_for(self, rows: int) -> int:
+        """Bytes of `RankBuffers` for so many rows, a request's KV heads."""
+        lists, counts = lists_of(rows)
+        of_list = 4 + 8 * self.room + self.field // 4 * (self.room + 1)
+        of_row = 4 + (8 + self.field // 4) * self.tiles + self.query_bytes
+        return rows * of_row + lists * of_list + 4 * counts * BINS
 
 
 class RankBuffers:
@@ -123,34 +148,42 @@ class RankBuffers:
 
     Attributes
     ----------
-    floors, found : torch.Tensor
-        int32 ``[rows, 1]``: the floor of a row, and how many candidates reached it (with groups by
-        head first).
+    floors : torch.Tensor
+        int32 ``[rows, 1]``: the floor of a row.
+    found : torch.Tensor
+        int32 ``[lists, 1]``: how many candidates a list has (with groups by head first, with
+        sections by section first).
     entries : torch.Tensor
-        int64 ``[rows, room]``: candidates; above 32 bits of the slot the tile, in those of 31 bits
-        that a score leaves (`hata_kernels.score.scoring.Scoring.score_bits`), and the score.
+        int64 ``[lists, room]``: candidates; above 32 bits of the slot the tile, in those of 31 bits
+        that a score leaves (`hata_kernels.score.scoring.Scoring.score_bits`), and the score. A row
+        has one list, or with `sections_of` several side by side.
+    counts : torch.Tensor
+        int32 ``[lists of sections, BINS]``: candidates by how far above the floor, the last or
+        farther.
     tiles : torch.Tensor
         int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
     values, bases : torch.Tensor
         int8 ``[rows, values]`` and int32 ``[rows, 1]``, of no columns where `values` is 0: what a
         row's query gives to a score for every bit of a key that is set, and for none.
     before, shift : torch.Tensor
-        ``[rows, room + 1]`` and ``[rows, tiles]``, int32 or int64: two counts of the kept that
+        ``[lists, room + 1]`` and ``[rows, tiles]``, int32 or int64: two counts of the kept that
         precede a candidate in the list, and what a tile adds to them.
     """
 
     def __init__(self, rows: int, sizes: RankSizes, device: torch.device) -> None:
-        def make(width: int, dtype: torch.dtype) -> torch.Tensor:
+        def make(width: int, dtype: torch.dtype, rows: int = rows) -> torch.Tensor:
             return torch.empty(rows, width, dtype=dtype, device=device)
 
+        lists, counted = lists_of(rows)
         sums = torch.int32 if sizes.field == 16 else torch.int64
         self.rows, self.sizes = rows, sizes
-        self.floors, self.found = make(1, torch.int32), make(1, torch.int32)
-        self.entries = make(sizes.room, torch.int64)
+        self.floors, self.found = make(1, torch.int32), make(1, torch.int32, lists)
+        self.entries = make(sizes.room, torch.int64, lists)
+        self.counts = make(BINS, torch.int32, counted)
         self.tiles = make(sizes.tiles, torch.int64)
         self.values = make(sizes.values, torch.int8)
         self.bases = make(min(sizes.values, 1), torch.int32)
-        self.before = make(sizes.room + 1, sums)
+        self.before = make(sizes.room + 1, sums, lists)
         self.shift = make(sizes.tiles, sums)
 
     def check(self, rows: int, sizes: RankSizes, device: torch.device) -> None:

@@ -7,16 +7,21 @@ import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from .emit import count_kept, emit
+from .sections import section_tiles
 from .tokens import load_codes, score_codes, turned
 
 
-def filter_limits(words: int) -> tuple[int, int]:
+def filter_limits(words: int, sections: int = 1) -> tuple[int, int]:
     """Registers of a thread, and programs at most.
+
+    Where rows have sections no slots are loaded ahead, but scores are counted: 80 registers.
 
     The more words a thread holds, the fewer programs an SM has in flight: five of codes of more
     than two words, or eight. The launch has two of each: a grid for the longest context would cost
     a short batch more than it scores, and with one of each the last ones would run alone longer.
     """
+    if sections > 1:
+        return 80, 2112
     return (64, 2112) if words <= 2 else (96, 1320)
 
 
@@ -31,6 +36,7 @@ def filter_kernel(
     floors_ptr,
     found_ptr,
     entries_ptr,
+    counts_ptr,
     tiles_ptr,
     shared_ptr,
     token_slots_stride,
@@ -46,11 +52,15 @@ def filter_kernel(
     RUN: tl.constexpr,
     LANES: tl.constexpr,
     SHARED: tl.constexpr,
+    SECTIONS: tl.constexpr,
+    LEAST: tl.constexpr,
+    BINS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program: some tiles of TILE tokens of one request, all KV heads.
 
-    A tile's candidates go to its rows' lists, all of a head's in one piece and in position order.
+    A tile's candidates go to its rows' lists, all of a head's in one piece and in position order;
+    with SECTIONS to those of its section of the context, and are counted there by their scores.
     Where a piece begins depends on which program came first, and is noted for `take_kernel`.
     """
     start_next(PDL)
@@ -76,19 +86,27 @@ def filter_kernel(
     slots_row = token_slots_ptr + batch * token_slots_stride
     token = begun * TILE + run[:, None] * RUN + number[None, :]
     valid = token < tl.where(begun < used, length, 0)
-    next_slot = turned(tl.load(turned(slots_row + token), mask=turned(valid), other=0))
+    # Of few rows there are as many programs as tiles, or nearly so: there is no next one.
+    AHEAD: tl.constexpr = SECTIONS == 1
+    next_slot = token
+    if AHEAD:
+        next_slot = turned(tl.load(turned(slots_row + token), mask=turned(valid), other=0))
     for tile in tl.range(begun, used, programs, disable_licm=True):
         start = tile * TILE
         token = start + run[:, None] * RUN + number[None, :]
         valid = token < length
-        slot = next_slot
+        if AHEAD:
+            slot = next_slot
+        else:
+            slot = turned(tl.load(turned(slots_row + token), mask=turned(valid), other=0))
         keys = load_codes(codes_ptr, slot, head, SCORING)
         wait_for_last(PDL)
         # Or the compiler spreads the loads over the arithmetic, and each waits by itself.
         tl.debug_barrier()
-        next_token = token + programs * TILE
-        more = turned(next_token < length)
-        next_slot = turned(tl.load(turned(slots_row + next_token), mask=more, other=0))
+        if AHEAD:
+            next_token = token + programs * TILE
+            more = turned(next_token < length)
+            next_slot = turned(tl.load(turned(slots_row + next_token), mask=more, other=0))
         score = score_codes(
             keys,
             q_codes_ptr,
@@ -114,6 +132,11 @@ def filter_kernel(
         heads = tl.arange(0, SCORING.heads_pow2)
         rows = batch * SCORING.heads + heads
         found_place = found_ptr + batch * found_batch + heads * found_head
+        number_of_list = row
+        if SECTIONS > 1:
+            section = tile // section_tiles(used, TILE, SECTIONS, LEAST)
+            found_place += section * (tl.num_programs(1) * SCORING.heads)
+            number_of_list = row * SECTIONS + section
         begin = tl.atomic_add(found_place, total, mask=heads < SCORING.heads, sem="relaxed")
         piece = (begin.to(tl.int64) << 32) | total.to(tl.int64)
         tl.store(tiles_ptr + rows * tiles + tile, piece, mask=heads < SCORING.heads)
@@ -121,6 +144,18 @@ def filter_kernel(
         first = begin[None, :] + tl.cumsum(count, axis=0) - count
         first = tl.reshape(tl.where((begin + total <= room)[None, :], first, -1), (LANES,))
         kept = tl.where(first >= 0, kept, 0)
-        entries = entries_ptr + row * room + first
-        emit(score, slot, tile, entries[:, None], kept[:, None], field, SCORING)
+        entries = entries_ptr + number_of_list * room + first
+        emit(
+            score,
+            slot,
+            tile,
+            entries[:, None],
+            kept[:, None],
+            field,
+            SCORING,
+            floor[:, None],
+            counts_ptr,
+            (number_of_list * BINS).to(tl.int32)[:, None],
+            BINS if SECTIONS > 1 else 0,
+        )
     wait_for_last(PDL)  # also where there was no tile: the next launch waits for this one alone

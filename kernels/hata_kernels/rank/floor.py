@@ -29,6 +29,7 @@ def floor_kernel(
     budgets_ptr,
     floors_ptr,
     found_ptr,
+    counts_ptr,
     values_ptr,
     bases_ptr,
     token_slots_stride,
@@ -45,6 +46,8 @@ def floor_kernel(
     UNSAMPLED: tl.constexpr,
     DEVIATIONS: tl.constexpr,
     VALUES: tl.constexpr,
+    SECTIONS: tl.constexpr,
+    BINS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Floor of one row: 0, below every score, where the context is short or mostly kept.
@@ -69,7 +72,11 @@ def floor_kernel(
     wait_for_last(PDL)
     if VALUES > 0:
         write_values(q_codes_ptr, values_ptr, bases_ptr, row, SCORING, VALUES)
-    tl.store(found_ptr + batch * found_batch + row % SCORING.heads * found_head, 0)
+    if SECTIONS > 1:
+        tl.store(found_ptr + tl.arange(0, SECTIONS) * tl.num_programs(0) + row, 0)
+        tl.store(counts_ptr + row * (SECTIONS * BINS) + tl.arange(0, SECTIONS * BINS), 0)
+    else:
+        tl.store(found_ptr + batch * found_batch + row % SCORING.heads * found_head, 0)
     if (length <= UNSAMPLED) | (budget * 4 >= length):
         tl.store(floors_ptr + row, 0)
         return

@@ -1,4 +1,4 @@
-"""What the last launch of the ranking does for a row whose list fits into registers."""
+"""What the last launch of the ranking does for a list that fits into registers."""
 
 from __future__ import annotations
 
@@ -65,6 +65,38 @@ def _sums(numbers, SIZE: tl.constexpr):
 
 
 @triton.jit
+def place_held(
+    score,
+    its_tile,
+    slot,
+    here,
+    piece,
+    out_row,
+    threshold,
+    ties_kept,
+    offset,
+    HELD: tl.constexpr,
+):
+    """Store the slots of a list's best, in position order.
+
+    ``offset`` is of what precedes the list in the row: how many are above the threshold and, from
+    16 bits on, how many ties.
+    """
+    one = (score > threshold).to(tl.int32) + ((score == threshold).to(tl.int32) << 16)
+    upto = _sums(one, HELD)
+    begin = (piece >> 32).to(tl.int32)
+    end = begin + (piece & 0x7FFFFFFF).to(tl.int32)
+    before = tl.where(begin > 0, tl.gather(upto, tl.maximum(begin - 1, 0), 0), 0)
+    until = tl.where(end > 0, tl.gather(upto, tl.maximum(end - 1, 0), 0), 0)
+    kept = until - before
+    shift = tl.cumsum(kept, axis=0) - kept - before + offset
+    place = upto - one + tl.gather(shift, tl.where(here, its_tile, 0), 0)
+    ties = place >> 16
+    keep = here & ((score > threshold) | ((score == threshold) & (ties < ties_kept)))
+    tl.store(out_row + (place & 0xFFFF) + tl.minimum(ties, ties_kept), slot, mask=keep)
+
+
+@triton.jit
 def take_held(
     entries_row,
     tiles_row,
@@ -99,16 +131,4 @@ def take_held(
             threshold, high, above, step, reached_one, reached_two, budget
         )
 
-    one = (score > threshold).to(tl.int32) + ((score == threshold).to(tl.int32) << 16)
-    upto = _sums(one, HELD)
-    ties_kept = budget - above
-    begin = (piece >> 32).to(tl.int32)
-    end = begin + (piece & 0x7FFFFFFF).to(tl.int32)
-    before = tl.where(begin > 0, tl.gather(upto, tl.maximum(begin - 1, 0), 0), 0)
-    until = tl.where(end > 0, tl.gather(upto, tl.maximum(end - 1, 0), 0), 0)
-    kept = until - before
-    shift = tl.cumsum(kept, axis=0) - kept - before
-    place = upto - one + tl.gather(shift, tl.where(here, its_tile, 0), 0)
-    ties = place >> 16
-    keep = here & ((score > threshold) | ((score == threshold) & (ties < ties_kept)))
-    tl.store(out_row + (place & 0xFFFF) + tl.minimum(ties, ties_kept), slot, mask=keep)
+    place_held(score, its_tile, slot, here, piece, out_row, threshold, budget - above, 0, HELD)

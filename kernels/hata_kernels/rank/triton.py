@@ -22,17 +22,13 @@ from ..chain import chain_options, most_cache
 from ..checks import expect
 from ..rows.groups import RowGroups
 from ..score.scoring import Scoring
+from . import buffers as sizing
 from . import filter as filtering
 from . import floor as sampling
+from . import sections as sectioning
 from . import shared as sharing
 from . import take as taking
-from .buffers import (
-    FILTER_WARPS,
-    RankBuffers,
-    RankSizes,
-    filter_shape,
-    shared_values,
-)
+from .buffers import FILTER_WARPS, RankBuffers, RankSizes, filter_shape, shared_values
 from .naive import check_rank
 
 
@@ -97,7 +93,10 @@ def rank_triton(
         groups.check(batch, 1, codes.device)
         unit, tile = groups.unit, sizes.tile
         expect(unit % tile == 0, "groups.unit", f"a multiple of {tile} tokens", unit)
+    sections = sizing.sections_of(rows, words, scoring.levels, values)
     common = {"SCORING": scoring, **chain_options(codes.device)}
+    counted = {"SECTIONS": sections, "BINS": sizing.BINS}
+    least = sectioning.LEAST
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
     # Candidates found, of all heads of a request side by side or, where the members of a group are
     # added to at once, of all requests: one atomic of many is of one cache line.
@@ -107,10 +106,12 @@ def rank_triton(
     sampled = sampling.floor_kernel[(rows,)](
         *inputs,
         *floor,
+        buffers.counts,
         buffers.values,
         buffers.bases,
         *scalars,
         **common,
+        **counted,
         VALUES=values,
         SAMPLE=sampling.SAMPLE,
         LANES=min(sampling.SAMPLE, 32 * sampling.WARPS),
@@ -147,16 +148,19 @@ def rank_triton(
             num_warps=warps,
             maxnreg=sharing.REGISTERS,
         )
-    registers, programs = filtering.filter_limits(words)
+    registers, programs = filtering.filter_limits(words, sections)
     programs = min(sizes.tiles, max(1, programs // batch))
     filtered = filtering.filter_kernel[(programs, batch)](
         *inputs,
         *floor,
         buffers.entries,
+        buffers.counts,
         buffers.tiles,
         groups.shared if values else None,
         *scalars,
         **common,
+        **counted,
+        LEAST=least,
         SHARED=values > 0,
         TILE=tile,
         RUN=run,
@@ -164,21 +168,27 @@ def rank_triton(
         num_warps=FILTER_WARPS,
         maxnreg=registers,
     )
-    taken = taking.take_kernel[(rows,)](
+    held = taking.HELD if sections == 1 else taking.HELD_OF_SECTION
+    section = sizes.tiles if sections == 1 else max(-(-sizes.tiles // sections), least // tile)
+    taken = taking.take_kernel[(rows, sections)](
         *inputs,
         *floor,
         buffers.entries,
+        buffers.counts,
         buffers.tiles,
         buffers.before,
         buffers.shift,
         out,
         *scalars,
         **common,
+        SECTIONS=sections,
+        LEAST=least,
+        COUNTED=sizing.BINS,
         BINS=taking.BINS,
         TILE=tile,
-        TILES=min(taking.TILES, power_of_2(sizes.tiles)),
-        HELD=taking.HELD,
-        SIZES=len(taking.HELD),
+        TILES=min(taking.TILES, power_of_2(max(16, section))),
+        HELD=held,
+        SIZES=len(held),
         CHUNK=taking.chunk(k_max),
         BLOCK=taking.BLOCK,
         LANES=32 * taking.WARPS,
