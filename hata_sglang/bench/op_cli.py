@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hata_sglang.bench.presets import METHODS, PRESETS, make_scenarios
+from hata_sglang.bench.presets import FIXED, METHODS, PRESETS, make_scenarios
 from hata_sglang.bench.shapes import SHAPES, Shape
 from hata_sglang.bench.workloads import read_count, read_tokens
 from hata_sglang.errors import Problem, Refusal
@@ -51,7 +51,7 @@ def add_op_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench op`` but for the CSV and the plots."""
     parser.add_argument(
         "--preset",
-        choices=("headline", *PRESETS),
+        choices=(*FIXED, *PRESETS),
         help="scenarios (headline; with a list below, quick); a list replaces the preset's",
     )
     parser.add_argument(

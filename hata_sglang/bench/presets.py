@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hata_sglang.bench.shapes import SHAPES, Scenario, Shape, grid, headline
+from hata_sglang.bench.shapes import SHAPES, Scenario, Shape, grid, headline, scaling
 from hata_sglang.errors import Problem, Refusal
 
 METHODS = ("asymmetric", "hata")
@@ -39,6 +39,8 @@ class Axes:
     methods: tuple[str, ...] = METHODS
 
 
+#: Presets without lists.
+FIXED = {"headline": headline, "scaling": scaling}
 PRESETS = {
     "grid": Axes(
         shapes=tuple(SHAPES.values()),
@@ -74,7 +76,7 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     Parameters
     ----------
     preset : str or None
-        ``headline``, or a key of `PRESETS`. None: ``headline`` without lists, else ``quick``.
+        A key of `FIXED` or `PRESETS`. None: ``headline`` without lists, else ``quick``.
     **lists
         Attributes of `Axes`; those that are None or empty are the preset's.
 
@@ -87,16 +89,16 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     Raises
     ------
     Refusal
-        If lists are given for ``headline``, bits are not a multiple of 32, a budget has no room
+        If lists are given for one of `FIXED`, bits are not a multiple of 32, a budget has no room
         beside the first and last tokens, or nothing is left.
     """
     given = {name: tuple(values) for name, values in lists.items() if values}
     preset = preset or ("quick" if given else "headline")
-    if preset == "headline":
+    if preset in FIXED:
         if given:
             flags = ", ".join(f"--{name}" for name in given)
-            raise Refusal([Problem("--preset", "grid or quick, with lists", f"headline, {flags}")])
-        return in_order(headline())
+            raise Refusal([Problem("--preset", "grid or quick, with lists", f"{preset}, {flags}")])
+        return in_order(FIXED[preset]())
     axes = replace(PRESETS[preset], **given)
     problems = [Problem("--bits", "multiples of 32", str(bits)) for bits in axes.bits if bits % 32]
     if problems:

@@ -119,6 +119,25 @@ def headline() -> Iterator[Scenario]:
             yield Scenario(llama, users, 97 * 1024, 1536, method, shared=96 * 1024)
 
 
+def scaling() -> Iterator[Scenario]:
+    """Lines against context, batch, budget and bits, and the other shapes; k is 1 / 64 but for those
+    against the budget.
+    """
+    llama, kilo = SHAPES["Llama-3.1-8B"], 1024
+    for bits in (128, 64):
+        for batch, exponent in itertools.product((1, 8), range(3, 10)):
+            context = 2**exponent * kilo
+            yield Scenario(llama, batch, context, context // 64, bits=bits)
+    for method, exponent in itertools.product(("asymmetric", "hata"), range(7)):
+        yield Scenario(llama, 2**exponent, 32 * kilo, 512, method)
+    for batch, k in itertools.product((1, 8), (512, 1024, 2048, 4096)):
+        yield Scenario(llama, batch, 128 * kilo, k)
+    for bits in (64, 128, 256):
+        yield Scenario(llama, 8, 128 * kilo, 2048, bits=bits)
+    for shape, batch, context in itertools.product(SHAPES.values(), (1, 8), (8 * kilo, 32 * kilo)):
+        yield Scenario(shape, batch, context, context // 64)
+
+
 def grid(
     shapes: Iterable[Shape],
     batches: Iterable[int],

@@ -40,7 +40,7 @@ def test_lists_replace_those_of_quick():
     assert {scenario.batch for scenario in scenarios} == set(PRESETS["quick"].batches)
 
 
-@pytest.mark.parametrize("preset", ["grid", "quick", "headline"])
+@pytest.mark.parametrize("preset", ["grid", "quick", "headline", "scaling"])
 def test_scenarios_of_the_same_buffers_are_beside_each_other(preset):
     seen = [scenario.buffers for scenario in make_scenarios(preset)]
     changes = sum(a != b for a, b in pairwise(seen))
@@ -65,9 +65,23 @@ def test_refused_lists(lists, words):
         make_scenarios("quick", **lists)
 
 
-def test_headline_takes_no_lists():
-    with pytest.raises(Refusal, match="found headline, --bits"):
-        make_scenarios("headline", bits=[64])
+@pytest.mark.parametrize("preset", ["headline", "scaling"])
+def test_presets_that_take_no_lists(preset):
+    with pytest.raises(Refusal, match=f"found {preset}, --bits"):
+        make_scenarios(preset, bits=[64])
+
+
+def test_scaling_has_a_line_against_every_axis():
+    scenarios = set(make_scenarios("scaling"))
+    kilo = 1024
+    for batch in (1, 8):
+        for context in (8, 16, 32, 64, 128, 256, 512):
+            assert Scenario(LLAMA, batch, context * kilo, context * 16, bits=64) in scenarios
+        for k in (512, 1024, 2048, 4096):
+            assert Scenario(LLAMA, batch, 128 * kilo, k) in scenarios
+    for batch in (1, 2, 4, 8, 16, 32, 64):
+        assert Scenario(LLAMA, batch, 32 * kilo, 512, "hata") in scenarios
+    assert {scenario.shape.name for scenario in scenarios} == set(SHAPES)
 
 
 def test_bytes_of_hata():
