@@ -120,8 +120,9 @@ def headline() -> Iterator[Scenario]:
 
 
 def scaling() -> Iterator[Scenario]:
-    """Lines against context, batch, budget and bits, and the other shapes; k is 1 / 64 but for those
-    against the budget.
+    """Lines against context, batch, budget and bits, and the other shapes.
+
+    k is 1 / 64 of the context but for lines against the budget.
     """
     llama, kilo = SHAPES["Llama-3.1-8B"], 1024
     for bits in (128, 64):
