@@ -11,6 +11,7 @@ import hata_kernels.rank.buffers as sizing
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.sections as sectioning
+import hata_kernels.rank.take as taking
 from hata_kernels.rank import RankBuffers, RankSizes, rank_naive
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.score import score_levels
@@ -135,3 +136,10 @@ def set_programs(monkeypatch, programs: int) -> None:
     """Give the filter so many programs at most."""
     limits = filtering.filter_limits
     monkeypatch.setattr(filtering, "filter_limits", lambda *of: (limits(*of)[0], programs))
+
+
+def set_held(monkeypatch, held: tuple[int, ...]) -> None:
+    """Longer lists are read again and again, 64 candidates at a time."""
+    monkeypatch.setattr(taking, "HELD", held)
+    monkeypatch.setattr(taking, "HELD_OF_SECTION", tuple(max(size // 2, 64) for size in held))
+    monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
