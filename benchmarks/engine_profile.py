@@ -31,8 +31,8 @@ from hata_sglang.bench.workloads import Workload
 from hata_sglang.evaluation.results import ResultFile
 
 WORKLOADS = (
-    Workload("one", 1, 32000, 40),
-    Workload("shared", 32, 60000, 40, question=100),
+    Workload("one", 1, 130000, 40),
+    Workload("shared", 32, 100000, 40, question=200),
     Workload("short", 64, 500, 40),
 )
 KEYS = ("arm", "workload", "users", "prompt_tokens", "kernel")
