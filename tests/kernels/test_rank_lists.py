@@ -47,17 +47,18 @@ def test_a_list_overflows_the_room_that_it_usually_has(device, poison, make_toke
     assert cases.found_in(buffers, inputs, options).sum() == 4200
 
 
-# deviations, room, length of the third row: of one of 290 all tokens are listed
+# deviations, room of a row's list and of a section's, length of the third row: of one of 290 all
+# tokens are listed
 MISLED = [
     pytest.param(-50.0, None, 513, id="too-few"),
     pytest.param(-50.0, None, 290, id="some-too-few"),
-    pytest.param(4.5, 60, 513, id="too-many"),
-    pytest.param(4.5, 250, 290, id="some-too-many"),
-    pytest.param(50.0, 40, 513, id="all-of-them"),
+    pytest.param(4.5, (60, 30), 513, id="too-many"),
+    pytest.param(4.5, (250, 250), 290, id="some-too-many"),
+    pytest.param(50.0, (40, 40), 513, id="all-of-them"),
 ]
 
 
-@pytest.mark.parametrize(("deviations", "room", "third"), MISLED)
+@pytest.mark.parametrize(("deviations", "rooms", "third"), MISLED)
 @pytest.mark.parametrize(
     ("kv_heads", "words", "weights", "scale_bits"),
     [(2, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (2, 2, (3, 1), 8), (1, 8, BYTES, 16)],
@@ -65,24 +66,23 @@ MISLED = [
 )
 def test_rows_that_a_sample_misled_are_scored_again(
     device, monkeypatch, poison, make_token_slots, small,
-    deviations, room, third, kv_heads, words, weights, scale_bits,
+    deviations, rooms, third, kv_heads, words, weights, scale_bits,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
     cases.set_held(monkeypatch, (64,))
-    if room:
-        cases.set_room(monkeypatch, room)
     lengths, budgets = [700, 512, third, 20], [45, 45, 44, 44]
     shape = (lengths, kv_heads, words, weights, scale_bits)
     inputs, options = cases.make_inputs(make_token_slots, *shape)
+    if rooms:
+        cases.set_room(monkeypatch, rooms[cases.sections(inputs, options) > 1])
     buffers = cases.make_buffers(inputs, options, device, 45)
     ends = {"sink": 3, "recent": 5}
     cases.check(device, poison, inputs, options, budgets, **ends, k_max=45, buffers=buffers)
     found = cases.found_in(buffers, inputs, options)[:, :3]
     again = found.sum(0) < torch.tensor(budgets[:3]).view(3, 1)
     again |= (found > buffers.sizes.room).any(0)
-    if deviations < 0 or len(found) == 1:  # sections' lists have more room together
-        assert again.any()
-        assert again.all() == (third == 513)
+    assert again.any()
+    assert again.all() == (third == 513)
 
 
 def test_more_tiles_than_are_summed_at_a_time(

@@ -72,11 +72,10 @@ def floor_kernel(
     wait_for_last(PDL)
     if VALUES > 0:
         write_values(q_codes_ptr, values_ptr, bases_ptr, row, SCORING, VALUES)
+    found_row = found_ptr + batch * found_batch + row % SCORING.heads * found_head
+    tl.store(found_row + tl.arange(0, SECTIONS) * tl.num_programs(0), 0)
     if SECTIONS > 1:
-        tl.store(found_ptr + tl.arange(0, SECTIONS) * tl.num_programs(0) + row, 0)
         tl.store(counts_ptr + row * (SECTIONS * BINS) + tl.arange(0, SECTIONS * BINS), 0)
-    else:
-        tl.store(found_ptr + batch * found_batch + row % SCORING.heads * found_head, 0)
     if (length <= UNSAMPLED) | (budget * 4 >= length):
         tl.store(floors_ptr + row, 0)
         return

@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tokens import unpack_entries
+from .tokens import load_entries
+
+
+@triton.jit
+def holds(size, HELD: tl.constexpr, number: tl.constexpr):
+    """Whether of the sizes HELD this one is the smallest that holds a list of ``size``."""
+    if number == 0:
+        return size <= HELD[0]
+    else:
+        return (size <= HELD[number]) & (size > HELD[number - 1])
 
 
 @triton.jit
@@ -113,12 +122,9 @@ def take_held(
     """Take the best of a row's list, which is read once: of at most HELD candidates, below 2**15,
     in at most TILES tiles. See `take_listed` for the sums; here 16 bits hold a count of both.
     """
-    index = tl.arange(0, HELD)
-    here = index < found
-    entry = tl.load(entries_row + index, mask=here, other=-1)
+    here, score, its_tile, slot = load_entries(entries_row, tl.arange(0, HELD), found, SCORING)
     tile = tl.arange(0, TILES)
     piece = tl.load(tiles_row + tile, mask=tile < used, other=0)
-    score, its_tile, slot = unpack_entries(entry, SCORING)
     counts = count_excess(score, floor, here, BINS)
     threshold, high, above = between(counts, found, budget, floor, SCORING, BINS)
     while high - threshold > 1:

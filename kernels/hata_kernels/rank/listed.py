@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .held import between, count_excess, narrow, third
 from .sections import section_tiles
-from .tokens import unpack_entries
+from .tokens import load_entries
 
 
 @triton.jit
@@ -46,9 +46,8 @@ def take_listed(
         size = tl.load(found_row + section * found_step)
         entries_list = entries_row + section * room
         for first in range(0, size, CHUNK):
-            here = first + index < size
-            entry = tl.load(entries_list + first + index, mask=here, other=-1)
-            counts += count_excess(unpack_entries(entry, SCORING)[0], floor, here, BINS)
+            here, score, _, _ = load_entries(entries_list, first + index, size, SCORING)
+            counts += count_excess(score, floor, here, BINS)
     threshold, high, above = between(counts, found, budget, floor, SCORING, BINS)
     while high - threshold > 1:
         step = third(threshold, high)
@@ -57,9 +56,7 @@ def take_listed(
             size = tl.load(found_row + section * found_step)
             entries_list = entries_row + section * room
             for first in range(0, size, CHUNK):
-                here = first + index < size
-                entry = tl.load(entries_list + first + index, mask=here, other=-1)
-                score = unpack_entries(entry, SCORING)[0]
+                _, score, _, _ = load_entries(entries_list, first + index, size, SCORING)
                 reached += (score >= threshold + step).to(tl.int64)
                 reached += (score >= threshold + 2 * step).to(tl.int64) << 32
         both = tl.sum(reached, axis=0)
@@ -71,9 +68,7 @@ def take_listed(
 
     INT: tl.constexpr = tl.int32 if FIELD < 32 else tl.int64
     ties_kept = budget - above
-    its_tiles = used
-    if SECTIONS > 1:
-        its_tiles = section_tiles(used, TILE, SECTIONS, LEAST)
+    its_tiles = section_tiles(used, TILE, SECTIONS, LEAST)
     tile_index = tl.arange(0, TILES)
     precede = tl.full((), 0, dtype=INT)  # of the row, in sections before
     for section in range(0, SECTIONS):
@@ -82,9 +77,7 @@ def take_listed(
         before_list = before_row + section * (room + 1)
         passed = tl.full((), 0, dtype=INT)
         for first in range(0, size, CHUNK):
-            here = first + index < size
-            entry = tl.load(entries_list + first + index, mask=here, other=-1)
-            score = unpack_entries(entry, SCORING)[0]
+            here, score, _, _ = load_entries(entries_list, first + index, size, SCORING)
             one = (score > threshold).to(INT) + ((score == threshold).to(INT) << FIELD)
             tl.store(before_list + first + index, passed + tl.cumsum(one, axis=0) - one, mask=here)
             passed += tl.sum(one, axis=0)
@@ -110,9 +103,7 @@ def take_listed(
         tl.debug_barrier()
 
         for first in range(0, size, CHUNK):
-            here = first + index < size
-            entry = tl.load(entries_list + first + index, mask=here, other=-1)
-            score, its_tile, slot = unpack_entries(entry, SCORING)
+            here, score, its_tile, slot = load_entries(entries_list, first + index, size, SCORING)
             candidate = here & (score >= threshold)
             shift = tl.load(shift_row + its_tile, mask=candidate, other=0)
             place = tl.load(before_list + first + index, mask=candidate, other=0) + shift

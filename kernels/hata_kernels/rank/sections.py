@@ -10,11 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .held import between, place_held
+from .held import between, holds, place_held
 from .tokens import unpack_entries
 
 # Tokens of a section at least: a list of few candidates does not repay a program.
 LEAST = 8192
+
+
+def most_tiles(tiles: int, tile: int, sections: int) -> int:
+    """`section_tiles` of a row of so many tiles of so many tokens, for the host."""
+    return max(-(-tiles // sections), LEAST // tile) if sections > 1 else tiles
 
 
 @triton.jit
@@ -25,7 +30,7 @@ def section_tiles(used, TILE: tl.constexpr, SECTIONS: tl.constexpr, LEAST: tl.co
 
 @triton.jit
 def load_sizes(found_row, step, section, SECTIONS: tl.constexpr):
-    """Candidates of a row, of its longest list, and of a section's."""
+    """Candidates of a row, of its longest list, and of a section's; all the same of one section."""
     found = 0
     longest = 0
     size = 0
@@ -111,10 +116,7 @@ def take_section(
         precede = tl.where(excess > 0, 1, tl.where(excess == 0, 1 << 16, 0))
         offset = tl.sum(precede * earlier, axis=0)
         for i in tl.static_range(SIZES):
-            fits = size <= HELD[i]
-            if i > 0:
-                fits = fits & (size > HELD[i - 1])
-            if fits:
+            if holds(size, HELD, i):
                 here = tl.arange(0, HELD[i]) < size
                 held = entry
                 if i > 0:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .held import take_held
+from .held import holds, take_held
 from .listed import take_listed
 from .rescored import take_rescored
 from .sections import load_section, load_sizes, section_tiles, take_section
@@ -85,9 +85,10 @@ def take_kernel(
     entries_row = entries_ptr + row * (SECTIONS * room)
     tiles_row = tiles_ptr + row * tiles
     floor = tl.load(floors_ptr + row)
+    found_row = found_ptr + batch * found_batch + row % SCORING.heads * found_head
+    found_step = tl.num_programs(0)
+    found, longest, size = load_sizes(found_row, found_step, section, SECTIONS)
     if SECTIONS > 1:
-        found_row, found_step = found_ptr + row, tl.num_programs(0)
-        found, longest, size = load_sizes(found_row, found_step, section, SECTIONS)
         its_tiles = section_tiles(used, TILE, SECTIONS, LEAST)
         first_tile = section * its_tiles
         entries_list = entries_row + section * room
@@ -104,11 +105,6 @@ def take_kernel(
             HELD[0],
             TILES,
         )
-    else:
-        found_row = found_ptr + batch * found_batch + row % SCORING.heads * found_head
-        found_step = 0
-        found = tl.load(found_row)
-        longest = found
     slots_row = token_slots_ptr + batch * token_slots_stride
     out_row = out_ptr + row * k_max
     if length <= budget:
@@ -141,12 +137,9 @@ def take_kernel(
             )
             listed = not serves
         else:
-            listed = (longest > HELD[SIZES - 1]) | (used > TILES)
+            listed = (found > HELD[SIZES - 1]) | (used > TILES)
             for number in tl.static_range(SIZES):
-                fits = found <= HELD[number]
-                if number > 0:
-                    fits = fits & (found > HELD[number - 1])
-                if fits & (used <= TILES):
+                if holds(found, HELD, number) & (used <= TILES):
                     take_held(
                         entries_row,
                         tiles_row,

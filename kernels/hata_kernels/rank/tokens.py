@@ -95,6 +95,14 @@ def unpack_entries(entry, SCORING: tl.constexpr):
 
 
 @triton.jit
+def load_entries(entries_list, index, size, SCORING: tl.constexpr):
+    """Which of a list's places are below its size, and score, tile and slot of candidates there."""
+    here = index < size
+    score, tile, slot = unpack_entries(tl.load(entries_list + index, mask=here, other=-1), SCORING)
+    return here, score, tile, slot
+
+
+@triton.jit
 def turned(tensor):
     """``[LANES, RUN, ...]`` as Triton must load it so that a thread has one lane, all of it; undoes
     itself.

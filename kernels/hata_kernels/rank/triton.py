@@ -96,7 +96,6 @@ def rank_triton(
     sections = sizing.sections_of(rows, words, scoring.levels, values)
     common = {"SCORING": scoring, **chain_options(codes.device)}
     counted = {"SECTIONS": sections, "BINS": sizing.BINS}
-    least = sectioning.LEAST
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
     # Candidates found, of all heads of a request side by side or, where the members of a group are
     # added to at once, of all requests: one atomic of many is of one cache line.
@@ -160,7 +159,7 @@ def rank_triton(
         *scalars,
         **common,
         **counted,
-        LEAST=least,
+        LEAST=sectioning.LEAST,
         SHARED=values > 0,
         TILE=tile,
         RUN=run,
@@ -169,7 +168,7 @@ def rank_triton(
         maxnreg=registers,
     )
     held = taking.HELD if sections == 1 else taking.HELD_OF_SECTION
-    section = sizes.tiles if sections == 1 else max(-(-sizes.tiles // sections), least // tile)
+    section = sectioning.most_tiles(sizes.tiles, tile, sections)
     taken = taking.take_kernel[(rows, sections)](
         *inputs,
         *floor,
@@ -182,11 +181,11 @@ def rank_triton(
         *scalars,
         **common,
         SECTIONS=sections,
-        LEAST=least,
+        LEAST=sectioning.LEAST,
         COUNTED=sizing.BINS,
         BINS=taking.BINS,
         TILE=tile,
-        TILES=min(taking.TILES, power_of_2(max(16, section))),
+        TILES=min(taking.TILES, power_of_2(section)),
         HELD=held,
         SIZES=len(held),
         CHUNK=taking.chunk(k_max),
