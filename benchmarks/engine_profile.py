@@ -3,7 +3,9 @@
     python benchmarks/engine_profile.py --arm random --out engine_profile.csv
 
 Llama-3.1-8B's shape with dummy weights, as ``hata-sglang bench serve --shape`` runs it, under
-SGLang's own profiler. One row per kernel of one step in the middle of each workload.
+SGLang's own profiler. One row per kernel of one step in the middle of each workload. Add long
+requests that share nothing, as many as the pool holds, with ``--unrelated 6x130000 --server-args
+"--mem-fraction-static 0.9"`` (one NVIDIA H200).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import gzip
 import itertools
 import json
+import shlex
 import tempfile
 import time
 from collections import defaultdict
@@ -27,19 +30,20 @@ from hata_sglang.bench.serve_arms import (
     make_arms,
     random_arm,
 )
-from hata_sglang.bench.workloads import Workload
+from hata_sglang.bench.workloads import Workload, read_size
 from hata_sglang.evaluation.results import ResultFile
 
+OUTPUT = 40
 WORKLOADS = (
-    Workload("one", 1, 130000, 40),
-    Workload("shared", 32, 100000, 40, question=200),
-    Workload("short", 64, 500, 40),
+    Workload("one", 1, 130000, OUTPUT),
+    Workload("shared", 32, 100000, OUTPUT, question=200),
+    Workload("short", 64, 500, OUTPUT),
 )
 KEYS = ("arm", "workload", "users", "prompt_tokens", "kernel")
 COLUMNS = (*KEYS, "launches", "us", "step_us")
 #: A step ends with the choice of its tokens.
 LAST_KERNEL = "argmax"
-#: What the names of hata's kernels begin with.
+#: What the names of a sparse layer's kernels begin with, the first one's first.
 OURS = (
     "_linear_step_kernel",
     "floor_kernel",
@@ -70,12 +74,12 @@ def kernels_of_a_step(trace: Path) -> tuple[dict[str, list[float]], float]:
         return event["ts"] + event["dur"]
 
     step = kernels[begin + 1 : end + 1]
-    for ours, run in itertools.groupby(step, lambda event: event["name"].startswith(OURS)):
-        events = list(run)
-        for event in events:
-            times[event["name"]].append(event["dur"])
-        if ours:
-            times[SPARSE].append(max(map(ends, events)) - events[0]["ts"])
+    for event in step:
+        times[event["name"]].append(event["dur"])
+    firsts = [i for i, event in enumerate(step) if event["name"].startswith(OURS[0])]
+    for first, after in itertools.pairwise([*firsts, len(step)]):
+        ours = [event for event in step[first:after] if event["name"].startswith(OURS)]
+        times[SPARSE].append(max(map(ends, ours)) - ours[0]["ts"])
     return times, ends(kernels[end]) - ends(kernels[begin])
 
 
@@ -100,19 +104,25 @@ def main() -> None:
     """Profile the arms one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arm", choices=("stock", "random"), required=True)
+    parser.add_argument("--unrelated", type=read_size, metavar="USERSxTOKENS")
+    parser.add_argument("--server-args", default="", metavar="FLAGS", help="of SGLang")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results = ResultFile(args.out, COLUMNS, KEYS)
+    workloads = WORKLOADS
+    if args.unrelated:
+        workloads += (Workload("unrelated", *args.unrelated, OUTPUT),)
     with tempfile.TemporaryDirectory(prefix="hata-profile-") as name:
         folder = Path(name)
-        model = write_shape("llama-3.1-8b", folder, context_length(WORKLOADS))
+        model = write_shape("llama-3.1-8b", folder, context_length(workloads))
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-        flags = common_flags(model, WORKLOADS, on_cpu=False, dummy=True, more=[])
+        more = shlex.split(args.server_args)
+        flags = common_flags(model, workloads, on_cpu=False, dummy=True, more=more)
         arms = make_arms(flags, "flashinfer", [random_arm(RANDOM_BITS, folder)], folder)
         flags = next(each.flags for each in arms if each.name == args.arm)
         arm = Arm(list(flags), vocabulary)
         arm.warm_up(2000)
-        for workload in WORKLOADS:
+        for workload in workloads:
             traces = folder / workload.name
             traces.mkdir()
             times, step = kernels_of_a_step(profile(arm, workload, vocabulary, traces))

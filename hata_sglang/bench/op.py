@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from hata_kernels.attend import AttendBuffers, DenseBuffers, attend, attend_dense
+from hata_kernels.attend import AttendBuffers, DenseBuffers, attend, attend_dense, fits_dense
 from hata_kernels.rank import RankBuffers, rank
 from hata_kernels.rows import RowGroups, group_rows
 from hata_sglang.bench import layer as buffers
@@ -20,6 +20,7 @@ from hata_sglang.bench.layer import (
     make_layers,
     random_encoder,
 )
+from hata_sglang.bench.op_rows import DENSE_LAYER
 from hata_sglang.bench.shapes import Scenario
 from hata_sglang.bench.timing import Timing, kernel_times, time_layers
 from hata_sglang.decoding.gpu_buffers import rank_sizes
@@ -157,7 +158,13 @@ class SparseLayer:
         return slots.gather(2, places).contiguous()
 
 
-def shared_dense_step(sparse: SparseLayer) -> Step:
+def has_dense_step(sparse: SparseLayer) -> bool:
+    """Whether `dense_layer_step` has kernels for the layer; on a CPU it is the reference."""
+    shape, device = sparse.scenario.shape, sparse.out.device
+    return device.type == "cpu" or fits_dense(shape.q_heads, shape.kv_heads, shape.dim, device)
+
+
+def dense_layer_step(sparse: SparseLayer) -> Step:
     """Our dense decode of the same buffers, which reads a shared prefix once."""
     scenario, shape = sparse.scenario, sparse.scenario.shape
     heads = (shape.q_heads, shape.kv_heads, shape.dim)
@@ -225,6 +232,7 @@ def time_stages(sparse: SparseLayer) -> dict[str, Timing]:
     if sparse.groups is not None:
         times["group rows"] = time_layers(sparse.group, count)
         times["rank, rows apart"] = time_layers(sparse.rank_apart, count)
-        times["dense layer, shared prefix"] = time_layers(shared_dense_step(sparse), count)
+    if has_dense_step(sparse):
+        times[DENSE_LAYER] = time_layers(dense_layer_step(sparse), count)
     launches = kernel_times(sparse.rank, count, RANK_KERNELS)
     return times | {f"rank/{name}": timing for name, timing in launches.items()}

@@ -36,6 +36,8 @@ COLUMNS = (
     "flashinfer",
 )
 DENSE, EXACT, LAYER = "dense", "exact", "layer"
+#: Ours, which a model's dense layers take.
+DENSE_LAYER = "dense layer"
 DENSE_STAGES = {"dense, tensor cores": True, "dense, cuda cores": False}
 #: Planes of an asymmetric query: `AsymmetricEncoder`'s default, and that of trained weights.
 PLANES = 4
@@ -87,11 +89,10 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
     if together:
         # A query is a byte per bit of a code, and a base, whatever its planes.
         stages["rank/shared_kernel"] = once + batch * heads * (bits + 4)
-    if scenario.shared:
-        stages["dense layer, shared prefix"] = scenario.dense_bytes + 2 * vectors
     keys = scenario.tokens * (heads * dim * 2 + 4)
     stages[EXACT] = keys + stages["attend"]
-    return stages | dict.fromkeys(DENSE_STAGES, scenario.dense_bytes + 2 * vectors)
+    dense = (DENSE_LAYER, *DENSE_STAGES)
+    return stages | dict.fromkeys(dense, scenario.dense_bytes + 2 * vectors)
 
 
 def shared_tokens(scenario: Scenario) -> int:

@@ -81,30 +81,27 @@ def _spread(places: list[Place], count: int) -> list[Place]:
 def panels(rows: list[Row], x: str) -> list[Place]:
     """The values of the other two axes with the longest lines, of two points or more.
 
-    `MAX_PANELS` of them at most. Half of those against the context have a share of it as the
-    budget, where there are any.
+    `MAX_PANELS` of them at most. Those against the context have a k or a share of the context as
+    the budget: half of each where lines of both are the longest.
     """
     others = [name for name in AXES if name != x]
     layers = [row for row in rows if row["stage"] == LAYER and row["p50_us"]]
 
-    def places(rows: list[Row], *names: str) -> list[Place]:
-        points = {
-            place: len({row[x] for row in own}) for place, own in groups(rows, *names).items()
-        }
-        most = max(points.values(), default=0)
+    def points(rows: list[Row], *names: str) -> list[tuple[Place, int]]:
         return [
-            dict(zip(names, map(int, place), strict=True))
-            for place, count in points.items()
-            if count == most > 1
+            (dict(zip(names, map(int, place), strict=True)), len({row[x] for row in own}))
+            for place, own in groups(rows, *names).items()
         ]
 
-    found = places(layers, *others)
-    if x != "context":
-        return _spread(found, MAX_PANELS)
-    whole = [row for row in layers if int(row["context"]) % int(row["k"]) == 0]
-    shares = [{**row, SHARE: str(int(row["context"]) // int(row["k"]))} for row in whole]
-    half = MAX_PANELS // 2
-    return _spread(found, half) + _spread(places(shares, "batch", SHARE), half)
+    kinds = [points(layers, *others)]
+    if x == "context":
+        whole = [row for row in layers if int(row["context"]) % int(row["k"]) == 0]
+        shares = [{**row, SHARE: str(int(row["context"]) // int(row["k"]))} for row in whole]
+        kinds.append(points(shares, "batch", SHARE))
+    longest = max((count for kind in kinds for _, count in kind), default=0)
+    kept = [[place for place, count in kind if count == longest > 1] for kind in kinds]
+    kept = [places for places in kept if places]
+    return [place for places in kept for place in _spread(places, MAX_PANELS // len(kept))]
 
 
 def _draw_line(axes: Any, points: dict[int, Point], label: str, colour: str) -> None:

@@ -67,7 +67,7 @@ def test_users_of_one_document():
         assert layer.token_slots.unique().numel() == users.tokens == 2048 + 5 * 52
         assert layer.k_cache.shape[0] == users.tokens + 1
     assert torch.equal(sparse.rank(1), sparse.rank_apart(1))
-    op.shared_dense_step(sparse)(1)
+    op.dense_layer_step(sparse)(1)
     layer = sparse.layers[1]
     slots = layer.token_slots[:, None, :].expand(-1, SHAPE.kv_heads, -1).contiguous()
     counts = torch.full((5,), 2100)
@@ -84,8 +84,8 @@ def test_stages_of_a_shared_document(monkeypatch):
     monkeypatch.setattr(op, "time_layers", timed)
     monkeypatch.setattr(op, "kernel_times", lambda step, count, names: {})
     found = op.time_stages(op.SparseLayer(Scenario(SHAPE, 4, 1100, 100, "hata", 64, shared=1024)))
-    more = {"group rows", "rank, rows apart", "dense layer, shared prefix"}
-    assert set(found) == {"encode", "rank", "attend", "layer"} | more
+    more = {"group rows", "rank, rows apart"}
+    assert set(found) == {"encode", "rank", "attend", "layer", "dense layer"} | more
 
 
 def test_budgets_share_layers():
@@ -146,7 +146,8 @@ def test_meter_runs_every_step(monkeypatch):
     monkeypatch.setattr(op, "kernel_times", lambda step, count, names: {names[0]: once(step, 1)})
     meter = op_meter.GpuMeter()
     meter.open(scenario(100))
-    assert set(meter.stages()) == {"encode", "rank", "attend", "layer", "rank/floor_kernel"}
+    stages = {"encode", "rank", "attend", "layer", "dense layer", "rank/floor_kernel"}
+    assert set(meter.stages()) == stages
     assert meter.exact() == Timing(1.0, 2.0, 3.0)
     kept = meter.layer.layers
     meter.open(scenario(128))

@@ -38,10 +38,10 @@ def test_files_of_serve(serve_csv, op_csv, tmp_path):
 
 def test_lines_against_context(op_csv):
     rows = rows_of(op_csv)
-    found = panels(rows, "context")
-    fixed, shares = found[:3], found[3:]
-    assert fixed == [{"batch": 1, "k": 512}, {"batch": 16, "k": 512}, {"batch": 16, "k": 2048}]
-    assert shares == []  # 1/16 and 1/4, 1/128 and 1/32: no share has two contexts
+    # 1/16 and 1/4, 1/128 and 1/32: no share has two contexts.
+    assert panels(rows, "context") == [
+        {"batch": batch, "k": k} for batch in (1, 16) for k in (512, 2048)
+    ]
     lines = layer_lines(rows, "context", {"batch": 16, "k": 512})
     assert set(lines) == {"hata 128", "exact", "dense"}
     assert set(lines["dense"]) == {8192, 65536}
@@ -61,6 +61,16 @@ def test_budgets_that_are_a_share(op_csv):
     assert {label: set(line) for label, line in lines.items()} == {
         label: {8192, 65536} for label in ("hata 128", "exact", "dense")
     }
+
+
+def test_shorter_lines_are_left_out():
+    places = [(8192, 128), (16384, 256), (32768, 512), (16384, 512)]
+    rows = [
+        {"stage": "layer", "p50_us": "9", "batch": "1", "context": str(context), "k": str(k)}
+        for context, k in places
+    ]
+    # Three contexts have 1/64 of them as the budget, two of them 512.
+    assert panels(rows, "context") == [{"batch": 1, "context / k": 64}]
 
 
 def test_dense_is_the_same_at_every_k(op_csv):
