@@ -28,8 +28,8 @@ from hata_sglang.decoding.step import Batch, count_step
 class GpuDecoder:
     """Decodes the sparse layers without waiting for the host, and without planning on it.
 
-    Where rows of a step may share a prefix it decodes dense layers as well, and reads the prefix
-    once.
+    It decodes dense layers as well, where its kernels can, and reads once what rows share. A step
+    then needs nothing of the inner backend, whose plan would list every cached token first.
 
     In a CUDA graph every kernel reads static buffers: a private copy of the rows of
     ``req_to_token`` (SGLang may free and rewrite the originals while a graph replays), lengths and
@@ -104,8 +104,8 @@ class GpuDecoder:
         return False
 
     def decodes_dense(self, layer: int) -> bool:
-        """Whether `decode_dense` is for a dense layer in the step at hand, or the inner backend."""
-        return layer in self.dense and self.groups is not None
+        """Whether `decode_dense` is for a dense layer, or the inner backend."""
+        return layer in self.dense
 
     def prepare(self, batch: Batch, *, graph: bool, real_rows: int | None = None) -> None:
         """Make ready for one step: before its kernels run, are captured or are replayed.
@@ -198,7 +198,7 @@ class GpuDecoder:
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its whole context: ``[bs, Hq, D]``.
 
-        Safe to capture, as `decode`, where `decodes_dense` says so.
+        Safe to capture, as `decode`, of a layer that `decodes_dense` names.
         """
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], self.groups)

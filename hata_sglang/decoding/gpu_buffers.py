@@ -68,7 +68,7 @@ class BufferSizes:
         Whether a layer ranks by exact scores, and whether by PyTorch's top-k.
     exact_topk : bool
     dense : bool
-        Whether dense layers are decoded too, where rows may share a prefix.
+        Whether dense layers are decoded too.
     """
 
     bs: int
@@ -109,12 +109,14 @@ class BufferSizes:
         most = max(k_max(plan.budget, context_len, width) for plan in plans)
         topk = any(not plan.budget.is_fixed for plan in exact)
         shape = (bs, width, num_kv_heads, group, head_dim)
-        return cls(*shape, most, rank, bool(exact), topk, dense and may_share(bs, width))
+        return cls(*shape, most, rank, bool(exact), topk, dense)
 
     @property
     def grouped(self) -> bool:
         """Whether a layer can read once what rows share."""
-        return self.dense or any(sizes.values for sizes in self.rank.values())
+        # Where rows may not share, no size of the ranking has values.
+        dense = self.dense and may_share(self.bs, self.width)
+        return dense or any(sizes.values for sizes in self.rank.values())
 
     @property
     def heads(self) -> tuple[int, int, int]:

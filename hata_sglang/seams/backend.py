@@ -1,6 +1,7 @@
 """The attention backend: a stock SGLang backend whose sparse layers decode through hata.
 
-So do dense layers of batches on a GPU in which rows may share a prefix: it is then read once.
+So do dense layers on a GPU, whose attention is plain. Of a captured step in which no layer is the
+stock backend's, that plans nothing.
 
 The stock backend is built by its own factory and then given a subclass of its own class. That
 keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
@@ -13,14 +14,13 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-from hata_kernels.attend import fits_dense
 from hata_sglang.decoding import CpuDecoder, GpuDecoder
 from hata_sglang.decoding.step import Batch
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError
 from hata_sglang.metrics import COUNTERS
 from hata_sglang.seams import versions
+from hata_sglang.seams.layers import attention_layers, dense_layers
 from hata_sglang.seams.session import Session
 
 
@@ -62,6 +62,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     backend.hata_decoder = decoder
     backend.hata_pool = pool
     backend.hata_requests = runner.req_to_token_pool
+    backend.hata_alone = set()
     backend._hata_eager = False
     return backend
 
@@ -90,11 +91,17 @@ def _make_subclass(base: type) -> type:
                 self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=False)
 
         def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
-            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
-            if self._hata_eager or not forward_batch.forward_mode.is_decode():
+            bs = forward_batch.batch_size
+            decode = forward_batch.forward_mode.is_decode() and not self._hata_eager
+            # A replay without kernels of the stock backend needs none of its plan: FlashInfer's
+            # lists the slots of all tokens, 130 us for a request of 130,000 on an H200.
+            if in_capture or not decode or bs not in self.hata_alone:
+                super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            if not decode:
                 return
             batch = self._hata_batch(forward_batch)
             if in_capture:
+                self.hata_alone.add(bs)  # until a layer of the capture says otherwise
                 self.hata_decoder.prepare(batch, graph=True, real_rows=0)
                 return
             real_rows = versions.real_rows(forward_batch)
@@ -137,6 +144,7 @@ def _make_subclass(base: type) -> type:
                 out = decoder.decode_dense(layer.layer_id, q.reshape(shape), *caches)
                 return out.reshape(-1, flat)
             if plan is None or decoder.covers_context(plan):
+                self.hata_alone.discard(forward_batch.batch_size)
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
                 )
@@ -171,99 +179,3 @@ def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None
             f"layer {layer.layer_id}: expected the attention backend to write the keys, "
             "found a model that writes them by itself; hata cannot keep codes for it"
         )
-
-
-def attention_layers(model: torch.nn.Module) -> list[RadixAttention]:
-    """The model's attention layers that reach the attention backend."""
-    return [module for module in model.modules() if isinstance(module, RadixAttention)]
-
-
-#: Properties of layers whose attention is softmax over all earlier tokens and no more.
-PLAIN = {
-    "logit_cap": (0, 0.0, None),
-    "sliding_window_size": (-1, None),
-    "is_cross_attention": (False,),
-    # Bidirectional is how Gemma 3 prefills images; a decode step is the same.
-    "attn_type": (AttentionType.DECODER, AttentionType.DECODER_BIDIRECTIONAL),
-    "xai_temperature_len": (-1, None),
-    "k_scale": (None,),
-    "use_irope": (False,),
-}
-
-
-def _unlike_plain(layer: RadixAttention) -> dict[str, tuple[Any, Any]]:
-    """Properties in which a layer's attention is more: what they should be, and what they are."""
-    values = {name: getattr(layer, name, allowed[0]) for name, allowed in PLAIN.items()}
-    return {
-        name: (PLAIN[name][0], value) for name, value in values.items() if value not in PLAIN[name]
-    }
-
-
-def dense_layers(
-    layers: list[RadixAttention], session: Session, dtype: torch.dtype, device: torch.device
-) -> list[int]:
-    """Dense layers that hata's kernels can decode as the inner backend does.
-
-    Parameters
-    ----------
-    layers : list of RadixAttention
-        Of the model.
-    session : Session
-    dtype : torch.dtype
-        Of the pool's keys and values.
-    device : torch.device
-        A GPU.
-    """
-    shape, sparse = session.shape, {plan.layer for plan in session.sparse_plans}
-    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.head_dim)
-
-    def same(layer: RadixAttention) -> bool:
-        own = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
-        return own == heads
-
-    if dtype not in (torch.bfloat16, torch.float16) or not fits_dense(*heads[:3], device):
-        return []
-    return [
-        layer.layer_id
-        for layer in layers
-        if layer.layer_id not in sparse and same(layer) and not _unlike_plain(layer)
-    ]
-
-
-def check_layers(model: torch.nn.Module, session: Session) -> None:
-    """Refuse sparse layers whose attention is more than softmax over all earlier tokens.
-
-    Raises
-    ------
-    Refusal
-        One line for every property that sparse decoding does not implement.
-    """
-    sparse = {p.layer for p in session.sparse_plans}
-    layers = attention_layers(model)
-    problems = []
-    seen = {layer.layer_id for layer in layers}
-    if missing := sorted(sparse - seen):
-        problems.append(
-            Problem("model", "softmax attention in every sparse layer", f"none in layers {missing}")
-        )
-    for layer in layers:
-        if layer.layer_id not in sparse:
-            continue
-        for name, (expected, found) in _unlike_plain(layer).items():
-            problems.append(
-                Problem(
-                    f"attention of layer {layer.layer_id} (or list it under dense_layers)",
-                    f"{name} {expected}",
-                    f"{name} {found}",
-                )
-            )
-        if layer.qk_head_dim != layer.v_head_dim:
-            problems.append(
-                Problem(
-                    f"attention of layer {layer.layer_id}",
-                    "head_dim of K = V",
-                    f"{layer.qk_head_dim} and {layer.v_head_dim}",
-                )
-            )
-    if problems:
-        raise Refusal(problems)

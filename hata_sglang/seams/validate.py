@@ -229,7 +229,7 @@ def check_runner(runner: Any) -> Session:
     Refusal
         If a sparse layer's attention is of another kind, or the pool keeps no codes.
     """
-    from hata_sglang.seams.backend import check_layers
+    from hata_sglang.seams.layers import check_layers
 
     session = getattr(type(runner.token_to_kv_pool), "hata_session", None)
     if session is None:

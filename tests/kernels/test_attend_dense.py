@@ -246,6 +246,16 @@ def test_implementations_take_the_same_arguments() -> None:
     assert inspect.signature(attend_dense_triton) == inspect.signature(attend_dense)
 
 
+def test_where_nobody_looked_for_groups(device, monkeypatch) -> None:
+    small(monkeypatch, 5)
+    for rows in (ONE, ALONE[:2]):
+        inputs = make_inputs(rows, 2, 3, 64)
+        expected = softmax_attention(*inputs, scale=0.2)
+        out = attend_dense_triton(*(a.to(device) for a in inputs), None, scale=0.2)
+        assert_close(out, expected)
+        assert_close(attend_dense_naive(*inputs, None, scale=0.2), expected)
+
+
 def test_an_empty_batch(device) -> None:
     inputs = make_inputs([], 2, 2, 64)
     for run, where in ((attend_dense_triton, device), (attend_dense_naive, torch.device("cpu"))):

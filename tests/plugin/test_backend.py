@@ -19,6 +19,12 @@ NEWEST = torch.arange(2000, 2000 + ROWS)
 class Inner:
     """A stock backend that says what it is asked."""
 
+    def __init__(self) -> None:
+        self.planned: list[tuple[int, bool]] = []
+
+    def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
+        self.planned.append((forward_batch.batch_size, in_capture))
+
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         return "inner", save_kv_cache, kwargs
 
@@ -52,14 +58,17 @@ def seam():
 
 @pytest.fixture
 def backend(monkeypatch, seam):
-    """Layers 0 and 1 dense, 0 alone hata's where rows share, 2 sparse by position."""
+    """Layers 0 and 1 dense, 0 alone hata's, 2 sparse by position."""
     from hata_sglang.config import HataConfig
 
-    monkeypatch.setattr(seam.versions, "write_loc", lambda forward_batch: NEWEST)
+    newest = lambda forward_batch: NEWEST[: forward_batch.batch_size]  # noqa: E731
+    monkeypatch.setattr(seam.versions, "write_loc", newest)
+    monkeypatch.setattr(seam.versions, "real_rows", lambda forward_batch: forward_batch.batch_size)
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
     plan = HataConfig.parse(settings).resolve(3, 4096)[2]
     made = seam._make_subclass(Inner)()
     made.hata_plans, made.hata_pool = {2: plan}, Pool()
+    made.hata_alone, made._hata_eager = set(), False
     made.hata_decoder = GpuDecoder(
         [plan],
         dict.fromkeys(range(3), SCALE),
@@ -74,13 +83,33 @@ def backend(monkeypatch, seam):
     return made
 
 
-def prepare(backend, rows: int) -> torch.Tensor:
-    """Rows of 1,025 tokens, all but the newest shared; return their slots."""
+def make_batch(rows: int) -> Batch:
+    """Rows of 1,025 tokens, all but the newest shared."""
     slots = torch.arange(1, SHARED + 1).repeat(rows, 1)
     table = torch.cat([slots, NEWEST[:rows, None]], dim=1).int()
     lengths = torch.full((rows,), SHARED + 1)
-    backend.hata_decoder.prepare(Batch(table, torch.arange(rows), lengths, lengths), graph=False)
-    return table
+    return Batch(table, torch.arange(rows), lengths, lengths)
+
+
+def prepare(backend, rows: int) -> torch.Tensor:
+    """Make ready for an eager step of such rows; return their slots."""
+    batch = make_batch(rows)
+    backend.hata_decoder.prepare(batch, graph=False)
+    return batch.req_to_token
+
+
+def graph_step(backend, rows: int, *, in_capture: bool) -> None:
+    """What SGLang calls before it captures a step of such rows, or replays it."""
+    batch = make_batch(rows)
+    backend.hata_requests = SimpleNamespace(req_to_token=batch.req_to_token)
+    forward_batch = SimpleNamespace(
+        batch_size=rows,
+        forward_mode=SimpleNamespace(is_decode=lambda: True),
+        req_pool_indices=batch.rows,
+        seq_lens=batch.seq_lens,
+        seq_lens_cpu=batch.seq_lens_cpu,
+    )
+    backend.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
 
 
 def decode(backend, layer: int, rows: int = ROWS, **more):
@@ -88,23 +117,25 @@ def decode(backend, layer: int, rows: int = ROWS, **more):
     q, k, v = (torch.randn(rows, n * DIM, generator=generator) for n in (HQ, HKV, HKV))
     shape = {"tp_q_head_num": HQ, "tp_k_head_num": HKV, "head_dim": DIM}
     layer = SimpleNamespace(layer_id=layer, **shape)
-    return (q, k, v), backend.forward_decode(q, k, v, layer, None, **more)
+    forward_batch = SimpleNamespace(batch_size=rows)
+    return (q, k, v), backend.forward_decode(q, k, v, layer, forward_batch, **more)
 
 
-def test_users_of_one_document_are_decoded_by_hata(backend):
-    table = prepare(backend, ROWS)
-    (q, k, v), out = decode(backend, 0)
+@pytest.mark.parametrize("rows", [ROWS, 1], ids=["users-of-one-document", "one-row"])
+def test_a_plain_dense_layer_is_decoded_by_hata(backend, rows):
+    table = prepare(backend, rows)
+    (q, k, v), out = decode(backend, 0, rows)
     keys, values = backend.hata_pool.caches
-    assert torch.equal(keys[NEWEST].view(ROWS, -1), k)
-    assert torch.equal(values[NEWEST].view(ROWS, -1), v)
+    assert torch.equal(keys[NEWEST[:rows]].view(rows, -1), k)
+    assert torch.equal(values[NEWEST[:rows]].view(rows, -1), v)
     groups = HQ // HKV
     expected = torch.nn.functional.scaled_dot_product_attention(
-        q.view(ROWS, HQ, 1, DIM),
+        q.view(rows, HQ, 1, DIM),
         keys[table.long()].transpose(1, 2).repeat_interleave(groups, 1),
         values[table.long()].transpose(1, 2).repeat_interleave(groups, 1),
         scale=SCALE,
     )
-    torch.testing.assert_close(out, expected.reshape(ROWS, HQ * DIM))
+    torch.testing.assert_close(out, expected.reshape(rows, HQ * DIM))
 
 
 def test_what_the_inner_backend_decodes(backend):
@@ -113,8 +144,22 @@ def test_what_the_inner_backend_decodes(backend):
     sinks = {"sinks": torch.ones(HQ)}
     assert decode(backend, 0, **sinks)[1] == ("inner", True, sinks)
     assert decode(backend, 0, save_kv_cache=False)[1] == ("inner", False, {})
-    prepare(backend, 3)  # too few for a group
-    assert decode(backend, 0, rows=3)[1] == ("inner", True, {})
+
+
+def test_a_replay_plans_what_its_capture_ran(backend):
+    backend.hata_decoder.allocate_static(ROWS)
+    for rows, layers in ((ROWS, (0, 1, 2)), (3, (0, 2)), (1, (0, 2))):
+        graph_step(backend, rows, in_capture=True)
+        for layer in layers:
+            decode(backend, layer, rows)
+    captures = [(ROWS, True), (3, True), (1, True)]
+    assert backend.planned == captures
+    for rows in (ROWS, 3, 1):
+        graph_step(backend, rows, in_capture=False)
+        lengths = backend.hata_decoder.buffers.seq_lens[:rows]
+        assert lengths.tolist() == [SHARED + 1] * rows  # hata's own buffers are filled
+    # Layer 1 of five rows is the inner backend's.
+    assert backend.planned == [*captures, (ROWS, False)]
 
 
 def test_a_sparse_layer_reads_its_budget(backend):

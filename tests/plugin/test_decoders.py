@@ -192,19 +192,20 @@ def test_layers_of_all_methods_share_one_step():
         torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
 
 
-def make_gpu_decoder(steps, device="cuda"):
-    """Decoder of one layer per step."""
+def make_gpu_decoder(steps, device="cuda", dense=()):
+    """Decoder of one layer per step, and of dense layers."""
     encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
     plans = [step.plan for step in steps]
     return GpuDecoder(
         plans,
-        {plan.layer: SCALE for plan in plans},
+        dict.fromkeys([*(plan.layer for plan in plans), *dense], SCALE),
         encoders,
         num_heads=HQ,
         num_kv_heads=HKV,
         head_dim=DIM,
         context_len=256,
         device=torch.device(device),
+        dense=dense,
     )
 
 
@@ -284,7 +285,7 @@ def test_graph_memory_is_counted(names, bs, width, dense):
     assert extra == bs * HKV * (4 * 45 + 16 * width * ("exact" in names))
     with_codes = not {"exact", "streaming"}.issuperset(names)
     assert (buffers.groups is not None) == (bs == 5 and (with_codes or dense))
-    assert (buffers.dense is not None) == (bs == 5 and dense)
+    assert (buffers.dense is not None) == dense
 
 
 def test_users_of_one_document_decode_a_dense_layer():
@@ -329,11 +330,17 @@ def test_users_of_one_document_decode_a_dense_layer():
             torch.testing.assert_close(out[place], expected[0], atol=1e-5, rtol=1e-4)
 
 
-def test_few_rows_leave_dense_layers_to_the_inner_backend():
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_rows_that_share_nothing_decode_a_dense_layer(graph):
     step = Step("hata", "fixed")
-    decoder = make_gpu_decoder([step], "cpu")
-    step.decode(decoder, graph=False)  # shorter than what a group shares
-    assert not decoder.decodes_dense(1)
+    decoder = make_gpu_decoder([step], "cpu", dense=[1])
+    if graph:
+        decoder.allocate_static(len(LENGTHS) + 3)
+    step.decode(decoder, graph=graph)
+    assert decoder.groups is None  # shorter than what a group shares
+    out = decoder.decode_dense(1, step.q, step.k, step.v)
+    expected = step.expected(every_token=True)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.gpu

@@ -24,27 +24,27 @@ def make_session(method: str = "random", shape: ModelShape = SHAPE) -> Session:
 
 
 @pytest.fixture(scope="module")
-def backend():
-    """`hata_sglang.seams.backend`; it imports all of SGLang's attention."""
+def layers():
+    """`hata_sglang.seams.layers`; it imports SGLang's attention, as `backend` does."""
     from hata_sglang.seams import cpu_preview
 
     cpu_preview.enable()
-    from hata_sglang.seams import backend
+    from hata_sglang.seams import layers
 
-    return backend
+    return layers
 
 
-def make_layers(backend, **changed):
+def make_layers(layers, **changed):
     """Three attention layers; the keywords change layer 1."""
     model = torch.nn.Module()
     for i in range(3):
-        layer = backend.RadixAttention(4, 16, 0.25, 2, i, **(changed if i == 1 else {}))
+        layer = layers.RadixAttention(4, 16, 0.25, 2, i, **(changed if i == 1 else {}))
         model.add_module(f"layer{i}", layer)
     return model
 
 
-def test_plain_layers_pass(backend):
-    backend.check_layers(make_layers(backend), make_session())
+def test_plain_layers_pass(layers):
+    layers.check_layers(make_layers(layers), make_session())
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_plain_layers_pass(backend):
         ({"v_head_dim": 8}, "found 16 and 8"),
     ],
 )
-def test_other_attention_is_refused(backend, changed, found):
+def test_other_attention_is_refused(layers, changed, found):
     with pytest.raises(Refusal, match="attention of layer 1") as refusal:
-        backend.check_layers(make_layers(backend, **changed), make_session())
+        layers.check_layers(make_layers(layers, **changed), make_session())
     assert found in str(refusal.value)
 
 
-def test_other_attention_passes_in_a_dense_layer(backend):
+def test_other_attention_passes_in_a_dense_layer(layers):
     session = make_session()
     dense = HataConfig.parse({"method": "random", "budget": 128, "dense_layers": [0, 1]})
     plans = dense.resolve(3, 512)
-    model = make_layers(backend, logit_cap=30.0)
-    backend.check_layers(model, Session(dense, SHAPE, plans, session.weights))
+    model = make_layers(layers, logit_cap=30.0)
+    layers.check_layers(model, Session(dense, SHAPE, plans, session.weights))
 
 
 @pytest.mark.parametrize(
@@ -84,28 +84,30 @@ def test_other_attention_passes_in_a_dense_layer(backend):
         ({}, 64, torch.bfloat16, (8, 9), []),
     ],
 )
-def test_dense_layers_that_may_read_a_shared_prefix_once(
-    backend, monkeypatch, changed, head_dim, dtype, capability, expected
+def test_dense_layers_that_hata_decodes(
+    layers, monkeypatch, changed, head_dim, dtype, capability, expected
 ):
     """Layers 0 and 1 are dense, layer 2 is sparse."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     shape = replace(SHAPE, head_dim=head_dim)
     config = HataConfig.parse({"method": "exact", "budget": 128, "dense_layers": [0, 1]})
     session = Session(config, shape, config.resolve(3, 512), {})
-    layers = [
-        backend.RadixAttention(4, head_dim, 0.25, 2, i, **(changed if i == 1 else {}))
+    model = [
+        layers.RadixAttention(4, head_dim, 0.25, 2, i, **(changed if i == 1 else {}))
         for i in range(3)
     ]
     device = torch.device("cuda")
-    assert backend.dense_layers(layers, session, dtype, device) == expected
+    assert layers.dense_layers(model, session, dtype, device) == expected
 
 
-def test_layers_without_softmax_attention_are_refused(backend):
+def test_layers_without_softmax_attention_are_refused(layers):
     with pytest.raises(Refusal, match=r"none in layers \[1, 2\]"):
-        backend.check_layers(torch.nn.Linear(1, 1), make_session())
+        layers.check_layers(torch.nn.Linear(1, 1), make_session())
 
 
-def test_keys_written_past_the_pool_stop_the_server(backend):
+def test_keys_written_past_the_pool_stop_the_server(layers):
+    from hata_sglang.seams import backend
+
     layer, here = SimpleNamespace(layer_id=1), SimpleNamespace(hata_plans={1: None})
     backend._require_keys(here, layer, k=torch.zeros(1), save_kv_cache=True)
     for k, save in ((None, True), (torch.zeros(1), False)):
@@ -125,7 +127,7 @@ def test_a_hook_that_did_not_apply_is_refused(monkeypatch):
     assert f"expected {targets[0]} to be patched, found not patched" in str(refusal.value)
 
 
-def test_a_pool_without_codes_is_refused(backend):
+def test_a_pool_without_codes_is_refused(layers):
     from hata_sglang.seams.validate import check_runner
 
     runner = SimpleNamespace(token_to_kv_pool=SimpleNamespace())

@@ -3,7 +3,7 @@
 `attend` gathers and attends, on a CPU or a GPU, with nothing planned on the host. `SparseDecode`
 is FlashInfer's kernels instead, which plan their work on the host once per step, so it is an object
 with `plan` and `run`. `attend_dense` is for layers that select nothing: it attends over whole
-contexts and reads a prefix that several requests share once.
+contexts, and reads a prefix that several requests share once.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def attend_dense(
     v_cache: torch.Tensor,
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
-    groups: RowGroups,
+    groups: RowGroups | None,
     *,
     scale: float,
     logit_cap: float = 0.0,

@@ -161,7 +161,7 @@ def attend_dense_triton(
     v_cache: torch.Tensor,
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
-    groups: RowGroups,
+    groups: RowGroups | None,
     *,
     scale: float,
     logit_cap: float = 0.0,
@@ -211,7 +211,8 @@ def attend_dense_triton(
     members, power = dense_members(batch, group, dim), power_of_2(dim)
     prefix_units, tail_units = dense_units(batch, group, kv_heads, dim)
     # Fewer rows than a group needs have none: there is nothing to launch for.
-    grouped = batch >= groups.least
+    grouped = groups is not None and batch >= groups.least
+    shared = groups.shared if grouped else seq_lens  # which then is not read as such
     caches, kept = (q, k_cache, v_cache, token_slots), (buffers.plan, buffers.partial, buffers.lse)
     strides = (q.stride(0), token_slots.stride(0))
     exponent = scale * LOG2_E  # exp(x) as exp2(x * log2(e))
@@ -222,7 +223,7 @@ def attend_dense_triton(
     if grouped:
         queries = members * power_of_2(group)
         _prefix_kernel[(prefix_units, kv_heads)](
-            *(*caches, groups.shared, groups.members, groups.sizes, groups.extents, *kept),
+            *(*caches, shared, groups.members, groups.sizes, groups.extents, *kept),
             *(*strides, groups.members.stride(0), batch, *scales),
             GROUP_POW2=power_of_2(group),
             MEMBERS=members,
@@ -234,7 +235,7 @@ def attend_dense_triton(
         )
     pad = max(16, power_of_2(group))  # tl.dot needs 16
     _tail_kernel[(tail_units, kv_heads)](
-        *(*caches, seq_lens, groups.shared, *kept, *strides, token_slots.shape[1], batch),
+        *(*caches, seq_lens, shared, *kept, *strides, token_slots.shape[1], batch),
         *(dense_places(batch, group, kv_heads, dim)[0], *scales),
         GROUP_PAD=pad,
         GROUPED=grouped,
@@ -244,7 +245,7 @@ def attend_dense_triton(
         **reads,
     )
     _dense_merge_kernel[(batch * q_heads,)](
-        *(seq_lens, groups.shared, *kept, out),
+        *(seq_lens, shared, *kept, out),
         Q_HEADS=q_heads,
         MEMBERS=members,
         GROUPED=grouped,

@@ -21,7 +21,7 @@ def check_dense(
     v_cache: torch.Tensor,
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
-    groups: RowGroups,
+    groups: RowGroups | None,
     scale: float,
     logit_cap: float,
     out: torch.Tensor | None,
@@ -41,7 +41,8 @@ def check_dense(
     expect(width >= 1, "token_slots.shape[1]", "at least 1", width)
     lengths = {"dtypes": (torch.int32, torch.int64), "device": where, "contiguous": True}
     expect_tensor("seq_lens", seq_lens, shape=(batch,), **lengths)
-    groups.check(batch, 1, where)
+    if groups is not None:
+        groups.check(batch, 1, where)
     expect(scale > 0, "scale", "more than 0", scale)
     expect(logit_cap >= 0, "logit_cap", "at least 0", logit_cap)
     if out is None:
@@ -56,7 +57,7 @@ def attend_dense_naive(
     v_cache: torch.Tensor,
     token_slots: torch.Tensor,
     seq_lens: torch.Tensor,
-    groups: RowGroups,
+    groups: RowGroups | None,
     *,
     scale: float,
     logit_cap: float = 0.0,
@@ -77,10 +78,10 @@ def attend_dense_naive(
         apart, tokens not.
     seq_lens : torch.Tensor
         int32 or int64 ``[bs]``, contiguous, tokens: 1 to width.
-    groups : RowGroups
+    groups : RowGroups or None
         Which rows have the same slots for their leading tokens, as `group_rows` finds them for
-        these slots and for lengths that are not above ``seq_lens``. It changes what is read how
-        often, not the result, so it is not looked at here.
+        these slots and for lengths that are not above ``seq_lens``; None: nobody looked. It changes
+        what is read how often, not the result, so it is not looked at here.
     scale : float
         Softmax scale, more than 0.
     logit_cap : float
