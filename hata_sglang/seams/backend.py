@@ -62,6 +62,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     backend.hata_decoder = decoder
     backend.hata_pool = pool
     backend.hata_requests = runner.req_to_token_pool
+    # Sizes of captured batches of which no layer is the stock backend's.
     backend.hata_alone = set()
     backend._hata_eager = False
     return backend
