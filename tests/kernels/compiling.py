@@ -103,9 +103,8 @@ def filter_spills(*, SCORING: Scoring, SECTIONS: int, **_) -> int:
 
 def check_lanes(shared: int, *, SCORING: Scoring, LANES: int, **_) -> None:
     """Threads of the filter have a lane each, and hand on no more than a number of it."""
-    # Words that are loaded one by one or in two pieces, and few heads, whose runs are summed over
-    # warps, take more.
-    if SCORING.words in (1, 2, 4) and SCORING.heads >= 4:
+    # Words that are loaded one by one, and few heads, whose runs are summed over warps, take more.
+    if SCORING.words == SCORING.words_pow2 and SCORING.heads >= 4:
         assert shared <= 4 * LANES, f"filter_kernel: scores move between threads, {shared} bytes"
 
 

@@ -61,7 +61,10 @@ MISLED = [
 @pytest.mark.parametrize(("deviations", "rooms", "third"), MISLED)
 @pytest.mark.parametrize(
     ("kv_heads", "words", "weights", "scale_bits"),
-    [(2, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (2, 2, (3, 1), 8), (1, 8, BYTES, 16)],
+    [
+        *[(2, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (2, 2, (3, 1), 8), (1, 8, BYTES, 16)],
+        (2, 8, (1, 2, 4, 8), 0),
+    ],
     ids=str,
 )
 def test_rows_that_a_sample_misled_are_scored_again(

@@ -25,10 +25,10 @@ def sections_of(rows: int, words: int, levels: int, values: int) -> int:
     """Lists of a row, of so many rows with codes of so many words and scores of so many values; see
     `shared_values`.
 
-    A thread of the filter has all words of a code if they are one load. Of others several threads
+    A thread of the filter has all words of a code if none is beyond it. Of others several threads
     have each score, and would count it each.
     """
-    few = rows <= SECTIONED_ROWS and words in (1, 2, 4) and levels <= SECTIONED_LEVELS
+    few = rows <= SECTIONED_ROWS and words == power_of_2(words) and levels <= SECTIONED_LEVELS
     return SECTIONS if few and not values else 1
 
 

@@ -14,13 +14,14 @@ from .tokens import load_codes, score_codes, turned
 def filter_limits(words: int, sections: int = 1) -> tuple[int, int]:
     """Registers of a thread, and programs at most.
 
-    Where rows have sections no slots are loaded ahead, but scores are counted: 80 registers.
+    Where rows have sections no slots are loaded ahead, but scores are counted: 80 registers, which
+    codes of more than four words, loaded in pieces, do not fit.
 
     The more words a thread holds, the fewer programs an SM has in flight: five of codes of more
     than two words, or eight. The launch has two of each: a grid for the longest context would cost
     a short batch more than it scores, and with one of each the last ones would run alone longer.
     """
-    if sections > 1:
+    if sections > 1 and words <= 4:
         return 80, 2112
     return (64, 2112) if words <= 2 else (96, 1320)
 

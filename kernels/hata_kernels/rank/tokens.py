@@ -37,7 +37,8 @@ def _weighted_distance(
     LANES: tl.constexpr,
     SCORING: tl.constexpr,
 ):
-    """Weighted Hamming distances ``[LANES, RUN]`` of codes ``[LANES, RUN, words_pow2]`` to queries.
+    """Weighted Hamming distances ``[LANES, RUN]`` of a piece of codes ``[LANES, RUN, piece]`` to
+    queries.
 
     A GPU counts bits at a quarter of the rate at which it adds: full adders on whole words halve
     the popcounts. Where weights double from plane to plane, two words of a plane and the carry of
@@ -46,7 +47,7 @@ def _weighted_distance(
     """
     PLANES: tl.constexpr = SCORING.planes
     WEIGHTS: tl.constexpr = SCORING.weights
-    WORDS: tl.constexpr = SCORING.words_pow2
+    WORDS: tl.constexpr = SCORING.piece
     PTX: tl.constexpr = SCORING.ptx
     if SCORING.doubling and PLANES > 1 and WORDS > 1:
         even, odd = tl.split(tl.reshape(keys, (LANES, RUN, WORDS // 2, 2)))
@@ -120,17 +121,22 @@ def turned(tensor):
 
 @triton.jit
 def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
-    """Codes ``[LANES, RUN, words_pow2]`` of slots ``[LANES, RUN]`` for KV heads ``[LANES]``.
+    """Codes of slots ``[LANES, RUN]`` for KV heads ``[LANES]``: a tuple of ``[LANES, RUN, piece]``.
 
     One thread has one lane (`turned`). A token's codes are one contiguous row of memory: where
     the heads of a token are lanes side by side, whole cache lines are read. Every slot is read,
     also of tokens that are none: theirs is 0, which is reserved.
     """
-    word = tl.arange(0, SCORING.words_pow2)
-    place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
-    place += (head * SCORING.words)[:, None, None] + word[None, None, :]
-    real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
-    return turned(tl.load(turned(codes_ptr + place), mask=turned(real), other=0))
+    PIECES: tl.constexpr = SCORING.pieces
+    PIECE: tl.constexpr = SCORING.piece
+    keys = ()
+    for piece in tl.static_range(PIECES):
+        word = piece * PIECE + tl.arange(0, PIECE)
+        place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
+        place += (head * SCORING.words)[:, None, None] + word[None, None, :]
+        real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
+        keys += (turned(tl.load(turned(codes_ptr + place), mask=turned(real), other=0)),)
+    return keys
 
 
 @triton.jit
@@ -151,19 +157,17 @@ def score_codes(
     SCORING: tl.constexpr,
 ):
     """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave."""
-    word = tl.arange(0, SCORING.words_pow2)
-    # Words beyond the code are 0 on both sides and add nothing.
-    real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
     row = batch * SCORING.heads + head
     q_place = q_codes_ptr + row[:, None, None] * (SCORING.planes * SCORING.words)
-    score = SCORING.full - _weighted_distance(
-        keys,
-        q_place + word[None, None, :],
-        real,
-        RUN,
-        LANES,
-        SCORING,
-    )
+    PIECES: tl.constexpr = SCORING.pieces
+    PIECE: tl.constexpr = SCORING.piece
+    score = tl.full((LANES, RUN), SCORING.full, tl.int32)
+    for piece in tl.static_range(PIECES):
+        word = piece * PIECE + tl.arange(0, PIECE)
+        # Words beyond the code are 0 on both sides and add nothing.
+        real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
+        place = q_place + word[None, None, :]
+        score -= _weighted_distance(keys[piece], place, real, RUN, LANES, SCORING)
     if SCORING.most > 0:
         place = slot.to(tl.int64) * SCORING.heads + head[:, None]
         has_scale = (head < SCORING.heads)[:, None]

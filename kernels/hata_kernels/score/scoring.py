@@ -64,6 +64,16 @@ class Scoring:
         return power_of_2(self.words)
 
     @property
+    def piece(self) -> int:
+        """Words of a code that a thread loads at once, at most 16 bytes."""
+        return min(4, self.words_pow2)
+
+    @property
+    def pieces(self) -> int:
+        """Such loads of a code."""
+        return self.words_pow2 // self.piece
+
+    @property
     def doubling(self) -> bool:
         """Whether weights double from plane to plane."""
         return self.weights == tuple(self.weights[0] << plane for plane in range(self.planes))
