@@ -25,6 +25,7 @@ from hata_sglang.bench.engine_arm import Arm
 from hata_sglang.bench.models import write_shape
 from hata_sglang.bench.serve_arms import (
     RANDOM_BITS,
+    check_server_args,
     common_flags,
     context_length,
     make_arms,
@@ -108,6 +109,8 @@ def main() -> None:
     parser.add_argument("--server-args", default="", metavar="FLAGS", help="of SGLang")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    more = shlex.split(args.server_args)
+    check_server_args(more)
     results = ResultFile(args.out, COLUMNS, KEYS)
     workloads = WORKLOADS
     if args.unrelated:
@@ -116,7 +119,6 @@ def main() -> None:
         folder = Path(name)
         model = write_shape("llama-3.1-8b", folder, context_length(workloads))
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-        more = shlex.split(args.server_args)
         flags = common_flags(model, workloads, on_cpu=False, dummy=True, more=more)
         arms = make_arms(flags, "flashinfer", [random_arm(RANDOM_BITS, folder)], folder)
         flags = next(each.flags for each in arms if each.name == args.arm)

@@ -61,9 +61,8 @@ def backend(monkeypatch, seam):
     """Layers 0 and 1 dense, 0 alone hata's, 2 sparse by position."""
     from hata_sglang.config import HataConfig
 
-    newest = lambda forward_batch: NEWEST[: forward_batch.batch_size]  # noqa: E731
-    monkeypatch.setattr(seam.versions, "write_loc", newest)
-    monkeypatch.setattr(seam.versions, "real_rows", lambda forward_batch: forward_batch.batch_size)
+    monkeypatch.setattr(seam.versions, "write_loc", lambda batch: NEWEST[: batch.batch_size])
+    monkeypatch.setattr(seam.versions, "real_rows", lambda batch: batch.batch_size)
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
     plan = HataConfig.parse(settings).resolve(3, 4096)[2]
     made = seam._make_subclass(Inner)()

@@ -120,6 +120,16 @@ def turned(tensor):
 
 
 @triton.jit
+def _words_of(piece, head, SCORING: tl.constexpr):
+    """Words of a piece of a code, and which of them KV heads ``[LANES]`` have: broadcast to
+    ``[LANES, RUN, piece]``. Others are 0 in keys and queries, and add nothing.
+    """
+    word = piece * SCORING.piece + tl.arange(0, SCORING.piece)
+    real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
+    return word[None, None, :], real
+
+
+@triton.jit
 def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
     """Codes of slots ``[LANES, RUN]`` for KV heads ``[LANES]``: a tuple of ``[LANES, RUN, piece]``.
 
@@ -128,13 +138,11 @@ def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
     also of tokens that are none: theirs is 0, which is reserved.
     """
     PIECES: tl.constexpr = SCORING.pieces
-    PIECE: tl.constexpr = SCORING.piece
     keys = ()
     for piece in tl.static_range(PIECES):
-        word = piece * PIECE + tl.arange(0, PIECE)
+        word, real = _words_of(piece, head, SCORING)
         place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
-        place += (head * SCORING.words)[:, None, None] + word[None, None, :]
-        real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
+        place += (head * SCORING.words)[:, None, None] + word
         keys += (turned(tl.load(turned(codes_ptr + place), mask=turned(real), other=0)),)
     return keys
 
@@ -160,14 +168,10 @@ def score_codes(
     row = batch * SCORING.heads + head
     q_place = q_codes_ptr + row[:, None, None] * (SCORING.planes * SCORING.words)
     PIECES: tl.constexpr = SCORING.pieces
-    PIECE: tl.constexpr = SCORING.piece
     score = tl.full((LANES, RUN), SCORING.full, tl.int32)
     for piece in tl.static_range(PIECES):
-        word = piece * PIECE + tl.arange(0, PIECE)
-        # Words beyond the code are 0 on both sides and add nothing.
-        real = (head < SCORING.heads)[:, None, None] & (word < SCORING.words)[None, None, :]
-        place = q_place + word[None, None, :]
-        score -= _weighted_distance(keys[piece], place, real, RUN, LANES, SCORING)
+        word, real = _words_of(piece, head, SCORING)
+        score -= _weighted_distance(keys[piece], q_place + word, real, RUN, LANES, SCORING)
     if SCORING.most > 0:
         place = slot.to(tl.int64) * SCORING.heads + head[:, None]
         has_scale = (head < SCORING.heads)[:, None]
