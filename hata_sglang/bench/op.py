@@ -23,7 +23,7 @@ from hata_sglang.bench.layer import (
 from hata_sglang.bench.op_rows import DENSE_LAYER
 from hata_sglang.bench.shapes import Scenario
 from hata_sglang.bench.timing import Timing, kernel_times, time_layers
-from hata_sglang.decoding.gpu_buffers import rank_sizes
+from hata_sglang.decoding.gpu_buffers import may_share, rank_sizes
 
 Step = Callable[[int], object]
 #: The launches of the ranking, in order.
@@ -62,8 +62,9 @@ class SparseLayer:
         rows = scenario.batch * scenario.shape.kv_heads
         sizes = rank_sizes(self.encoder, scenario.context, scenario.k, scenario.batch)
         self.rank_buffers = RankBuffers(rows, sizes, self.out.device)
+        # As in an engine's step, which finds out on the device whether rows share anything.
         self.groups = None
-        if scenario.shared:
+        if may_share(scenario.batch, scenario.context):
             self.groups = RowGroups(scenario.batch, scenario.context, self.out.device)
             self.group(0)  # all layers have the same, each with slots of its own
         shape = (scenario.shape.group, scenario.shape.dim, scenario.k)
@@ -229,7 +230,7 @@ def time_stages(sparse: SparseLayer) -> dict[str, Timing]:
         "attend": time_layers(*sparse.attend_cold()),
         "layer": time_layers(sparse.whole, count),
     }
-    if sparse.groups is not None:
+    if sparse.scenario.shared and sparse.groups is not None:
         times["group rows"] = time_layers(sparse.group, count)
         times["rank, rows apart"] = time_layers(sparse.rank_apart, count)
     if has_dense_step(sparse):

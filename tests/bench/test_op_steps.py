@@ -88,6 +88,14 @@ def test_stages_of_a_shared_document(monkeypatch):
     assert set(found) == {"encode", "rank", "attend", "layer", "dense layer"} | more
 
 
+def test_rows_are_grouped_as_in_a_step():
+    """An engine's step cannot know whether its rows share anything: nothing is left out."""
+    apart = op.SparseLayer(Scenario(SHAPE, 4, 1100, 100, "hata", 64))
+    assert apart.groups.shared.tolist() == [0] * 4
+    assert torch.equal(apart.rank(1), apart.rank_apart(1))
+    assert op.SparseLayer(Scenario(SHAPE, 3, 1100, 100, "hata", 64)).groups is None
+
+
 def test_budgets_share_layers():
     first = op.SparseLayer(scenario(100))
     second = op.SparseLayer(scenario(128), first)

@@ -79,9 +79,15 @@ def sections(inputs, options) -> int:
 
 
 def found_in(buffers, inputs, options) -> torch.Tensor:
-    """Candidates ``[sections, requests, heads]`` of the last call."""
+    """Candidates ``[sections, requests, heads]`` of the last call, without groups."""
     shape = (sections(inputs, options), inputs[2].shape[0], inputs[1].shape[1])
     return buffers.found.flatten()[: shape[0] * shape[1] * shape[2]].view(shape).cpu()
+
+
+def found_of(found, requests: int, kv_heads: int, values: int) -> torch.Tensor:
+    """Candidates ``[requests, heads]`` of rows that have one list."""
+    steps = sizing.found_steps(requests, kv_heads, values)
+    return found.flatten().as_strided((requests, kv_heads), steps).cpu()
 
 
 @pytest.fixture(params=["one-list", "sections"])

@@ -138,8 +138,9 @@ class Ranked:
         ``[requests, heads]``: of the buffer, in the order that it has of this call.
     values : int
         Of a query as shared tiles are scored with it, 0 where the filter scores all tiles.
-    score_bits : int
-        Bits of a score in a list's entries.
+    levels, score_bits : int
+        Values of scores, and bits of one in a list's entries.
+    k_max : int
     tensors : dict of str to torch.Tensor
         All of the buffers.
     """
@@ -165,16 +166,14 @@ class Ranked:
         options = options | {"scales": None if scales is None else scales.to(device)}
         rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
         self.sizes, self.rows, self.out = sizes, batch * kv_heads, out.cpu()
-        levels = score_levels(weights, 32 * words, options["scale_bits"])
-        self.score_bits = (levels - 1).bit_length()
+        self.k_max = k_max
+        self.levels = score_levels(weights, 32 * words, options["scale_bits"])
+        self.score_bits = (self.levels - 1).bit_length()
         self.tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         self.floors, self.bases = self.tensors["floors"], self.tensors["bases"]
         self.entries, self.tiles = self.tensors["entries"], self.tensors["tiles"]
         found = self.tensors["found"].flatten()
-        if self.values:  # by head first
-            self.found = found[: self.rows].view(kv_heads, batch).T
-        else:
-            self.found = found[: self.rows].view(batch, kv_heads)
+        self.found = cases.found_of(found, batch, kv_heads, self.values)
 
     def handed(self, row: Row) -> dict[str, torch.Tensor]:
         """All that is handed on for a row."""

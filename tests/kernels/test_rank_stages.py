@@ -112,7 +112,7 @@ def floor_of(row, ranked) -> int:
     return stages.floor_of(
         row,
         ranked.score_bits,
-        sample=sampling.SAMPLE,
+        sample=sampling.sample_size(ranked.k_max, ranked.levels, taking.HELD[-1]),
         unsampled=sampling.UNSAMPLED,
         deviations=sampling.DEVIATIONS,
     )
@@ -147,7 +147,10 @@ def check_lists(ranked, rows) -> None:
         assert end == found
         assert stages.untouched(handed["entries"][found:])
         assert stages.untouched(handed["tiles"][len(expected) :])
-    rest = [tensor[ranked.rows :] for tensor in ranked.tensors.values()]
+    # Rows of `found` are not side by side: every other number is as it was.
+    found = ranked.tensors["found"]
+    assert found.ne(stages.poison(found.dtype)).sum() == sum(not row.whole for row in rows)
+    rest = [tensor[ranked.rows :] for name, tensor in ranked.tensors.items() if name != "found"]
     assert all(stages.untouched(tensor) for tensor in rest)
 
 
@@ -183,6 +186,25 @@ def test_floors_of_samples_that_mislead(
         assert ranked.found[:2].eq(0).all()
     if deviations == 50:
         assert ranked.floors[:6].eq(0).all()
+
+
+def test_sizes_of_samples() -> None:
+    """Larger ones where scores are few and lists would be longer than what is held."""
+    held = 8192
+    sizes = [sampling.sample_size(k, levels, held) for k in (1638, 1639) for levels in (128, 129)]
+    assert sizes == [n * sampling.SAMPLE for n in (1, 1, 2, 1)]
+
+
+def test_floors_of_large_samples(device, monkeypatch, make_token_slots) -> None:
+    monkeypatch.setattr(taking, "HELD", (64, 128))
+    ranked, rows = rank_rows(
+        device,
+        monkeypatch,
+        *make_inputs(make_token_slots, [900, 701, 512, 20], 3, 2, (1,), 0, [45, 41, 41, 41], 3, 5),
+    )
+    assert sampling.sample_size(ranked.k_max, ranked.levels, 128) == 2 * sampling.SAMPLE
+    check_floors(ranked, rows)
+    check_lists(ranked, rows)
 
 
 def test_queries_as_numbers(device, monkeypatch, together) -> None:

@@ -19,6 +19,8 @@ FILTER_WARPS, THREAD_WORDS = 4, 32
 #: Where rows are few, a program for each takes longer for a list than all others took to make it.
 SECTIONED_ROWS, SECTIONS, SECTIONED_LEVELS = 16, 8, 4096
 BINS = 128
+#: Numbers in a cache line.
+LINE = 32
 
 
 def sections_of(rows: int, words: int, levels: int, values: int) -> int:
@@ -48,6 +50,17 @@ def shared_values(kv_heads: int, words: int, plane_weights: Sequence[int]) -> in
     """
     fits = sum(plane_weights) <= 127 and filter_shape(kv_heads, words)[2] >= 16 and words <= 8
     return WORD_BITS * power_of_2(words) if fits else 0
+
+
+def found_steps(batch: int, kv_heads: int, values: int) -> tuple[int, int]:
+    """Where `RankBuffers.found` of the next request is, and of the next KV head; see
+    `shared_values`.
+
+    Atomics on one line wait for each other, unless they are one access: on numbers side by side.
+    `filter_kernel` adds to a request's heads, which then are these. `shared_kernel` adds to many
+    requests of a head, and so that the filter's atomics do not wait, every head has its own lines.
+    """
+    return (1, -(-batch // LINE) * LINE) if values else (kv_heads, 1)
 
 
 def lists_of(rows: int) -> tuple[int, int]:
@@ -128,9 +141,14 @@ class RankSizes:
     def bytes_for(self, rows: int) -> int:
         """Bytes of `RankBuffers` for so many rows, a request's KV heads."""
         lists, counts = lists_of(rows)
-        of_list = 4 + 8 * self.room + self.field // 4 * (self.room + 1)
+        of_list = 8 * self.room + self.field // 4 * (self.room + 1)
         of_row = 4 + (8 + self.field // 4) * self.tiles + self.query_bytes
-        return rows * of_row + lists * of_list + 4 * counts * BINS
+        found = self.found_numbers(rows)
+        return rows * of_row + lists * of_list + 4 * (found + counts * BINS)
+
+    def found_numbers(self, rows: int) -> int:
+        """Numbers of `RankBuffers.found` for so many rows; see `found_steps`."""
+        return rows * LINE if self.values else lists_of(rows)[0]
 
 
 class RankBuffers:
@@ -151,8 +169,8 @@ class RankBuffers:
     floors : torch.Tensor
         int32 ``[rows, 1]``: the floor of a row.
     found : torch.Tensor
-        int32 ``[lists, 1]``: how many candidates a list has (with groups by head first, with
-        sections by section first).
+        int32 ``[numbers, 1]``: how many candidates a list has. Rows are where `found_steps` says;
+        with sections those of every section follow one another.
     entries : torch.Tensor
         int64 ``[lists, room]``: candidates; above 32 bits of the slot the tile, in those of 31 bits
         that a score leaves (`hata_kernels.score.scoring.Scoring.score_bits`), and the score. A row
@@ -177,7 +195,8 @@ class RankBuffers:
         lists, counted = lists_of(rows)
         sums = torch.int32 if sizes.field == 16 else torch.int64
         self.rows, self.sizes = rows, sizes
-        self.floors, self.found = make(1, torch.int32), make(1, torch.int32, lists)
+        self.floors = make(1, torch.int32)
+        self.found = make(1, torch.int32, sizes.found_numbers(rows))
         self.entries = make(sizes.room, torch.int64, lists)
         self.counts = make(BINS, torch.int32, counted)
         self.tiles = make(sizes.tiles, torch.int64)

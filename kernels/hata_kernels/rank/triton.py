@@ -97,11 +97,10 @@ def rank_triton(
     common = {"SCORING": scoring, **chain_options(codes.device)}
     counted = {"SECTIONS": sections, "BINS": sizing.BINS}
     inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
-    # Candidates found, of all heads of a request side by side or, where the members of a group are
-    # added to at once, of all requests: one atomic of many is of one cache line.
-    found_steps = (1, batch) if values else (kv_heads, 1)
+    found_steps = sizing.found_steps(batch, kv_heads, values)
     scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max, *found_steps)
     floor = (buffers.floors, buffers.found)
+    sample = sampling.sample_size(k_max, scoring.levels, taking.HELD[-1])
     sampled = sampling.floor_kernel[(rows,)](
         *inputs,
         *floor,
@@ -112,8 +111,8 @@ def rank_triton(
         **common,
         **counted,
         VALUES=values,
-        SAMPLE=sampling.SAMPLE,
-        LANES=min(sampling.SAMPLE, 32 * sampling.WARPS),
+        SAMPLE=sample,
+        LANES=min(sample, 32 * sampling.WARPS),
         UNSAMPLED=sampling.UNSAMPLED,
         DEVIATIONS=sampling.DEVIATIONS,
         num_warps=sampling.WARPS,
