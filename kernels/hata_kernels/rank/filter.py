@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .deal import deal_tiles
 from .emit import count_kept, emit
 from .sections import section_tiles
 from .tokens import load_codes, score_codes, turned
@@ -27,7 +26,7 @@ def filter_limits(words: int, sections: int = 1) -> tuple[int, int]:
     return (64, 2112) if words <= 2 else (96, 1320)
 
 
-@triton.jit(do_not_specialize=["requests"])  # of every batch size captured
+@triton.jit
 def filter_kernel(
     q_codes_ptr,
     codes_ptr,
@@ -41,7 +40,6 @@ def filter_kernel(
     counts_ptr,
     tiles_ptr,
     shared_ptr,
-    requests,
     token_slots_stride,
     tiles,
     room,
@@ -54,7 +52,6 @@ def filter_kernel(
     TILE: tl.constexpr,
     RUN: tl.constexpr,
     LANES: tl.constexpr,
-    ROWS: tl.constexpr,
     SHARED: tl.constexpr,
     SECTIONS: tl.constexpr,
     LEAST: tl.constexpr,
@@ -68,15 +65,21 @@ def filter_kernel(
     Where a piece begins depends on which program came first, and is noted for `take_kernel`.
     """
     start_next(PDL)
-    batch, length, begun, used, programs = deal_tiles(
-        requests, seq_lens_ptr, budgets_ptr, shared_ptr, k_max, TILE, SHARED, ROWS
-    )
+    programs = tl.num_programs(0)
+    batch = tl.program_id(1).to(tl.int64)
+    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+    budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
+    # A row that is kept whole needs no scores.
+    used = tl.where(length <= budget, 0, tl.cdiv(length, TILE))
+    begun = tl.program_id(0)
+    if SHARED:  # `shared_kernel` had the tiles before
+        begun += tl.load(shared_ptr + batch) // TILE
     # A lane is one KV head of RUN tokens in a row, so that most of the prefix sum is in a thread.
     lane = tl.arange(0, LANES)
     # The shift is by nothing, but hides from Triton that tokens and heads are consecutive: it would
     # spread them over threads to load a few numbers at once, and move all that follows between
     # threads.
-    hidden = tl.num_programs(0) >> 31
+    hidden = programs >> 31
     head = lane % SCORING.heads_pow2 ^ hidden
     run = lane // SCORING.heads_pow2
     number = tl.arange(0, RUN) ^ hidden
@@ -133,7 +136,7 @@ def filter_kernel(
         number_of_list = row
         if SECTIONS > 1:
             section = tile // section_tiles(used, TILE, SECTIONS, LEAST)
-            found_place += section * (requests * SCORING.heads)
+            found_place += section * (tl.num_programs(1) * SCORING.heads)
             number_of_list = row * SECTIONS + section
         begin = tl.atomic_add(found_place, total, mask=heads < SCORING.heads, sem="relaxed")
         piece = (begin.to(tl.int64) << 32) | total.to(tl.int64)

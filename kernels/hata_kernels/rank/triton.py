@@ -147,15 +147,14 @@ def rank_triton(
             maxnreg=sharing.REGISTERS,
         )
     registers, programs = filtering.filter_limits(words, sections)
-    programs = min(sizes.tiles, max(1, programs // batch)) * batch
-    filtered = filtering.filter_kernel[(programs + batch,)](
+    programs = min(sizes.tiles, max(1, programs // batch))
+    filtered = filtering.filter_kernel[(programs, batch)](
         *inputs,
         *floor,
         buffers.entries,
         buffers.counts,
         buffers.tiles,
         groups.shared if values else None,
-        batch,
         *scalars,
         **common,
         **counted,
@@ -164,7 +163,6 @@ def rank_triton(
         TILE=tile,
         RUN=run,
         LANES=lanes,
-        ROWS=max(32, power_of_2(batch)),
         num_warps=FILTER_WARPS,
         maxnreg=registers,
     )
