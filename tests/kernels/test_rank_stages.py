@@ -13,6 +13,7 @@ import hata_kernels.rank.take as taking
 import rank_cases as cases
 import rank_stages as stages
 import shared_cases as sharers
+from hata_kernels.score import score_levels
 
 BYTES = tuple(2**plane for plane in range(8))
 
@@ -191,7 +192,10 @@ def test_floors_of_samples_that_mislead(
 def test_sizes_of_samples() -> None:
     """Larger ones where scores are few and lists would be longer than what is held."""
     held = 8192
-    sizes = [sampling.sample_size(k, levels, held) for k in (1638, 1639) for levels in (128, 129)]
+    few = score_levels((1,) * 4, 64)
+    many = score_levels((1,) * 4, 128)
+    pairs = ((1638, few), (1638, many), (1639, few), (1639, many))
+    sizes = [sampling.sample_size(k, levels, held) for k, levels in pairs]
     assert sizes == [n * sampling.SAMPLE for n in (1, 1, 2, 1)]
 
 
