@@ -55,6 +55,7 @@ def shared_all() -> None:
     """Tiles of 16 to 1024 tokens, one to eight words, scales; and what finds rows and groups."""
     for heads, words, weights, scale_bits in (
         (8, 4, (1, 2, 4, 8), 0), (8, 4, (1,) * 4, 8), (8, 8, (1, 2, 4, 8), 0), (64, 4, (1, 2), 0),
+        (8, 2, (1, 2, 4, 8), 0),
         (4, 2, (1, 2, 4, 8), 16), (2, 3, (3, 1), 0), (1, 4, (1,) * 4, 0), (3, 1, (1,), 0),
     ):  # fmt: skip
         scale_dtype = {8: torch.uint8, 16: torch.int16}.get(scale_bits)
