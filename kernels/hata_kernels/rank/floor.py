@@ -11,9 +11,9 @@ from .tokens import load_codes, score_codes, turned
 
 # Tokens that a floor is taken from, at least.
 SAMPLE = 1024
-# Scores of up to so many values (64 bits of four queries) tie by a percent of a context and more at
-# the floor, and a list is of up to so many times the tokens that are kept.
-TIED_LEVELS, TIED_LIST = 300, 5
+# Scores of up to so many values (128 bits of four queries) tie by a percent of a context at the
+# floor, and a list is of up to so many times the tokens that are kept.
+TIED_LEVELS, TIED_LIST = 600, 5
 # Contexts of at most this many tokens have no floor: taking all of them costs less than sampling.
 UNSAMPLED = 2048
 # The floor is set for so many standard deviations of what a sample can mislead by. Beyond it the
@@ -26,9 +26,9 @@ def sample_size(k_max: int, levels: int, held: int) -> int:
     """Tokens that a floor is taken from, for scores of so many values.
 
     Twice as many where ties might make lists longer than the ``held`` candidates that
-    `take_kernel` holds at once: with 6 requests of 130,000 tokens, k 2048 and HATA's codes of 64
-    bits a layer took 64.8 us instead of 74.9 on an H200. Elsewhere it gained nothing (32 requests
-    of 32K tokens with asymmetric codes: 3 us more).
+    `take_kernel` holds at once, 15 us more: with 6 requests of 130,000 tokens, k 2048 and HATA's
+    codes of 64 bits in all layers, of 128 bits in a third of them. It costs 1 to 3 us elsewhere.
+    With 64 bits such a layer took 64.8 us instead of 74.9 on an H200.
     """
     tied = levels <= TIED_LEVELS and TIED_LIST * k_max > held
     return 2 * SAMPLE if tied else SAMPLE
