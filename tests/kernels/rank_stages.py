@@ -135,12 +135,11 @@ class Ranked:
     out : torch.Tensor
         The result.
     found : torch.Tensor
-        ``[requests, heads]``: of the buffer, in the order that it has of this call.
+        ``[requests, heads]``: how many candidates a row has.
     values : int
         Of a query as shared tiles are scored with it, 0 where the filter scores all tiles.
     levels, score_bits : int
         Values of scores, and bits of one in a list's entries.
-    k_max : int
     tensors : dict of str to torch.Tensor
         All of the buffers.
     """
@@ -166,7 +165,6 @@ class Ranked:
         options = options | {"scales": None if scales is None else scales.to(device)}
         rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
         self.sizes, self.rows, self.out = sizes, batch * kv_heads, out.cpu()
-        self.k_max = k_max
         self.levels = score_levels(weights, 32 * words, options["scale_bits"])
         self.score_bits = (self.levels - 1).bit_length()
         self.tensors = {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -108,12 +108,16 @@ def rank_rows(device, monkeypatch, arguments, options, groups=None):
     return ranked, rows
 
 
+def sample_of(ranked) -> int:
+    return sampling.sample_size(ranked.out.shape[2], ranked.levels, taking.HELD[-1])
+
+
 def floor_of(row, ranked) -> int:
     """Of the row, for the constants that the launches have."""
     return stages.floor_of(
         row,
         ranked.score_bits,
-        sample=sampling.sample_size(ranked.k_max, ranked.levels, taking.HELD[-1]),
+        sample=sample_of(ranked),
         unsampled=sampling.UNSAMPLED,
         deviations=sampling.DEVIATIONS,
     )
@@ -189,6 +193,16 @@ def test_floors_of_samples_that_mislead(
         assert ranked.floors[:6].eq(0).all()
 
 
+@pytest.mark.parametrize("batch", [1, 31, 32, 33, 70])
+def test_atomics_do_not_meet(batch) -> None:
+    """What a launch adds to at once is side by side, and what another one adds to is elsewhere."""
+    assert sizes_of.found_steps(batch, 8, 0) == (8, 1)
+    request, head = sizes_of.found_steps(batch, 8, 64)
+    assert request == 1
+    assert head >= batch
+    assert head * torch.int32.itemsize % 128 == 0  # every head's begin a cache line
+
+
 def test_sizes_of_samples() -> None:
     """Larger ones where scores are few and lists would be longer than what is held."""
     held = 8192
@@ -206,7 +220,7 @@ def test_floors_of_large_samples(device, monkeypatch, make_token_slots) -> None:
         monkeypatch,
         *make_inputs(make_token_slots, [900, 701, 512, 20], 3, 2, (1,), 0, [45, 41, 41, 41], 3, 5),
     )
-    assert sampling.sample_size(ranked.k_max, ranked.levels, 128) == 2 * sampling.SAMPLE
+    assert sample_of(ranked) == 2 * sampling.SAMPLE
     check_floors(ranked, rows)
     check_lists(ranked, rows)
 
