@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -36,6 +36,15 @@ def seed() -> int:
     torch.manual_seed(value)
     print(f"seed {value}: repeat with HATA_TEST_SEED={value}")
     return value
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """`torch.empty` gives NaN and the largest integers: what a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1, dtype=torch.int32).item() == torch.iinfo(torch.int32).max
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

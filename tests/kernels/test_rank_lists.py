@@ -150,20 +150,3 @@ def test_lists_of_every_size_that_is_held(device, poison, make_token_slots) -> N
     cases.check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
     # A budget of a quarter: all tokens are listed.
     assert cases.found_in(buffers, inputs, options).sum(0).flatten().tolist() == lengths
-
-
-def test_sections_of_long_contexts(device, monkeypatch, poison, make_token_slots) -> None:
-    """Two to five sections of the size that they usually have; lists that are held and one that is
-    not; thresholds that are counted and not.
-    """
-    monkeypatch.undo()
-    lengths, budgets = [16384, 32768, 16385, 33000, 20000], [256, 512, 260, 300, 5000]
-    inputs, options = cases.make_inputs(make_token_slots, lengths, 1, 1, (1, 2), 0)
-    assert cases.sections(inputs, options) == 8
-    inputs[1][500:9000:7] = inputs[0][3, 0]  # far above the others, for the fourth row
-    buffers = cases.make_buffers(inputs, options, device, 5100)
-    ends = {"sink": 2, "recent": 3, "k_max": 5100}
-    cases.check(device, poison, inputs, options, budgets, **ends, buffers=buffers)
-    found = cases.found_in(buffers, inputs, options)[:, :, 0]
-    assert (found > 0).sum(0).tolist() == [2, 4, 3, 5, 3]
-    assert found.amax(0).gt(4096).tolist() == [False, False, False, False, True]

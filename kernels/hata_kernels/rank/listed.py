@@ -97,8 +97,9 @@ def take_listed(
             place = precede + tl.cumsum(kept, axis=0) - kept
             tl.store(shift_row + tile, place - before, mask=in_use)
             precede += tl.sum(kept, axis=0)
-        # More ties than are kept make no difference, but would not fit in their bits.
-        precede_ties = tl.minimum(precede >> FIELD, ties_kept)
+        # More ties than are kept make no difference, but those of all sections would not fit in
+        # FIELD bits. Those of two do, of which they take the sign: only a mask reads them right.
+        precede_ties = tl.minimum((precede >> FIELD) & ((1 << FIELD) - 1), ties_kept)
         precede = (precede & ((1 << FIELD) - 1)) | (precede_ties << FIELD)
         tl.debug_barrier()
 
