@@ -1,4 +1,4 @@
-"""Ranking with lists of sections at the sizes that are served: nothing is made smaller for a test."""
+"""Ranking with lists of sections at the sizes that are served: no test makes anything smaller."""
 
 from __future__ import annotations
 
