@@ -253,6 +253,15 @@ class HataConfig(BaseModel):
             }
         return cls.model_validate(data, context={"source": source, "problems": problems})
 
+    @property
+    def origin(self) -> str:
+        """Where the settings came from: a file's path, or what `parse` was told."""
+        return self._source.origin
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What `parse` reads back as the same configuration: JSON values, paths absolute."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
     def resolve(self, num_layers: int, context_len: int) -> tuple[LayerPlan, ...]:
         """What each layer of a model does.
 

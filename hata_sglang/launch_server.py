@@ -13,13 +13,17 @@ ON_CPU = cpu_preview.enable()
 import os  # noqa: E402
 import sys  # noqa: E402
 from importlib.resources import files  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import yaml  # noqa: E402
 
 from hata_sglang.errors import HataError  # noqa: E402
 
 MODEL_FLAGS = ("--model-path", "--model")
 BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend")
-#: With one of these SGLang prints and exits, or brings its own settings.
-PASS_THROUGH = ("--help", "-h", "--version", "--config")
+#: With one of these SGLang prints and exits.
+PASS_THROUGH = ("--help", "-h", "--version")
 #: Eight of the demo model's longest contexts, 1.5 GB; SGLang would fill most of the memory.
 CPU_POOL_TOKENS = "65536"
 
@@ -42,9 +46,11 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
         One sentence for every choice that was made, and why.
     """
     argv, notes = list(argv), []
+    in_file = _settings_in_file(argv)
 
     def given(*flags: str) -> bool:
-        return any(arg == flag or arg.startswith(flag + "=") for arg in argv for flag in flags)
+        words = {arg.partition("=")[0] for arg in argv} | set(in_file)
+        return not words.isdisjoint(flags)
 
     def add(reason: str, *words: str) -> None:
         argv.extend(words)
@@ -58,6 +64,11 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
         add("a preview needs no pool of all memory", "--max-total-tokens", CPU_POOL_TOKENS)
     if not given(*BACKEND_FLAGS):
         add("the default of this launcher", "--attention-backend", "hata")
+    elif not any(
+        f"{flag} hata" in " ".join(argv).replace("=", " ") or in_file.get(flag) == "hata"
+        for flag in BACKEND_FLAGS
+    ):
+        notes.append("not used: another attention backend was asked for")
     if not given(*MODEL_FLAGS):
         from hata_sglang.demo_model import ensure_demo_model
 
@@ -66,6 +77,18 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
             config = files("hata_sglang") / "configs" / "demo.yaml"
             add("budgets and shipped weights of the demo model", "--hata-config", str(config))
     return argv, notes
+
+
+def _settings_in_file(argv: list[str]) -> dict[str, Any]:
+    """Flags of SGLang's ``--config FILE``; what is wrong with the file SGLang itself says."""
+    if "--config" not in argv[:-1]:
+        return {}
+    try:
+        settings = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    settings = settings if isinstance(settings, dict) else {}
+    return {"--" + str(name).replace("_", "-"): value for name, value in settings.items()}
 
 
 def main() -> None:

@@ -1,37 +1,84 @@
-"""Counters of one scheduler process: how sparse decoding really was."""
+"""What hata is in this process, and how sparse decoding really was."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hata_kernels.tally import ATTENDED, CONTEXT, ENCODED, STEPS
 
 
-@dataclass
-class Counters:
-    """Totals since the server started. Host integers: counting never waits for the device.
+class Metrics:
+    """Facts and totals of one scheduler process, which serves one model.
 
-    Attributes
-    ----------
-    decode_steps : int
-        Decode steps with at least one row whose context was longer than its budget.
-    tokens_in_context : int
-        Sum of context lengths over decode steps, rows and sparse layers: what dense decoding
-        would have read, in tokens per KV head.
-    tokens_attended : int
-        The same sum over the tokens that were attended, ``min(context, budget)``.
-    tokens_encoded : int
-        Tokens whose key codes were computed, each counted once (in the first coded layer).
-        A prompt whose prefix is in the radix tree adds its new tokens alone.
+    Totals come from tallies (`hata_kernels.tally`), to which the launches that encode and attend
+    add themselves. A layer that the stock backend decodes adds nothing.
     """
 
-    decode_steps: int = 0
-    tokens_in_context: int = 0
-    tokens_attended: int = 0
-    tokens_encoded: int = 0
+    def __init__(self) -> None:
+        self._facts: Mapping[str, Any] = {}
+        self._tallies: Mapping[int, torch.Tensor] = {}
+        self._coded: tuple[int, ...] = ()
 
-    def snapshot(self) -> dict[str, int]:
-        """The totals as a plain dict."""
-        return asdict(self)
+    @property
+    def serving(self) -> bool:
+        """Whether hata is attached to this process's attention backend."""
+        return bool(self._facts)
+
+    def serve(
+        self,
+        facts: Mapping[str, Any],
+        tallies: Mapping[int, torch.Tensor],
+        coded: tuple[int, ...],
+    ) -> None:
+        """Say what is served from now on.
+
+        Parameters
+        ----------
+        facts : mapping of str to Any
+            JSON values, of `hata_sglang.seams.session.Session.facts`.
+        tallies : mapping of int to torch.Tensor
+            int64 ``[SIZE]`` by sparse layer.
+        coded : tuple of int
+            Sparse layers whose keys have codes.
+        """
+        self._facts, self._tallies, self._coded = facts, tallies, coded
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Facts and totals since the server started; None where hata serves nothing.
+
+        Returns
+        -------
+        dict
+            The facts, and
+
+            ``decode_steps``: steps in which hata decoded a sparse layer, the most of any layer;
+            ``layer_steps``: the same, summed over layers;
+            ``tokens_in_context``: tokens that dense attention would have read in these, per KV
+            head, summed over layers, steps and requests;
+            ``tokens_attended``: tokens that were read instead;
+            ``tokens_encoded``: tokens whose key codes were written, in the coded layer that wrote
+            the fewest. A prompt whose prefix is cached adds its new tokens alone.
+
+        Notes
+        -----
+        Copies some numbers from the device, which waits for the work before it.
+        """
+        if not self.serving:
+            return None
+        rows = torch.stack([*self._tallies.values()]).cpu()
+        coded = [place for place, layer in enumerate(self._tallies) if layer in self._coded]
+        return {
+            **self._facts,
+            "decode_steps": int(rows[:, STEPS].max()),
+            "layer_steps": int(rows[:, STEPS].sum()),
+            "tokens_in_context": int(rows[:, CONTEXT].sum()),
+            "tokens_attended": int(rows[:, ATTENDED].sum()),
+            "tokens_encoded": int(rows[coded, ENCODED].min()) if coded else 0,
+        }
 
 
-#: This process's counters. SGLang runs one scheduler, with one model, per process.
-COUNTERS = Counters()
+#: This process's metrics.
+METRICS = Metrics()

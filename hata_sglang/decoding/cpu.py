@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import Encoder
 from hata_kernels.select import select_naive, select_streaming
+from hata_kernels.tally import count_attended
 from hata_sglang.config import LayerPlan
 from hata_sglang.decoding.scores import dtype_of_scores, write_scores
-from hata_sglang.decoding.step import Batch, count_step, counts
+from hata_sglang.decoding.step import Batch, counts
 
 
 class CpuDecoder:
@@ -25,6 +27,8 @@ class CpuDecoder:
         Softmax scale per sparse layer.
     encoders : mapping of int to hata_kernels.encoders.Encoder
         By sparse layer, of those whose method keeps codes.
+    tallies : mapping of int to torch.Tensor, optional
+        By layer, what its steps are counted in (`hata_kernels.tally`).
     """
 
     #: The pool encodes a step's keys when it stores them.
@@ -35,8 +39,10 @@ class CpuDecoder:
         plans: Sequence[LayerPlan],
         scales: dict[int, float],
         encoders: Mapping[int, Encoder],
+        tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
     ):
         self.plans, self.scales, self.encoders = plans, scales, encoders
+        self.tallies = tallies
 
     def prepare(self, batch: Batch, *, graph: bool = False) -> None:
         """Collect what all layers of the coming step share."""
@@ -45,7 +51,6 @@ class CpuDecoder:
         self.seq_lens = batch.seq_lens
         self.width = int(batch.seq_lens_cpu.max())
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
-        count_step(self.plans, batch.seq_lens_cpu)
 
     def covers_context(self, plan: LayerPlan) -> bool:
         """Say whether every row's budget covers its whole context, so that dense is the same."""
@@ -93,4 +98,5 @@ class CpuDecoder:
             tokens = (q, k_cache, codes, key_scales)
             write_scores(plan, encoder, *tokens, *where, scale=scale, out=scores)
             slots = select_naive(scores, *where, budgets, k_max=k_max)
+        count_attended(self.tallies.get(plan.layer), slots, self.seq_lens, budgets)
         return attend_naive(q, k_cache, v_cache, slots, budgets, scale=scale)

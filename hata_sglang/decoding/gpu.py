@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from hata_sglang.decoding.gpu_buffers import (
     Buffers,
     BufferSizes,
     eager_width,
+    encoder_kind,
     k_max,
     may_share,
     rank_key,
 )
 from hata_sglang.decoding.scores import write_scores
-from hata_sglang.decoding.step import Batch, count_step
+from hata_sglang.decoding.step import Batch
 
 
 class GpuDecoder:
@@ -50,6 +52,8 @@ class GpuDecoder:
     device : torch.device
     dense : collection of int
         Dense layers that it may decode: plain softmax attention in bfloat16 or float16.
+    tallies : mapping of int to torch.Tensor, optional
+        By layer, on the device, what its steps are counted in (`hata_kernels.tally`).
     """
 
     #: `decode` encodes the step's own keys, in the launch that encodes its queries.
@@ -67,9 +71,11 @@ class GpuDecoder:
         context_len: int,
         device: torch.device,
         dense: Collection[int] = (),
+        tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
     ):
         self.dense = frozenset(dense)
         self.plans, self.scales, self.encoders = plans, scales, encoders
+        self.tallies = tallies
         self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
         self.context_len, self.device = context_len, device
         self.shape = {
@@ -89,15 +95,8 @@ class GpuDecoder:
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows read."""
         self._static = self._make_buffers(max_bs, self.context_len)
-        # Layers of one kind share the scratch of their encoders: they run one after the other.
-        self._scratch = {}
-        for encoder in self.encoders.values():
-            if self._kind(encoder) not in self._scratch:
-                self._scratch[self._kind(encoder)] = encoder.step_scratch(max_bs)
-
-    @staticmethod
-    def _kind(encoder: Encoder) -> tuple:
-        return type(encoder), encoder.bits
+        kinds = {encoder_kind(encoder): encoder for encoder in self.encoders.values()}
+        self._scratch = {kind: encoder.step_scratch(max_bs) for kind, encoder in kinds.items()}
 
     def covers_context(self, plan: LayerPlan) -> bool:
         """False: short rows are attended in full by the same captured kernels."""
@@ -107,7 +106,7 @@ class GpuDecoder:
         """Whether `decode_dense` is for a dense layer, or the inner backend."""
         return layer in self.dense
 
-    def prepare(self, batch: Batch, *, graph: bool, real_rows: int | None = None) -> None:
+    def prepare(self, batch: Batch, *, graph: bool) -> None:
         """Make ready for one step: before its kernels run, are captured or are replayed.
 
         Parameters
@@ -116,8 +115,6 @@ class GpuDecoder:
             With CUDA-graph padding rows (``seq_lens`` 1, request 0) where `graph` is set.
         graph : bool
             Whether the step's kernels are captured or replayed.
-        real_rows : int, optional
-            Rows to count, without padding; 0 in a capture. Default: all.
         """
         bs, longest = batch.rows.shape[0], int(batch.seq_lens_cpu.max())
         if graph:
@@ -142,9 +139,6 @@ class GpuDecoder:
         if self.groups is not None:
             slots, lengths = self.buffers.token_slots[:bs], self.buffers.seq_lens[:bs]
             group_rows(slots, lengths, longest=longest, groups=self.groups)
-        rows = bs if real_rows is None else real_rows
-        if rows:
-            count_step(self.plans, batch.seq_lens_cpu[:rows])
 
     def decode(
         self,
@@ -171,12 +165,12 @@ class GpuDecoder:
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], buffers.budgets[plan.budget][:bs])
         k = k_max(plan.budget, self.context_len, where[0].shape[1])
-        encoder = self.encoders.get(plan.layer)
+        encoder, tally = self.encoders.get(plan.layer), self.tallies.get(plan.layer)
         if encoder is None:
             slots = self._select_without_codes(plan, q, k_cache, where, k)
         else:
             slots = rank(
-                self._encode(encoder, q, codes, key_scales, new_keys),
+                self._encode(encoder, q, codes, key_scales, new_keys, tally),
                 codes,
                 *where,
                 plane_weights=encoder.plane_weights,
@@ -188,10 +182,9 @@ class GpuDecoder:
                 buffers=buffers.rank[rank_key(encoder)],
                 groups=self.groups,
             )
-        tokens = (q, k_cache, v_cache, slots)
-        return attend(
-            *tokens, *where[1:], scale=self.scales[plan.layer], buffers=self.buffers.attend
-        )
+        tokens = (q, k_cache, v_cache, slots, *where[1:])
+        scale = self.scales[plan.layer]
+        return attend(*tokens, scale=scale, buffers=self.buffers.attend, tally=tally)
 
     def decode_dense(
         self, layer: int, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
@@ -205,13 +198,13 @@ class GpuDecoder:
         tokens = (q, k_cache, v_cache)
         return attend_dense(*tokens, *where, scale=self.scales[layer], buffers=buffers.dense)
 
-    def _encode(self, encoder, q, codes, key_scales, new_keys) -> torch.Tensor:
+    def _encode(self, encoder, q, codes, key_scales, new_keys, tally) -> torch.Tensor:
         """Codes of the queries; those of the step's keys go to their slots."""
         if new_keys is None:
             return encoder.encode_queries(q)
         keys, slots = new_keys
-        scratch = self._scratch.get(self._kind(encoder)) if self.graph else None
-        where = {"codes": codes, "slots": slots, "scales": key_scales}
+        scratch = self._scratch.get(encoder_kind(encoder)) if self.graph else None
+        where = {"codes": codes, "slots": slots, "scales": key_scales, "tally": tally}
         return encoder.encode_step(q, keys, **where, scratch=scratch)
 
     def _select_without_codes(self, plan, q, k_cache, where, k: int) -> torch.Tensor:

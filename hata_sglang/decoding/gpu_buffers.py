@@ -38,6 +38,17 @@ def rank_key(encoder: Encoder) -> int:
     return rank_sizes(encoder, 1, 1).tile
 
 
+def encoder_kind(encoder: Encoder) -> tuple:
+    """Which layers share the scratch of their encoders: they run one after the other."""
+    return type(encoder), encoder.bits
+
+
+def scratch_bytes(encoders: Mapping[int, Encoder], tokens: int) -> int:
+    """Bytes of the encoders' scratch for steps of up to so many tokens."""
+    kinds = {encoder_kind(encoder): encoder for encoder in encoders.values()}
+    return sum(encoder.scratch_bytes(tokens) for encoder in kinds.values())
+
+
 def may_share(bs: int, width: int) -> bool:
     """Whether so many rows of at most so many tokens can make a group of `RowGroups`."""
     return bs >= RowGroups.LEAST and width >= RowGroups.UNIT
@@ -49,6 +60,12 @@ def rank_sizes(encoder: Encoder, width: int, most: int, bs: int = 1) -> RankSize
     shape = (encoder.num_kv_heads, encoder.words)
     values = shared_values(*shape, encoder.plane_weights) if may_share(bs, width) else 0
     return RankSizes.of(*shape, levels, width, most, values)
+
+
+def most_tokens(encoder: Encoder) -> int:
+    """Longest context whose tokens can be ranked by an encoder's codes."""
+    levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
+    return RankSizes.most_tokens(encoder.num_kv_heads, encoder.words, levels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from hata_sglang.config import Budget, LayerPlan
-from hata_sglang.metrics import COUNTERS
+from hata_sglang.config import Budget
 
 
 @dataclass
@@ -31,26 +29,6 @@ class Batch:
     rows: torch.Tensor
     seq_lens: torch.Tensor
     seq_lens_cpu: torch.Tensor
-
-
-def count_step(plans: Iterable[LayerPlan], seq_lens_cpu: torch.Tensor) -> None:
-    """Add one decode step to this process's counters.
-
-    Parameters
-    ----------
-    plans : iterable of LayerPlan
-        The sparse layers.
-    seq_lens_cpu : torch.Tensor
-        ``[bs]`` host lengths of the real rows, without CUDA-graph padding.
-    """
-    context = int(seq_lens_cpu.sum())
-    attended: dict = {}
-    for plan in plans:
-        if plan.budget not in attended:
-            attended[plan.budget] = int(counts(plan.budget, seq_lens_cpu).sum())
-        COUNTERS.tokens_in_context += context
-        COUNTERS.tokens_attended += attended[plan.budget]
-    COUNTERS.decode_steps += any(a < context for a in attended.values())
 
 
 def counts(budget: Budget, seq_lens: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 SGLang treats many things by the backend's name (graph support, page sizes, allow-lists), so the
 name ``hata`` lives only until SGLang resolves its arguments. From then on the arguments carry the
-inner backend's name, and the environment variable `ACTIVE_ENV` tells this server's processes that
-hata was asked for.
+inner backend's name, and hata's configuration (`hata_sglang.seams.session.carry`), as it was read
+when they were resolved: a file that changes later changes nothing.
 """
 
 from __future__ import annotations
@@ -14,28 +14,45 @@ import os
 import sys
 from typing import Any
 
-from hata_sglang.errors import HataError
+from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.seams import cpu_preview, versions
-from hata_sglang.seams.session import ACTIVE_ENV, CONFIG_ENV, Session
+from hata_sglang.seams.session import Session
 
 logger = logging.getLogger(__name__)
 
 BACKEND = "hata"
+FLAG = "--hata-config"
+#: Path of the YAML where the flag does not name it.
+CONFIG_ENV = "HATA_CONFIG"
+#: "1" once a server of this process asked for hata. Processes that it spawns patch SGLang then, and
+#: look for each server's configuration; others leave SGLang as it is.
+ACTIVE_ENV = "HATA_SGLANG_ACTIVE"
 
 
-class _ConfigFlag(argparse.Action):
-    """``--hata-config FILE``: goes to the environment, where spawned processes find it."""
+class _Flag:
+    """What `FLAG` named. SGLang's own arguments have no room for it."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        os.environ[CONFIG_ENV] = os.path.abspath(values)
+    path: str | None = None
+
+    @classmethod
+    def read(cls, path: str) -> str:
+        """Type of the argument, for argparse."""
+        cls.path = os.path.abspath(path)
+        return cls.path
+
+    @classmethod
+    def take(cls) -> str | None:
+        """The path, once: the arguments that are resolved next are those that were read with it."""
+        path, cls.path = cls.path, None
+        return path
 
 
 def add_cli_flag(result: Any, parser: argparse.ArgumentParser) -> None:
     """After SGLang's own flags: add ``--hata-config``."""
     parser.add_argument(
-        "--hata-config",
+        FLAG,
         metavar="FILE",
-        action=_ConfigFlag,
+        type=_Flag.read,
         default=argparse.SUPPRESS,
         help="YAML of the attention backend 'hata': method, bits, weights, budgets per layer.",
     )
@@ -48,17 +65,22 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     """
     if versions.already_resolved(server_args):
         return original(server_args, *args, **kwargs)
-    if BACKEND not in _asked(server_args):
-        os.environ.pop(ACTIVE_ENV, None)
+    named, asked = _Flag.take(), _asked(server_args)
+    if BACKEND not in asked and named is None:
         return original(server_args, *args, **kwargs)
+    from hata_sglang.seams.hooks import require_places
     from hata_sglang.seams.validate import check_asked, check_resolved
 
     try:
-        inner = check_asked(server_args).inner_backend
-        _swap_names(server_args, inner)
+        if BACKEND not in asked:
+            found = next((name for name in asked if name), "none")
+            raise Refusal([Problem("--attention-backend", f"{BACKEND}, because of {FLAG}", found)])
+        config = check_asked(server_args, named or os.environ.get(CONFIG_ENV))
+        _swap_names(server_args, config.inner_backend)
         os.environ[ACTIVE_ENV] = "1"
         result = original(server_args, *args, **kwargs)
         session = check_resolved(server_args)
+        require_places()
     except HataError as error:
         # SGLang swallows exceptions of plugins in places; SystemExit always gets through.
         print(error, file=sys.stderr, flush=True)
@@ -87,7 +109,7 @@ def _swap_names(server_args: Any, inner: str | None) -> None:
 
 
 def is_active() -> bool:
-    """Say whether this process belongs to a server that asked for hata."""
+    """Say whether this process may belong to a server that asked for hata."""
     return os.environ.get(ACTIVE_ENV) == "1"
 
 
@@ -107,14 +129,26 @@ def wrap_factories() -> None:
 def _attaching(name: str, stock):
     def factory(runner):
         backend = stock(runner)
-        if runner.is_draft_worker or versions.decode_backend_name(runner) != name:
+        session = Session.of(runner.model_config)
+        if (
+            session is None
+            or runner.is_draft_worker
+            or versions.decode_backend_name(runner) != name
+        ):
             return backend
         from hata_sglang.seams.backend import attach
         from hata_sglang.seams.hooks import require_applied
         from hata_sglang.seams.validate import check_runner
 
         require_applied()
-        session: Session = check_runner(runner)
-        return attach(backend, runner, session)
+        check_runner(runner, session)
+        attach(backend, runner, session)
+        facts = session.facts()
+        logger.info(
+            "hata is on: method %s, %s bits, layers %s of %d decode sparse, budget %s, beside %s",
+            *(facts[key] for key in ("method", "bits", "layers", "num_layers", "budget")),
+            name,
+        )
+        return backend
 
     return factory

@@ -18,7 +18,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from hata_sglang.decoding import CpuDecoder, GpuDecoder
 from hata_sglang.decoding.step import Batch
 from hata_sglang.errors import HataError
-from hata_sglang.metrics import COUNTERS
+from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.layers import attention_layers, dense_layers
 from hata_sglang.seams.session import Session
@@ -44,7 +44,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     layers = attention_layers(runner.model)
     scales = {layer.layer_id: float(layer.scaling) for layer in layers}
     if device.type == "cpu":
-        decoder: Any = CpuDecoder(plans, scales, pool.encoders)
+        decoder: Any = CpuDecoder(plans, scales, pool.encoders, pool.tallies)
     else:
         decoder = GpuDecoder(
             plans,
@@ -56,6 +56,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
             context_len=shape.context_len,
             device=device,
             dense=dense_layers(layers, session, pool.dtype, device),
+            tallies=pool.tallies,
         )
     backend.__class__ = _subclass(type(backend))
     backend.hata_plans = {p.layer: p for p in plans}
@@ -65,6 +66,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     # Sizes of captured batches of which no layer is the stock backend's.
     backend.hata_alone = set()
     backend._hata_eager = False
+    METRICS.serve(session.facts(), pool.tallies, tuple(session.weights))
     return backend
 
 
@@ -100,14 +102,9 @@ def _make_subclass(base: type) -> type:
                 super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
             if not decode:
                 return
-            batch = self._hata_batch(forward_batch)
             if in_capture:
                 self.hata_alone.add(bs)  # until a layer of the capture says otherwise
-                self.hata_decoder.prepare(batch, graph=True, real_rows=0)
-                return
-            real_rows = versions.real_rows(forward_batch)
-            self.hata_decoder.prepare(batch, graph=True, real_rows=real_rows)
-            COUNTERS.tokens_encoded += real_rows  # a replay runs no Python in `set_kv_buffer`
+            self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=True)
 
         def init_cuda_graph_state(self, max_bs, max_num_tokens, *args, **kwargs):
             super().init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
@@ -149,6 +146,9 @@ def _make_subclass(base: type) -> type:
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
                 )
+            if more := [name for name, value in kwargs.items() if value is not None]:
+                found = ", ".join(more)
+                raise HataError(f"layer {plan.layer}: expected plain attention, found {found}")
             where = versions.write_loc(forward_batch)
             new_keys = {}
             # Ranking does not wait for codes of the step's own keys: these have to be kept anyway.

@@ -1,20 +1,24 @@
 """Every place of SGLang that hata changes, in one table.
 
-SGLang logs a hook that fails to apply and goes on without it, so `require_applied` compares the
-table with what SGLang says it patched.
+SGLang logs a hook that fails to apply and goes on without it. So the launcher looks whether the
+places are there (`missing_places`), and the scheduler whether they were patched (`require_applied`)
+and whether the backend was attached (`_require_attached`). In a server that did not ask for hata
+every hook passes through.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.metrics import COUNTERS
+from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
+from hata_sglang.seams.validate import INNER_BACKENDS
 
 
 class Hook(NamedTuple):
@@ -26,6 +30,7 @@ class Hook(NamedTuple):
 
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
 
 def _build_pool(original, self, *, mha_pool_class, **kwargs):
@@ -34,34 +39,46 @@ def _build_pool(original, self, *, mha_pool_class, **kwargs):
 
     from hata_sglang.seams.pool import make_pool_class
 
-    if mha_pool_class is MHATokenToKVPool and not self.is_draft_worker:
-        mha_pool_class = make_pool_class(Session.open(self.model_config))
+    session = Session.of(self.model_config)
+    if session and mha_pool_class is MHATokenToKVPool and not self.is_draft_worker:
+        mha_pool_class = make_pool_class(session)
     return original(self, mha_pool_class=mha_pool_class, **kwargs)
 
 
 def _cell_size(result: int, self, kvc, num_layers: int) -> int | None:
     """Add the codes to the bytes that SGLang counts per token."""
-    if kvc.is_draft_worker:
+    session = Session.of(kvc.model_config)
+    if session is None or kvc.is_draft_worker:
         return None
-    return result + Session.open(kvc.model_config).code_bytes_per_token
+    return result + session.code_bytes_per_token
 
 
 def _available_bytes(result: int, self, *args) -> int | None:
-    """Take what CUDA graphs will need for scores and slots off the memory left for the pool."""
-    from hata_sglang.seams.workspace import graph_workspace_bytes
+    """Take what decoding needs beside the pool off the memory left for the pool."""
+    from hata_sglang.seams.workspace import workspace_bytes
 
-    return result - graph_workspace_bytes(self)
+    session = Session.of(self.model_config)
+    return None if session is None else result - workspace_bytes(self, session)
 
 
 def _no_fused_writer(original, *args, **kwargs) -> bool:
     """Keep models from writing keys past `set_kv_buffer`: those would have no codes."""
-    return False
+    return False if METRICS.serving else original(*args, **kwargs)
 
 
 def _internal_state(result, *args, **kwargs):
-    """Show this scheduler's counters under ``internal_states[..].hata`` of ``/server_info``."""
-    result.internal_state["hata"] = COUNTERS.snapshot()
+    """Show this scheduler's metrics under ``internal_states[..].hata`` of ``/server_info``."""
+    if METRICS.serving:
+        result.internal_state["hata"] = METRICS.snapshot()
     return result
+
+
+def _require_attached(result, self, *args, **kwargs) -> None:
+    """Stop a scheduler whose server asked for hata and whose attention backend is a stock one."""
+    if Session.of(self.model_config) is not None and not METRICS.serving:
+        names = ", ".join(INNER_BACKENDS)
+        problem = Problem(f"sglang {versions.SGLANG}", f"a decode backend among {names}", "another")
+        raise Refusal([problem])
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -73,11 +90,8 @@ HOOKS: tuple[Hook, ...] = (
         _cell_size,
     ),
     Hook("sglang.srt.models.utils.enable_fused_set_kv_buffer", HookType.AROUND, _no_fused_writer),
-    Hook(
-        "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
-        HookType.AFTER,
-        _internal_state,
-    ),
+    Hook(f"{_SCHEDULER}.get_internal_state", HookType.AFTER, _internal_state),
+    Hook(f"{_SCHEDULER}.__init__", HookType.AFTER, _require_attached),
 )
 
 
@@ -93,11 +107,32 @@ def require_applied() -> None:
     Raises
     ------
     Refusal
-        Naming each place that this SGLang does not have.
+        Naming each of them.
     """
-    missing = [h.target for h in HOOKS if h.target not in HookRegistry._patched]
-    if missing:
-        raise Refusal(
-            Problem(f"sglang {versions.SGLANG}", f"{target} to be patched", "not patched")
-            for target in missing
-        )
+    # SGLang wraps by `functools.wraps`, all hooks of a place or none.
+    places = [hook.target for hook in HOOKS]
+    _refuse([p for p in places if not hasattr(_find(p), "__wrapped__")], "to be patched")
+
+
+def require_places() -> None:
+    """Stop if SGLang lacks a place of the table; for the launcher, before it spawns anything.
+
+    Raises
+    ------
+    Refusal
+        Naming each of them.
+    """
+    _refuse([hook.target for hook in HOOKS if _find(hook.target) is None], "to patch")
+
+
+def _find(place: str) -> Any:
+    try:
+        return pkgutil.resolve_name(place)
+    except (ImportError, AttributeError):
+        return None
+
+
+def _refuse(places: list[str], purpose: str) -> None:
+    setting = f"sglang {versions.SGLANG}"
+    if places:
+        raise Refusal(Problem(setting, f"{place} {purpose}", "not so") for place in places)

@@ -13,7 +13,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
-from hata_sglang.metrics import COUNTERS
+from hata_kernels.tally import SIZE as TALLY_SIZE
 from hata_sglang.seams.session import Session
 from hata_sglang.warm import warm_encoders
 
@@ -33,7 +33,7 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
         ``codes``: dict of layer to int32 ``[size + page_size, Hkv, bits // 32]``; ``scales``: dict
         of layer to uint8 or int16 (low 16 bits) ``[size + page_size, Hkv]``, of the layers that
         have them; ``encoders``: dict of layer to Encoder, in float32 on a CPU, else in the cache's
-        dtype.
+        dtype; ``tallies``: dict of sparse layer to int64 ``[4]`` (`hata_kernels.tally`).
     """
 
     class HataMHATokenToKVPool(MHATokenToKVPool):
@@ -56,6 +56,10 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
                     for layer, e in session.weights.items()
                     if e.scale_bits
                 }
+            # Not released with the keys: what was counted stays.
+            sparse = [plan.layer for plan in session.sparse_plans]
+            tallies = torch.zeros(len(sparse), TALLY_SIZE, dtype=torch.int64, device=self.device)
+            self.tallies = dict(zip(sparse, tallies, strict=True))
             # On a GPU the projections run on tensor cores, in the keys' dtype; the CPU
             # reference computes in float32 and keeps the weights so.
             on_cpu = torch.device(self.device).type == "cpu"
@@ -63,7 +67,6 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
                 layer: e.to(self.device, torch.float32 if on_cpu else self.dtype)
                 for layer, e in session.weights.items()
             }
-            self._first_coded = min(session.weights, default=None)
             super()._create_buffers()
             if not on_cpu:
                 warm_encoders(self.encoders, self.codes, self.scales, self.dtype)
@@ -93,8 +96,6 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
         def set_kv_without_codes(self, layer, loc_info, cache_k, cache_v) -> torch.Tensor:
             """Write keys and values whose codes the decoder is about to write; their slots."""
             super().set_kv_buffer(layer, loc_info, cache_k, cache_v)
-            if layer.layer_id == self._first_coded and not _capturing(cache_k):
-                COUNTERS.tokens_encoded += cache_k.shape[0]
             return unwrap_write_loc(loc_info)[0]
 
         def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
@@ -107,9 +108,8 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
                 codes=self.codes[layer_id],
                 slots=slots,
                 scales=self.scales.get(layer_id),
+                tally=self.tallies[layer_id],
             )
-            if layer_id == self._first_coded and not _capturing(keys):
-                COUNTERS.tokens_encoded += slots.numel()
 
         def move_kv_cache(self, tgt_loc, src_loc):
             super().move_kv_cache(tgt_loc, src_loc)
@@ -122,8 +122,3 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
                 self.encode_keys(layer_id, indices, self._get_key_buffer(layer_id)[indices])
 
     return HataMHATokenToKVPool
-
-
-def _capturing(tensor: torch.Tensor) -> bool:
-    """Say whether this call only records a CUDA graph and computes nothing yet."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

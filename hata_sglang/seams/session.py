@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,35 @@ from weakref import WeakKeyDictionary
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.encoders import load_encoders
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.layer_ranges import format_layers
 
-#: Path of the YAML. Set by ``--hata-config`` or by the user; spawned processes inherit it.
-CONFIG_ENV = "HATA_CONFIG"
-#: Set to the inner backend's name in processes whose server asked for ``hata``.
-ACTIVE_ENV = "HATA_SGLANG_ACTIVE"
+#: Where a server's arguments keep its configuration: a key of SGLang's overrides of the model's
+#: config. Processes get the arguments of their own server, and one environment for all servers.
+CARRIED = "hata_config"
+
+
+def carry(server_args: Any, config: HataConfig) -> None:
+    """Put a configuration into a server's arguments: this marks a server that asked for hata.
+
+    Parameters
+    ----------
+    server_args : sglang.srt.server_args.ServerArgs
+        Not yet resolved; ``json_model_override_args`` gets a key.
+    config : HataConfig
+    """
+    overrides = json.loads(server_args.json_model_override_args or "{}")
+    # As a text, because SGLang's cache of model configs hashes the values.
+    overrides[CARRIED] = json.dumps({"from": config.origin, "settings": config.to_mapping()})
+    server_args.json_model_override_args = json.dumps(overrides)
+
+
+def carried(model_config: Any) -> HataConfig | None:
+    """The configuration of a model's server; None where hata was not asked for."""
+    text = getattr(model_config.hf_config, CARRIED, None)
+    if text is None:
+        return None
+    content = json.loads(text)
+    return HataConfig.parse(content["settings"], origin=content["from"])
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,11 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     context_len: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.num_heads // self.num_kv_heads
 
     @classmethod
     def of(cls, model_config: Any) -> ModelShape:
@@ -70,9 +99,26 @@ class Session:
         """Bytes of codes and scales that one token takes over all coded layers."""
         return sum(e.num_kv_heads * e.code_bytes for e in self.weights.values())
 
+    def facts(self) -> dict[str, Any]:
+        """What is served, for people: JSON values; lists where layers differ."""
+
+        def only(values: Iterable[Any]) -> Any:
+            found = list(dict.fromkeys(values))
+            return found[0] if len(found) == 1 else found
+
+        sparse = self.sparse_plans
+        return {
+            "method": only(plan.method for plan in sparse),
+            "bits": only(plan.bits for plan in sparse),
+            "budget": only(str(plan.budget) for plan in sparse),
+            "layers": format_layers(plan.layer for plan in sparse),
+            "num_layers": self.shape.num_layers,
+            "config": self.config.origin,
+        }
+
     @classmethod
-    def open(cls, model_config: Any) -> Session:
-        """Load the YAML named by `CONFIG_ENV` and the weights it names, for this model.
+    def of(cls, model_config: Any) -> Session | None:
+        """The session of a model's server, with its weights; None where hata was not asked for.
 
         Parameters
         ----------
@@ -81,33 +127,21 @@ class Session:
         Raises
         ------
         Refusal
-            If the file is not named, not readable or not valid, does not fit the model, or the
-            weights cannot be found or do not fit. All reasons that can be known are listed.
+            If the configuration does not fit the model, or the weights cannot be found or do not
+            fit. All reasons that can be known are listed.
         """
         # SGLang asks several times while it sizes the pool; the weights are read once.
         if model_config not in _OPENED:
-            config = HataConfig.load(config_path())
-            shape = ModelShape.of(model_config)
-            plans = config.resolve(shape.num_layers, shape.context_len)
-            loaded = load_encoders(plans, shape, model_config.hf_config)
-            _OPENED[model_config] = cls(config, shape, loaded.plans, loaded.encoders)
+            config = carried(model_config)
+            _OPENED[model_config] = None if config is None else cls._open(config, model_config)
         return _OPENED[model_config]
 
+    @classmethod
+    def _open(cls, config: HataConfig, model_config: Any) -> Session:
+        shape = ModelShape.of(model_config)
+        plans = config.resolve(shape.num_layers, shape.context_len)
+        loaded = load_encoders(plans, shape, model_config.hf_config)
+        return cls(config, shape, loaded.plans, loaded.encoders)
 
-_OPENED: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
 
-
-def config_path() -> str:
-    """Path of this server's YAML; refuses where none was named."""
-    path = os.environ.get(CONFIG_ENV)
-    if not path:
-        raise Refusal(
-            [
-                Problem(
-                    f"--hata-config (or the environment variable {CONFIG_ENV})",
-                    "the path of a YAML file",
-                    "nothing",
-                )
-            ]
-        )
-    return path
+_OPENED: WeakKeyDictionary[Any, Session | None] = WeakKeyDictionary()

@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 
+from hata_kernels import attend, score
 from hata_sglang.config import HataConfig
+from hata_sglang.decoding.gpu_buffers import most_tokens
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.seams import versions
-from hata_sglang.seams.session import Session, config_path
+from hata_sglang.seams.session import Session, carry
 
+#: Head sizes that FlashInfer, FA3 and hata's kernels all have.
+HEAD_DIMS = (64, 128, 256)
 #: Inner backends whose metadata and pool layout hata was built against.
 INNER_BACKENDS = ("flashinfer", "fa3", "triton", "torch_native")
 
 #: Server arguments and their values under which hata is built and tested; the first one is named
-#: in the error. A field that a release does not have is passed over.
+#: in the error. Where a release that should have an argument lacks it, that is refused as well
+#: (`versions.LATER`): a rule must not end with a name.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     # another token order, or verification as an extend, which would be dense
     "speculative_algorithm": (None,),
@@ -75,13 +80,15 @@ MODEL_OFF = {
 }
 
 
-def check_asked(server_args: Any) -> HataConfig:
+def check_asked(server_args: Any, path: str | None) -> HataConfig:
     """Check what was asked, before SGLang acts on it (its own error would name one flag alone).
 
     Parameters
     ----------
     server_args : sglang.srt.server_args.ServerArgs
-        Not yet resolved.
+        Not yet resolved; carries the configuration afterwards.
+    path : str or None
+        Of the YAML, which is read here and nowhere else.
 
     Returns
     -------
@@ -100,18 +107,26 @@ def check_asked(server_args: Any) -> HataConfig:
         )
     config = None
     try:
-        config = HataConfig.load(config_path())
+        config = _load(path)
+        carry(server_args, config)
     except Refusal as refusal:
         problems += refusal.problems
     model_config = versions.early_model_config(server_args)
     if model_config is not None:
         problems += _model(model_config)
         if config is not None and not problems:
-            Session.open(model_config)  # refuses weights and layers that do not fit
+            Session.of(model_config)  # refuses weights and layers that do not fit
     if problems:
         raise Refusal(problems)
     assert config is not None
     return config
+
+
+def _load(path: str | None) -> HataConfig:
+    if not path:
+        setting = "--hata-config (or the environment variable HATA_CONFIG)"
+        raise Refusal([Problem(setting, "the path of a YAML file", "nothing")])
+    return HataConfig.load(path)
 
 
 def check_resolved(server_args: Any) -> Session:
@@ -138,8 +153,10 @@ def check_resolved(server_args: Any) -> Session:
     try:
         model_config = versions.model_config(server_args)
         problems += _model(model_config)
-        session = Session.open(model_config)
-        problems += _heads_on_device(session, args.device)
+        session = Session.of(model_config)
+        assert session is not None, "the arguments carry a configuration"
+        if args.device != "cpu":
+            problems += device_limits(session) + _eager_rows(args)
     except Refusal as refusal:
         problems += refusal.problems
     if problems:
@@ -151,7 +168,11 @@ def check_resolved(server_args: Any) -> Session:
 def _arguments(args: Any) -> list[Problem]:
     problems = []
     for name, allowed in ALLOWED.items():
-        value = getattr(args, name, allowed[0])
+        if not hasattr(args, name):
+            if versions.has_argument(name):
+                problems.append(Problem(f"sglang {versions.SGLANG}", f"an argument {name}", "none"))
+            continue
+        value = getattr(args, name)
         if value not in allowed:
             flag = "--" + name.replace("_", "-")
             wanted = "not set" if allowed[0] in (None, False) else f"{allowed[0]}"
@@ -214,14 +235,42 @@ def _model(model_config: Any) -> list[Problem]:
     return problems
 
 
-def _heads_on_device(session: Session, device: str) -> list[Problem]:
-    head_dim = session.shape.head_dim
-    if device == "cpu" or head_dim in (64, 128, 256):
+def device_limits(session: Session) -> list[Problem]:
+    """What kernels on a GPU do not take of a model or of its layers.
+
+    Parameters
+    ----------
+    session : Session
+    """
+    shape, problems = session.shape, []
+    if shape.head_dim not in HEAD_DIMS:
+        expected = " or ".join(map(str, HEAD_DIMS)) + " on a GPU"
+        problems.append(Problem("model's head_dim", expected, str(shape.head_dim)))
+    for name, most, layers in (
+        ("a sparse layer", attend.MAX_GROUP, session.sparse_plans),
+        ("method exact", score.MAX_GROUP, [p for p in session.sparse_plans if p.method == "exact"]),
+    ):
+        if layers and shape.group > most:
+            setting = "model's query heads per KV head"
+            problems.append(
+                Problem(setting, f"at most {most} for {name} on a GPU", str(shape.group))
+            )
+    most = min((most_tokens(e) for e in session.weights.values()), default=shape.context_len)
+    if shape.context_len > most:
+        expected = f"at most {most} tokens with these codes on a GPU"
+        problems.append(Problem("--context-length", expected, str(shape.context_len)))
+    return problems
+
+
+def _eager_rows(args: Any) -> list[Problem]:
+    """Scratch of eager steps is reserved by their largest batch, which has to be known."""
+    if versions.decode_graph_max_bs(args) or args.max_running_requests:
         return []
-    return [Problem("model's head_dim", "64, 128 or 256 on a GPU", str(head_dim))]
+    expected = "a number, because without CUDA graphs scratch is reserved for so many requests"
+    return [Problem("--max-running-requests", expected, "nothing")]
 
 
-def check_runner(runner: Any) -> Session:
+def check_runner(runner: Any, session: Session) -> None:
     """Check what is known only in the scheduler process, with model and pool built.
 
     Raises
@@ -231,8 +280,7 @@ def check_runner(runner: Any) -> Session:
     """
     from hata_sglang.seams.layers import check_layers
 
-    session = getattr(type(runner.token_to_kv_pool), "hata_session", None)
-    if session is None:
+    if not hasattr(runner.token_to_kv_pool, "codes"):
         raise Refusal(
             [
                 Problem(
@@ -245,4 +293,3 @@ def check_runner(runner: Any) -> Session:
         raise Refusal(
             [Problem("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))]
         )
-    return session

@@ -14,6 +14,24 @@ from packaging.version import Version
 SGLANG = Version(sglang.__version__)
 SUPPORTED = (Version("0.5.16"), Version("0.5.23"))
 
+#: Server arguments that releases after 0.5.16 brought. All others that hata looks at every
+#: supported release must have.
+LATER = frozenset(
+    {
+        "enable_nvidia_megakernel",
+        "enable_amd_monokernel",
+        "attn_dp_size",
+        "dwdp_size",
+        "enable_kv_cache_sharding",
+        "enable_unified_cache_external_linker",
+    }
+)
+
+
+def has_argument(name: str) -> bool:
+    """Whether this SGLang must have a server argument that hata looks at."""
+    return name not in LATER or SUPPORTED[1] <= SGLANG
+
 
 def resolution_target() -> str:
     """Method of ServerArgs that turns what was asked into what will run.
@@ -64,7 +82,9 @@ def early_model_config(server_args: Any) -> Any | None:
         return None
     try:
         return ModelConfig.from_server_args(server_args)
-    except Exception:  # SGLang reports it, with its own words, when it gets there
+    # A bad checkpoint: SGLang reports it, with its own words, when it gets there. Another error is
+    # not of the model but of this function, in a release that it was not written for.
+    except (OSError, ValueError, RuntimeError, AssertionError):
         return None
 
 
@@ -74,11 +94,6 @@ def decode_backend_name(runner: Any) -> str:
     if name is None:  # 0.5.16 sets it later
         name = runner.server_args.get_attention_backends()[1]
     return name
-
-
-def real_rows(forward_batch: Any) -> int:
-    """Rows of a CUDA-graph replay that are requests and not padding."""
-    return forward_batch.batch_size - getattr(forward_batch, "num_padding", 0)
 
 
 def write_loc(forward_batch: Any) -> Any:

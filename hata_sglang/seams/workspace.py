@@ -10,30 +10,45 @@ from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
 
 
-def graph_workspace_bytes(configurator: Any) -> int:
-    """Bytes that CUDA graphs of the sparse layers will take; 0 on a CPU.
+def workspace_bytes(configurator: Any, session: Session) -> int:
+    """Bytes that decoding takes beside the pool; 0 on a CPU.
+
+    Encoders, and what a step's kernels read and write: in CUDA graphs for the largest batch that is
+    captured, in eager steps for the largest that may run.
 
     Parameters
     ----------
     configurator : sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator
+    session : Session
     """
-    if torch.device(configurator.device).type == "cpu" or configurator.is_draft_worker:
+    device, args = torch.device(configurator.device), versions.resolved(configurator.server_args)
+    if device.type == "cpu" or configurator.is_draft_worker:
         return 0
-    from hata_kernels.attend import fits_dense
-    from hata_sglang.decoding.gpu_buffers import BufferSizes
+    captured = versions.decode_graph_max_bs(configurator.server_args)
+    most = args.max_running_requests or 0
+    rows = [captured] if most <= captured else [captured, most]
+    dtype = configurator.model_config.dtype
+    encoders = sum(encoder.bytes_in(dtype) for encoder in session.weights.values())
+    return encoders + sum(_step_bytes(session, bs, device) for bs in rows if bs)
 
-    session = Session.open(configurator.model_config)
+
+def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
+    """Bytes of a step's buffers for so many rows of the longest context."""
+    from hata_kernels.attend import fits_dense
+    from hata_sglang.decoding.gpu_buffers import BufferSizes, scratch_bytes
+
     shape = session.shape
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
     some_dense = len(session.sparse_plans) < shape.num_layers
-    return BufferSizes.of(
+    sizes = BufferSizes.of(
         session.sparse_plans,
         session.weights,
-        bs=versions.decode_graph_max_bs(configurator.server_args),
+        bs=bs,
         width=shape.context_len,
         context_len=shape.context_len,
         num_kv_heads=shape.num_kv_heads,
-        group=shape.num_heads // shape.num_kv_heads,
+        group=shape.group,
         head_dim=shape.head_dim,
-        dense=some_dense and fits_dense(*heads, torch.device(configurator.device)),
-    ).nbytes
+        dense=some_dense and fits_dense(*heads, device),
+    )
+    return sizes.nbytes + scratch_bytes(session.weights, bs)

@@ -10,6 +10,7 @@ from hata_kernels.encode.triton_residual import encode_residual_triton
 from hata_kernels.encode.triton_step import encode_step_asymmetric
 from hata_kernels.encode.triton_step_linear import encode_step_linear
 from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
+from hata_kernels.tally import SIZE
 
 
 def encode_all() -> None:
@@ -111,7 +112,8 @@ def run_keys(encoder) -> None:
         scales = None
         if encoder.scale_bits:
             scales = zeros(200, encoder.num_kv_heads, dtype=encoder.scale_dtype)
-        encoder.to("cpu", dtype)._launch_keys(k, codes, torch.arange(tokens), scales)
+        there, slots = encoder.to("cpu", dtype), torch.arange(tokens)
+        there._launch_keys(k, codes, slots, scales, zeros(SIZE, dtype=torch.int64))
 
 
 def run_queries(encoder, dtype: torch.dtype) -> None:
@@ -131,6 +133,7 @@ def step_all() -> None:
     ):  # fmt: skip
         q, k = zeros(tokens, heads * group, dim, dtype=BF16), zeros(tokens, heads, dim, dtype=BF16)
         stored = {"codes": zeros(99, heads, bits // 32), "slots": zeros(tokens)}
+        stored["tally"] = zeros(SIZE, dtype=torch.int64)
         if scale_dtype:
             steps = zeros(heads, dtype=F32)
             stored |= {"scales": zeros(99, heads, dtype=scale_dtype), "scale_step": steps}

@@ -23,6 +23,7 @@ from hata_kernels.score.exact_triton import exact_score_triton
 from hata_kernels.score.triton import score_triton
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.select.triton import select_triton
+from hata_kernels.tally import SIZE
 
 
 def rank_all() -> None:
@@ -152,6 +153,7 @@ def attend_all() -> None:
             zeros(batch),
             scale=0.1,
             logit_cap=logit_cap,
+            tally=zeros(SIZE, dtype=torch.int64),
         )
 
 

@@ -62,7 +62,6 @@ def backend(monkeypatch, seam):
     from hata_sglang.config import HataConfig
 
     monkeypatch.setattr(seam.versions, "write_loc", lambda batch: NEWEST[: batch.batch_size])
-    monkeypatch.setattr(seam.versions, "real_rows", lambda batch: batch.batch_size)
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
     plan = HataConfig.parse(settings).resolve(3, 4096)[2]
     made = seam._make_subclass(Inner)()

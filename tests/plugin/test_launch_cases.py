@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hata_sglang.seams.validate import ALLOWED, ENVIRONMENT_OFF, MODEL_OFF
+from hata_sglang.seams.versions import has_argument
 
 WORKER = Path(__file__).with_name("launch_cases.py")
 
@@ -131,30 +132,34 @@ def _cases(tmp):
     """Every launch of this file, as `launch_cases.py` reads them."""
     cases = []
 
-    def add(name, yaml=GOOD, extra=(), env=None, model=None, backend="hata"):
+    def add(name, yaml=GOOD, extra=(), env=None, model=None, backend="hata", then=None):
         folder = tmp / f"model{len(cases)}"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({**LLAMA, **(model or {})}))
         config = tmp / f"{len(cases)}.yaml"
         config.write_text(yaml)
-        argv = [
-            "--model-path",
-            str(folder),
-            "--device",
-            "cpu",
-            "--skip-tokenizer-init",
-            "--load-format",
-            "dummy",
-            "--attention-backend",
-            backend,
-            *extra,
-        ]
+        argv = ["--model-path", str(folder), "--device", "cpu", "--skip-tokenizer-init"]
+        argv += ["--load-format", "dummy"]
+        after = [*argv, "--attention-backend", then] if then else None
+        argv += ["--attention-backend", backend] if backend else []
+        argv += [str(config) if word == "YAML" else word for word in extra]
         env = {"HATA_CONFIG": str(config), **(env or {})}
-        cases.append({"name": name, "argv": argv, "env": env})
+        cases.append({"name": name, "argv": argv, "env": env, "after": after})
 
     add("good")
     add("stock", backend="torch_native")
-    add("no config", env={"HATA_CONFIG": ""})
+    add("stock afterwards", then="torch_native")
+    unset = {"HATA_CONFIG": ""}
+    add("no config", env=unset)
+    add("flag", extra=["--hata-config", "YAML"], env=unset)
+    add("flag, stock", extra=["--hata-config", "YAML"], env=unset, backend="torch_native")
+    add("flag, no backend", extra=["--hata-config", "YAML"], env=unset, backend=None)
+    files = {"in a file": {"attention-backend": "hata"}, "in a file, no backend": {}}
+    for number, (name, settings) in enumerate(files.items()):
+        yaml, flags = tmp / f"hata{number}.yaml", tmp / f"sglang{number}.yaml"
+        yaml.write_text(GOOD)
+        flags.write_text(json.dumps({"hata-config": str(yaml), **settings}))
+        add(name, extra=["--config", str(flags)], env=unset, backend=None)
     add("two reasons", extra=["--tp-size", "2", "--enable-lora"], yaml="methd: hata\n")
     for flag in FLAGS:
         add(flag, extra=flag.split())
@@ -186,8 +191,6 @@ def results(tmp_path_factory):
 
 
 def _refused(result, line):
-    if "unrecognized arguments" in result["output"]:
-        pytest.skip("this SGLang has no such flag")
     assert "hata cannot run:" in result["output"], result["output"][-3000:]
     refusal = result["output"][result["output"].index("hata cannot run:") :]
     assert line in refusal, refusal
@@ -199,6 +202,9 @@ def _refused(result, line):
 @pytest.mark.parametrize("flag", FLAGS)
 def test_flag_is_refused(results, flag):
     name, *value = flag.split()
+    if not has_argument(name[2:].replace("-", "_")):
+        assert "unrecognized arguments" in results[flag]["output"]
+        pytest.skip("this SGLang has no such flag")
     _refused(results[flag], f"  - {name}: expected ")
     if value and "=" not in value[0]:
         _refused(results[flag], f", found {value[0]}")
@@ -241,9 +247,36 @@ def test_accepted_under_the_inner_name(results):
     ]
 
 
+SERVED = {"method": "random", "bits": 128, "budget": "64", "layers": "2-3", "num_layers": 4}
+
+
+@pytest.mark.parametrize("name", ["good", "flag", "in a file"])
+def test_the_configuration_is_in_the_arguments_of_the_server(results, name):
+    """Read once: the file is gone before a scheduler opens the session."""
+    facts = results[name]["facts"]
+    assert facts is not None, results[name]["output"]
+    assert facts.pop("config").endswith(".yaml")
+    assert facts == SERVED
+
+
 def test_stock_backend_passes_untouched(results):
     stock = results["stock"]
     assert (stock["code"], stock["backend"], stock["active"]) == (0, "torch_native", None)
+    assert stock["facts"] is None
+
+
+def test_a_second_server_of_the_process_changes_nothing_for_the_first(results):
+    result = results["stock afterwards"]
+    assert result["code"] == 0, result["output"]
+    assert result["facts"].items() >= SERVED.items()
+    assert result["after"] is None
+
+
+@pytest.mark.parametrize("name", ["flag, stock", "flag, no backend", "in a file, no backend"])
+def test_the_flag_without_the_backend_is_refused(results, name):
+    found = "torch_native" if name == "flag, stock" else "none"
+    line = f"--attention-backend: expected hata, because of --hata-config, found {found}"
+    _refused(results[name], line)
 
 
 def test_every_rule_has_a_case():

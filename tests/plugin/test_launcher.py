@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hata_sglang import demo_model
 from hata_sglang.launch_server import complete_arguments
@@ -49,7 +50,42 @@ def test_what_is_given_stays():
         "--mem-fraction-static",
         "0.5",
     ]
-    assert complete_arguments(given, on_cpu=True) == (given, [])
+    argv, notes = complete_arguments(given, on_cpu=True)
+    assert argv == given
+    assert notes == ["not used: another attention backend was asked for"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "added"),
+    [
+        ({"model-path": "mine"}, {"--attention-backend": "hata"}),
+        ({"model_path": "mine", "attention_backend": "hata", "hata-config": "my.yaml"}, {}),
+        (
+            {"hata-config": "my.yaml", "decode-attention-backend": "hata"},
+            {"--model-path": "demo-folder"},
+        ),
+        ("not a mapping: [", {"--attention-backend": "hata", "--model-path": "demo-folder"}),
+    ],
+    ids=["nothing", "all", "no-model", "broken"],
+)
+def test_what_a_file_of_flags_gives_stays(tmp_path, settings, added):
+    file = tmp_path / "flags.yaml"
+    file.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    argv, notes = complete_arguments(["--config", str(file)], on_cpu=False)
+    assert argv[:2] == ["--config", str(file)]
+    flags = pairs(argv[2:])
+    if not isinstance(settings, str) or "--hata-config" not in settings:
+        flags.pop("--hata-config", None)
+    assert flags == added
+    assert not any(note.startswith("not used") for note in notes)
+
+
+def test_a_file_that_names_another_backend_is_said_so(tmp_path):
+    file = tmp_path / "flags.yaml"
+    file.write_text("attention-backend: triton\nmodel-path: mine\n")
+    argv, notes = complete_arguments(["--config", str(file)], on_cpu=False)
+    assert argv == ["--config", str(file)]
+    assert notes == ["not used: another attention backend was asked for"]
 
 
 def test_own_model_needs_its_own_config():

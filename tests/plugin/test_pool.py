@@ -114,13 +114,13 @@ def test_codes_and_scales_are_freed_with_the_keys(pool):
     assert not hasattr(pool, "scales")
 
 
-def test_each_token_is_counted_once(pool):
-    from hata_sglang.metrics import COUNTERS
-
-    before = COUNTERS.tokens_encoded
+def test_tokens_are_counted_where_their_keys_are_encoded(pool):
     for layer in range(3):
-        write(pool, layer, torch.tensor([7, 8, 9]))
-    assert COUNTERS.tokens_encoded - before == 3
+        write(pool, layer, torch.tensor([7, 8, 9][layer:]))
+    assert {layer: tally.tolist() for layer, tally in pool.tallies.items()} == {
+        1: [2, 0, 0, 0],
+        2: [1, 0, 0, 0],
+    }
 
 
 def test_moved_keys_take_their_codes_along(pool, session):
@@ -145,7 +145,7 @@ def test_codes_count_in_sglangs_bytes_per_token(session, monkeypatch):
     """2 coded layers x 2 KV heads x 64 bits, and scales, on top of what SGLang computed."""
     from hata_sglang.seams import hooks
 
-    monkeypatch.setattr(hooks.Session, "open", lambda model_config: session)
+    monkeypatch.setattr(hooks.Session, "of", lambda model_config: session)
     target = SimpleNamespace(is_draft_worker=False, model_config=None)
     more = {0: 32, 8: 36, 16: 40}[session.weights[1].scale_bits]
     assert hooks._cell_size(1000, None, target, 3) == 1000 + more

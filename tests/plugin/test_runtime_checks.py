@@ -115,37 +115,6 @@ def test_keys_written_past_the_pool_stop_the_server(layers):
             backend._require_keys(here, layer, k=k, save_kv_cache=save)
 
 
-def test_a_hook_that_did_not_apply_is_refused(monkeypatch):
-    from hata_sglang.seams import hooks
-
-    targets = [hook.target for hook in hooks.HOOKS]
-    monkeypatch.setattr(hooks.HookRegistry, "_patched", set(targets))
-    hooks.require_applied()
-    monkeypatch.setattr(hooks.HookRegistry, "_patched", set(targets[1:]))
-    with pytest.raises(Refusal) as refusal:
-        hooks.require_applied()
-    assert f"expected {targets[0]} to be patched, found not patched" in str(refusal.value)
-
-
-def test_a_pool_without_codes_is_refused(layers):
-    from hata_sglang.seams.validate import check_runner
-
-    runner = SimpleNamespace(token_to_kv_pool=SimpleNamespace())
-    with pytest.raises(Refusal, match="KV pool: expected MHATokenToKVPool with codes"):
-        check_runner(runner)
-
-
-@pytest.mark.parametrize("method", ["random", "exact", "streaming"])
-def test_what_a_gpu_cannot_do_yet(method):
-    from hata_sglang.seams.validate import _heads_on_device
-
-    session = make_session(method)
-    assert _heads_on_device(session, "cpu") == []
-    assert _heads_on_device(make_session(method, replace(SHAPE, head_dim=64)), "cuda") == []
-    (problem,) = _heads_on_device(session, "cuda")
-    assert str(problem) == "model's head_dim: expected 64, 128 or 256 on a GPU, found 16"
-
-
 @pytest.mark.parametrize(
     ("device", "backend_name", "line"),
     [

@@ -13,12 +13,13 @@ import torch
 from ..rows import RowGroups
 from .dense import DenseBuffers, attend_dense_triton, fits_dense
 from .dense_naive import attend_dense_naive
-from .gather import AttendBuffers, attend_gather
+from .gather import MAX_GROUP, AttendBuffers, attend_gather
 from .gather_naive import attend_gather_naive
 from .naive import attend_naive
 from .sparse_decode import SparseDecode, workspace_bytes
 
 __all__ = [
+    "MAX_GROUP",
     "AttendBuffers",
     "DenseBuffers",
     "SparseDecode",
@@ -48,6 +49,7 @@ def attend(
     v_scale: float = 1.0,
     out: torch.Tensor | None = None,
     buffers: AttendBuffers | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend with the implementation for ``k_cache``'s device; see `attend_gather_naive`.
 
@@ -67,6 +69,7 @@ def attend(
         v_scale=v_scale,
         out=out,
         buffers=buffers,
+        tally=tally,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ..chain import chain_options
 from ..checks import expect, expect_tensor
+from ..tally import check_tally
 from .gather_naive import FP8, check_gather
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -161,6 +162,7 @@ def attend_gather(
     v_scale: float = 1.0,
     out: torch.Tensor | None = None,
     buffers: AttendBuffers | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend over the selected slots on the GPU; same contract as `attend_gather_naive`.
 
@@ -171,7 +173,7 @@ def attend_gather(
 
     Parameters
     ----------
-    q, k_cache, v_cache, slots, seq_lens, budgets, scale, logit_cap, k_scale, v_scale, out
+    q, k_cache, v_cache, slots, seq_lens, budgets, scale, logit_cap, k_scale, v_scale, out, tally
         As in `attend_gather_naive`. The heads of a token of ``q`` are contiguous; tokens may be
         apart, as in a fused projection.
     buffers : AttendBuffers, optional
@@ -192,6 +194,7 @@ def attend_gather(
     out = check_gather(
         q, k_cache, v_cache, slots, seq_lens, budgets, logit_cap, k_scale, v_scale, out
     )
+    check_tally(tally, q.device)
     batch, q_heads, dim = q.shape
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
@@ -219,7 +222,7 @@ def attend_gather(
     constants |= chain_options(q.device)
     exponent = scale * k_scale * LOG2_E  # exp(x) as exp2(x * log2(e))
     _part_kernel[(rows, parts)](
-        *(q, k_cache, v_cache, slots, *lengths, out, *partial, q.stride(0), *sizes),
+        *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, q.stride(0), *sizes),
         exponent * 2 / logit_cap if logit_cap > 0 else exponent,
         logit_cap * LOG2_E,
         float(v_scale),

@@ -8,7 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import tally
 from ..chain import start_next, wait_for_last
+
+STEPS = tl.constexpr(tally.STEPS)
+CONTEXT, ATTENDED = tl.constexpr(tally.CONTEXT), tl.constexpr(tally.ATTENDED)
 
 
 @triton.jit
@@ -16,6 +20,16 @@ def _count(seq_lens_ptr, budgets_ptr, batch, k_max):
     """Slots that a request attends; never more than its rows hold, whatever the lengths say."""
     length = tl.load(seq_lens_ptr + batch).to(tl.int32)
     return tl.minimum(tl.minimum(length, tl.load(budgets_ptr + batch)), k_max)
+
+
+@triton.jit
+def _count_attended(tally_ptr, slots_row, seq_lens_ptr, batch, count):
+    """Add one request of a launch, unless it is padding; see `hata_kernels.tally`."""
+    if tl.load(slots_row) > 0:
+        if batch == 0:
+            tl.atomic_add(tally_ptr + STEPS, 1)
+        tl.atomic_add(tally_ptr + CONTEXT, tl.load(seq_lens_ptr + batch).to(tl.int64))
+        tl.atomic_add(tally_ptr + ATTENDED, count.to(tl.int64))
 
 
 @triton.jit
@@ -35,6 +49,7 @@ def _part_kernel(
     out_ptr,
     partial_ptr,
     lse_ptr,
+    tally_ptr,
     q_stride,
     k_max,
     parts,
@@ -68,6 +83,9 @@ def _part_kernel(
     start_next(PDL)
     if begin >= end:
         return
+    if tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+        if (split == 0) & (head == 0):
+            _count_attended(tally_ptr, slots_ptr + row * k_max, seq_lens_ptr, batch, count)
     member = tl.arange(0, ROWS)
     d = tl.arange(0, DIM_POW2)
     in_group = member < GROUP

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checks import FLOATS, expect, expect_lengths, expect_tensor
+from ..tally import count_attended
 from .naive import attend_naive
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def attend_gather_naive(
     v_scale: float = 1.0,
     out: torch.Tensor | None = None,
     buffers: AttendBuffers | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of every request over its selected slots, a selection per KV head.
 
@@ -120,6 +122,8 @@ def attend_gather_naive(
         ``[bs, q_heads, D]``, contiguous, the dtype of ``q``. Allocated when None.
     buffers : AttendBuffers, optional
         Where the Triton implementation keeps partial results; there are none here.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`: counts the requests, their contexts and what is attended.
 
     Returns
     -------
@@ -142,6 +146,7 @@ def attend_gather_naive(
         q, k_cache, v_cache = q.float(), k_cache.float(), v_cache.float()
     counts, most = torch.minimum(seq_lens, budgets), slots.shape[2]
     expect_lengths("seq_lens and budgets", counts, most, f"1 to {most} tokens of every row")
+    count_attended(tally, slots, seq_lens, counts)
     options = {"scale": scale * k_scale, "logit_cap": logit_cap}
     result = attend_naive(q, k_cache, v_cache, slots, counts, **options)
     return out.copy_(result if v_scale == 1 else result * v_scale)

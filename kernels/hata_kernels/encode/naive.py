@@ -6,6 +6,7 @@ import torch
 
 from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
+from ..tally import count_encoded
 from .scales import check_scales, scatter, whole_scales
 
 
@@ -96,6 +97,7 @@ def encode_naive(
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
     scale_of: str = "norm",
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode keys or queries: bit = (x @ weight + bias of its KV head > 0), packed into words.
 
@@ -123,6 +125,8 @@ def encode_naive(
     scale_of : str
         ``"norm"``: m is the key's L2 norm; ``"projections"``: the mean of its projections'
         absolute values.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`; with ``slots``.
 
     Returns
     -------
@@ -149,4 +153,6 @@ def encode_naive(
     if scales is not None:
         size = x.float().norm(dim=-1) if scale_of == "norm" else projection.abs().mean(dim=-1)
         scatter(scales, slots, whole_scales(size, scale_step, most))
+    if slots is not None:
+        count_encoded(tally, slots)
     return scatter(out, slots, pack_bits(projection > 0))

@@ -6,6 +6,7 @@ import torch
 
 from ..bits import pack_bits
 from ..checks import expect, expect_tensor
+from ..tally import count_encoded
 from .naive import check_encode, project
 from .scales import check_scales, scatter, whole_scales
 
@@ -66,6 +67,7 @@ def encode_residual_naive(
     slots: torch.Tensor,
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode keys in two stages and write their codes to their slots.
 
@@ -90,6 +92,8 @@ def encode_residual_naive(
         int64 or int32 ``[T]``: token t is written to ``out[slots[t]]``.
     scales, scale_step : torch.Tensor, optional
         As in `encode_naive`; m(k) is the mean absolute value of the first m projections.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`.
 
     Returns
     -------
@@ -108,4 +112,5 @@ def encode_residual_naive(
     if scales is not None:
         size = numbers[..., : bits // 2].abs().mean(dim=-1)
         scatter(scales, slots, whole_scales(size, scale_step, most))
+    count_encoded(tally, slots)
     return scatter(out, slots, pack_bits(numbers > 0))

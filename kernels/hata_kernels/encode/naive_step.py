@@ -80,6 +80,7 @@ def encode_step_linear_naive(
     slots: torch.Tensor,
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode a step's keys into their slots, and return its queries' codes.
 
@@ -100,6 +101,8 @@ def encode_step_linear_naive(
         uint8 or int16 ``[S, kv_heads]``, contiguous: also write the keys' scales.
     scale_step : torch.Tensor, optional
         float32 ``[kv_heads]``, positive; needed with ``scales``.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`.
 
     Returns
     -------
@@ -112,7 +115,8 @@ def encode_step_linear_naive(
         When a shape, dtype or device does not fit.
     """
     check_step_linear(q, k, weight, codes, slots, scales, scale_step)
-    encode_naive(k, weight, out=codes, slots=slots, scales=scales, scale_step=scale_step)
+    stored = {"out": codes, "slots": slots, "scales": scales, "scale_step": scale_step}
+    encode_naive(k, weight, **stored, tally=tally)
     return encode_naive(q, weight)
 
 
@@ -174,6 +178,7 @@ def encode_step_asymmetric_naive(
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
     scratch: StepScratch | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode a step's keys into their slots, and return its queries' planes.
 
@@ -196,7 +201,7 @@ def encode_step_asymmetric_naive(
         B, 1 to 8.
     clip : float
         Multiple of the rms that the largest level stands for.
-    codes, slots, scales, scale_step
+    codes, slots, scales, scale_step, tally
         As in `encode_step_linear_naive`.
     scratch : StepScratch, optional
         Scratch of the Triton kernel; not used here.
@@ -215,6 +220,7 @@ def encode_step_asymmetric_naive(
     where = (codes, slots, scales, scale_step)
     check_step_asymmetric(q, k, query_weight, query_bias, *keys, planes, *where)
     stored = {"out": codes, "slots": slots, "scales": scales, "scale_step": scale_step}
+    stored["tally"] = tally
     if residual_weight is None:
         encode_naive(k, key_weight, bias=key_bias, **stored, scale_of="projections")
     else:

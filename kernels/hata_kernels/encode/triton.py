@@ -7,8 +7,12 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
+from ..tally import ENCODED as _ENCODED
+from ..tally import check_tally
 from .naive import check_encode
 from .scales import check_scales
+
+ENCODED = tl.constexpr(_ENCODED)
 
 
 @triton.jit
@@ -19,6 +23,13 @@ def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS,
     # 16 bits are kept by an int16: its low ones, whatever the sign.
     scales = scales_ptr + place * KV_HEADS + head
     tl.store(scales, scale.to(scales_ptr.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def count_written(tally_ptr, place):
+    """Add the keys written to slots ``[BLOCK_M]``; rows beyond the last have slot 0."""
+    written = tl.sum((place > 0).to(tl.int32), axis=0)
+    tl.atomic_add(tally_ptr + ENCODED, written.to(tl.int64))
 
 
 # For 1 and for multiples of 16 Triton would compile the same anew.
@@ -33,6 +44,7 @@ def _encode_kernel(
     slots_ptr,
     scales_ptr,
     scale_step_ptr,
+    tally_ptr,
     rows,
     x_stride_token,
     x_stride_head,
@@ -115,6 +127,9 @@ def _encode_kernel(
         else:
             size = size / BITS
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
+    if HAS_SLOTS and tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+        if (head == 0) & (part == 0):
+            count_written(tally_ptr, place)
 
 
 def encode_triton(
@@ -127,6 +142,7 @@ def encode_triton(
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
     scale_of: str = "norm",
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode keys or queries on the GPU; same contract as `encode_naive`.
 
@@ -140,6 +156,7 @@ def encode_triton(
         As `encode_naive`, and when ``x``'s last dimension is not contiguous.
     """
     group, words = check_encode(x, weight, bias, out, slots)
+    check_tally(tally, x.device)
     tokens, heads, dim = x.shape
     expect(x.stride(2) == 1, "x.stride(2)", 1, x.stride(2))
     kv_heads, _, bits = weight.shape
@@ -168,6 +185,7 @@ def encode_triton(
         slots,
         scales,
         scale_step,
+        tally,
         rows,
         x.stride(0),
         x.stride(1),

@@ -8,9 +8,10 @@ import triton.language as tl
 
 from ..bits import WORD_BITS
 from ..checks import expect
+from ..tally import check_tally
 from .naive_residual import check_residual
 from .scales import check_scales
-from .triton import store_scales
+from .triton import count_written, store_scales
 from .triton_planes import MAX_BITS
 
 
@@ -73,6 +74,7 @@ def _residual_kernel(
     slots_ptr,
     scales_ptr,
     scale_step_ptr,
+    tally_ptr,
     rows,
     x_stride_token,
     x_stride_head,
@@ -99,6 +101,9 @@ def _residual_kernel(
     valid = token < rows
     token = token.to(tl.int64)
     place = tl.load(slots_ptr + token, mask=valid, other=0).to(tl.int64)
+    if tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+        if head == 0:
+            count_written(tally_ptr, place)
     x_rows = x_ptr + token * x_stride_token + head * x_stride_head
     weight_head = weight_ptr + head * DIM * BITS
     bias_head = bias_ptr + head * BITS
@@ -152,6 +157,7 @@ def encode_residual_triton(
     slots: torch.Tensor,
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode keys in two stages on the GPU; same contract as `encode_residual_naive`.
 
@@ -166,6 +172,7 @@ def encode_residual_triton(
         than 1024.
     """
     check_residual(k, weight, bias, residual_weight, out, slots)
+    check_tally(tally, k.device)
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
     bits = weight.shape[2]
@@ -191,6 +198,7 @@ def encode_residual_triton(
         slots,
         scales,
         scale_step,
+        tally,
         tokens,
         k.stride(0),
         k.stride(1),

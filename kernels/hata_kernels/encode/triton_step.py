@@ -12,6 +12,7 @@ import triton
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache
 from ..checks import expect
+from ..tally import check_tally
 from .naive_step import check_step_asymmetric
 from .step_kernels import _asymmetric_step_kernel
 from .triton_planes import MAX_BITS
@@ -32,11 +33,21 @@ class StepScratch:
     def __init__(
         self, tokens: int, kv_heads: int, group: int, dim: int, bits: int, device: torch.device
     ) -> None:
-        block_r, _, splits = step_blocks(group, dim, bits)
-        blocks = triton.cdiv(tokens, BLOCK_M) * kv_heads
-        self.partial = torch.empty(blocks * splits * BLOCK_M * block_r, device=device)
+        blocks, numbers = self._sizes(tokens, kv_heads, group, dim, bits)
+        self.partial = torch.empty(numbers, device=device)
         # How many parts of a block are there; 0 between launches.
         self.arrived = torch.zeros(blocks, dtype=torch.int32, device=device)
+
+    @staticmethod
+    def _sizes(tokens: int, kv_heads: int, group: int, dim: int, bits: int) -> tuple[int, int]:
+        block_r, _, splits = step_blocks(group, dim, bits)
+        blocks = triton.cdiv(tokens, BLOCK_M) * kv_heads
+        return blocks, blocks * splits * BLOCK_M * block_r
+
+    @classmethod
+    def bytes_for(cls, *sizes: int) -> int:
+        """Bytes that scratch of these sizes takes: tokens, kv_heads, group, dim, bits."""
+        return 4 * sum(cls._sizes(*sizes))
 
 
 def step_blocks(group: int, dim: int, bits: int) -> tuple[int, int, int]:
@@ -62,6 +73,7 @@ def encode_step_asymmetric(
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
     scratch: StepScratch | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode a step on the GPU, in one launch; same contract as `encode_step_asymmetric_naive`.
 
@@ -72,7 +84,7 @@ def encode_step_asymmetric(
     Parameters
     ----------
     q, k, query_weight, query_bias, key_weight, key_bias, residual_weight
-    planes, clip, codes, slots, scales, scale_step
+    planes, clip, codes, slots, scales, scale_step, tally
         As in `encode_step_asymmetric_naive`.
     scratch : StepScratch, optional
         For at least T tokens of this shape; shared by launches that follow one another.
@@ -86,6 +98,7 @@ def encode_step_asymmetric(
     keys = (key_weight, key_bias, residual_weight)
     where = (codes, slots, scales, scale_step)
     shape, most = check_step_asymmetric(q, k, query_weight, query_bias, *keys, planes, *where)
+    check_tally(tally, k.device)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
@@ -122,6 +135,7 @@ def encode_step_asymmetric(
             slots,
             scales,
             scale_step,
+            tally,
             scratch.partial,
             scratch.arrived,
             tokens,

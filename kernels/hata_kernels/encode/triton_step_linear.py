@@ -9,6 +9,7 @@ import triton.language as tl
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
+from ..tally import check_tally
 from .naive_step import check_step_linear
 from .triton import _encode_kernel
 
@@ -26,6 +27,7 @@ def _linear_step_kernel(
     slots_ptr,
     scales_ptr,
     scale_step_ptr,
+    tally_ptr,
     tokens,
     q_blocks,
     q_stride_token,
@@ -59,6 +61,7 @@ def _linear_step_kernel(
             None,
             None,
             None,
+            None,
             tokens * GROUP,
             q_stride_token,
             q_stride_head,
@@ -89,6 +92,7 @@ def _linear_step_kernel(
             slots_ptr,
             scales_ptr,
             scale_step_ptr,
+            tally_ptr,
             tokens,
             k_stride_token,
             k_stride_head,
@@ -118,6 +122,7 @@ def encode_step_linear(
     slots: torch.Tensor,
     scales: torch.Tensor | None = None,
     scale_step: torch.Tensor | None = None,
+    tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode a step on the GPU, in one launch; same contract as `encode_step_linear_naive`.
 
@@ -131,6 +136,7 @@ def encode_step_linear(
         As `encode_step_linear_naive`, and when the last dimension of q or k is not contiguous.
     """
     most = check_step_linear(q, k, weight, codes, slots, scales, scale_step)
+    check_tally(tally, k.device)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
@@ -153,6 +159,7 @@ def encode_step_linear(
             slots,
             scales,
             scale_step,
+            tally,
             tokens,
             q_blocks,
             q.stride(0),

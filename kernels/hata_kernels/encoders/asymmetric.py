@@ -123,12 +123,12 @@ class AsymmetricEncoder(Encoder):
     def _queries(self, q: torch.Tensor) -> torch.Tensor:
         return level_planes(self.query_levels(q), self.query_bits)
 
-    def _launch_keys(self, k, codes, slots, scales) -> None:
+    def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton
         from ..encode.triton_residual import encode_residual_triton
 
         where = {"out": codes, "slots": slots, "scales": scales}
-        where["scale_step"] = self._tensors.get("scale_step")
+        where |= {"scale_step": self._tensors.get("scale_step"), "tally": tally}
         if self.residual_weight is None:
             weights = {"weight": self.key_weight, "bias": self.key_bias}
             encode_triton(k, **weights, **where, scale_of="projections")
@@ -147,10 +147,18 @@ class AsymmetricEncoder(Encoder):
         """Scratch of `encode_step` for up to so many tokens."""
         from ..encode.triton_step import StepScratch
 
-        sizes = (self.num_kv_heads, self.group, self.head_dim, self.bits)
-        return StepScratch(tokens, *sizes, self.device)
+        return StepScratch(tokens, *self._scratch_sizes(), self.device)
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+    def scratch_bytes(self, tokens: int) -> int:
+        """Bytes of `step_scratch`."""
+        from ..encode.triton_step import StepScratch
+
+        return StepScratch.bytes_for(tokens, *self._scratch_sizes())
+
+    def _scratch_sizes(self) -> tuple[int, int, int, int]:
+        return self.num_kv_heads, self.group, self.head_dim, self.bits
+
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
         from ..encode.triton_step import encode_step_asymmetric
 
         return encode_step_asymmetric(
@@ -168,4 +176,5 @@ class AsymmetricEncoder(Encoder):
             scales=scales,
             scale_step=self._tensors.get("scale_step"),
             scratch=scratch,
+            tally=tally,
         )

@@ -12,6 +12,7 @@ from ..bits import WORD_BITS, pack_bits
 from ..checks import FLOATS, expect, expect_tensor
 from ..encode.scales import scatter, whole_scales
 from ..score.levels import SCALE_DTYPES
+from ..tally import count_encoded
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch
@@ -89,6 +90,13 @@ class Encoder(ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self._tensors.values())).device
+
+    def bytes_in(self, dtype: torch.dtype) -> int:
+        """Bytes that the copy takes which `to` makes in a dtype."""
+        return sum(
+            tensor.numel() * (dtype.itemsize if name.endswith("weight") else 4)
+            for name, tensor in self._tensors.items()
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what is stored: the weights by name, in float32."""
@@ -177,6 +185,7 @@ class Encoder(ABC):
         codes: torch.Tensor,
         slots: torch.Tensor,
         scales: torch.Tensor | None = None,
+        tally: torch.Tensor | None = None,
     ) -> None:
         """Write the codes of new keys, and their scales, to their slots.
 
@@ -191,6 +200,8 @@ class Encoder(ABC):
         scales : torch.Tensor, optional
             ``[S, Hkv]``, contiguous, of dtype `scale_dtype`; needed with ``scale_bits`` and only
             then. int16 holds the low 16 bits of a number of 0 to 65535.
+        tally : torch.Tensor, optional
+            See `hata_kernels.tally`: counts the keys.
 
         Raises
         ------
@@ -199,8 +210,9 @@ class Encoder(ABC):
         """
         self._check_keys(k, codes, slots, scales)
         if k.is_cuda:
-            self._launch_keys(k, codes, slots, scales)
+            self._launch_keys(k, codes, slots, scales, tally)
             return
+        count_encoded(tally, slots)
         bits, values = self._keys(k)
         scatter(codes, slots, pack_bits(bits))
         if scales is not None:
@@ -230,6 +242,7 @@ class Encoder(ABC):
         slots: torch.Tensor,
         scales: torch.Tensor | None = None,
         scratch: StepScratch | None = None,
+        tally: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Encode a decode step: `encode_keys` of ``k``, and what `encode_queries` of ``q`` returns.
 
@@ -240,7 +253,7 @@ class Encoder(ABC):
         ----------
         q, k : torch.Tensor
             ``[T, Hq, D]`` and ``[T, Hkv, D]``, of one dtype.
-        codes, slots, scales : torch.Tensor
+        codes, slots, scales, tally : torch.Tensor
             See `encode_keys`.
         scratch : hata_kernels.encode.StepScratch, optional
             What `step_scratch` made, for at least T tokens.
@@ -254,17 +267,21 @@ class Encoder(ABC):
         self._check_keys(k, codes, slots, scales)
         expect(q.dtype == k.dtype, "q.dtype", k.dtype, q.dtype)
         if q.is_cuda:
-            return self._launch_step(q, k, codes, slots, scales, scratch)
-        self.encode_keys(k, codes=codes, slots=slots, scales=scales)
+            return self._launch_step(q, k, codes, slots, scales, scratch, tally)
+        self.encode_keys(k, codes=codes, slots=slots, scales=scales, tally=tally)
         return self.encode_queries(q)
 
     def step_scratch(self, tokens: int) -> StepScratch | None:
         """Scratch of `encode_step` for up to so many tokens; None where it needs none."""
         return None
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+    def scratch_bytes(self, tokens: int) -> int:
+        """Bytes of `step_scratch`."""
+        return 0
+
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
         """As `encode_step`, by Triton."""
-        self._launch_keys(k, codes, slots, scales)
+        self._launch_keys(k, codes, slots, scales, tally)
         return self._launch_queries(q)
 
     def _check_keys(self, k, codes, slots, scales) -> None:
@@ -300,7 +317,7 @@ class Encoder(ABC):
         """Planes of checked queries, in float32 PyTorch."""
 
     @abstractmethod
-    def _launch_keys(self, k, codes, slots, scales) -> None:
+    def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         """As `encode_keys`, by Triton."""
 
     @abstractmethod

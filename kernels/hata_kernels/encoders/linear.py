@@ -68,7 +68,7 @@ class LinearEncoder(Encoder):
         bits = project(q, self.weight) > 0
         return bits.unflatten(1, (self.num_kv_heads, self.group))
 
-    def _launch_keys(self, k, codes, slots, scales) -> None:
+    def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton
 
         encode_triton(
@@ -79,6 +79,7 @@ class LinearEncoder(Encoder):
             scales=scales,
             scale_step=self._tensors.get("scale_step"),
             scale_of="norm",
+            tally=tally,
         )
 
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
@@ -86,10 +87,10 @@ class LinearEncoder(Encoder):
 
         return encode_triton(q, self.weight)
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch) -> torch.Tensor:
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
         from ..encode.triton_step_linear import encode_step_linear
 
-        where = {"codes": codes, "slots": slots, "scales": scales}
+        where = {"codes": codes, "slots": slots, "scales": scales, "tally": tally}
         return encode_step_linear(
             q, k, self.weight, **where, scale_step=self._tensors.get("scale_step")
         )

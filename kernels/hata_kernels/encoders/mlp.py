@@ -82,6 +82,11 @@ class MlpEncoder(Encoder):
         wide = weight.unflatten(0, (num_kv_heads, group)).transpose(1, 2).flatten(2)
         self._key_layers[0] = (wide.contiguous(), bias.reshape(num_kv_heads, -1))
 
+    def bytes_in(self, dtype: torch.dtype) -> int:
+        """Bytes that the copy takes which `to` makes in a dtype: the first layer is there twice."""
+        first = self._tensors["key.0.weight"].numel()
+        return super().bytes_in(dtype) + dtype.itemsize * first
+
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, None]:
         outputs = run_layers(k, self._key_layers)
         return (outputs > 0).reshape(k.shape[0], self.num_kv_heads, self.bits), None
@@ -90,16 +95,16 @@ class MlpEncoder(Encoder):
         outputs = run_layers(q, self._query_layers)
         return (outputs > 0).reshape(q.shape[0], self.num_kv_heads, 1, self.bits)
 
-    def _launch_keys(self, k, codes, slots, scales) -> None:
-        self._launch(k, self._key_layers, codes, slots)
+    def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
+        self._launch(k, self._key_layers, codes, slots, tally)
 
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
         shape = (q.shape[0], self.num_kv_heads, self.words)
         codes = torch.empty(shape, dtype=torch.int32, device=q.device)
-        self._launch(q, self._query_layers, codes, None)
+        self._launch(q, self._query_layers, codes, None, None)
         return codes
 
-    def _launch(self, x, layers, codes, slots) -> None:
+    def _launch(self, x, layers, codes, slots, tally) -> None:
         """Hidden layers by PyTorch, in the weights' dtype; the last one packs and scatters."""
         from ..encode.triton import encode_triton
 
@@ -115,6 +120,7 @@ class MlpEncoder(Encoder):
             bias=bias,
             out=codes.view(codes.shape[0], heads, -1),
             slots=slots,
+            tally=tally,
         )
 
 

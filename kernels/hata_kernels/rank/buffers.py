@@ -90,6 +90,13 @@ class RankSizes:
     room: int
     values: int = 0
 
+    @staticmethod
+    def most_tokens(kv_heads: int, words: int, levels: int) -> int:
+        """Tokens of a context, at most: 31 bits hold a score and a tile, 21 bits a number of tokens
+        (`take_rescored`).
+        """
+        return min(2**21 - 1, filter_shape(kv_heads, words)[2] << (31 - (levels - 1).bit_length()))
+
     @classmethod
     def of(
         cls, kv_heads: int, words: int, levels: int, width: int, k_max: int, values: int = 0
@@ -112,13 +119,11 @@ class RankSizes:
         Raises
         ------
         ValueError
-            When 31 bits do not hold a score and a tile, or 21 bits a number of tokens
-            (`take_rescored`).
+            When the width is more than `most_tokens`.
         """
         tile = filter_shape(kv_heads, words)[2]
-        bits = (levels - 1).bit_length()
-        most = min(2**21 - 1, tile << (31 - bits))
-        expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
+        most = cls.most_tokens(kv_heads, words, levels)
+        expect(width <= most, "width", f"at most {most} with scores of {levels} values", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
         return cls(tile, -(-width // tile), room, values)

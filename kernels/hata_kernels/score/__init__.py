@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from .exact import exact_score_naive
+from .exact import MAX_GROUP, exact_score_naive
 from .levels import score_dtype, score_levels
 from .naive import score_naive
 
 __all__ = [
+    "MAX_GROUP",
     "exact_score",
     "exact_score_naive",
     "score",

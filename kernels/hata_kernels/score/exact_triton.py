@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
-from .exact import check_exact
+from .exact import MAX_GROUP, check_exact
 
 HEAD_DIMS = (64, 96, 128, 256)
-MAX_GROUP = 16
 
 # Tokens per program, in both launches; they loop over it in blocks.
 SPLIT = 512
