@@ -21,10 +21,23 @@ settings.load_profile("hata")
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
+import validation  # noqa: E402
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The checkout that the tests lie in."""
     return REPO_ROOT
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--validation``."""
+    parser.addoption(
+        "--validation",
+        metavar="FILE",
+        type=Path,
+        help="add rows of what this run has shown, such as to docs/validation.csv",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Only where the kernels' tests are to be collected: the others are as users run them.
     """
+    if path := config.getoption("--validation"):
+        config.pluginmanager.register(validation.Recorder(path.resolve()))
     kernels = REPO_ROOT / "tests" / "kernels"
     asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     if any(path == kernels or path in kernels.parents or kernels in path.parents for path in asked):

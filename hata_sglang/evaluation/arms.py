@@ -176,11 +176,11 @@ class Reading:
     Attributes
     ----------
     steps : int
-        Decode steps that were sparse.
+        Decode steps in which hata decoded a layer.
     attended, context : float
         Tokens per KV head: read by attention, and in the context.
     layers : int
-        Sparse layers, out of those of the model.
+        Layers that hata decoded in a step.
     """
 
     steps: int
@@ -194,31 +194,27 @@ class Reading:
         return self.attended / self.context
 
 
-def reading(before: dict[str, int], after: dict[str, int], context: int) -> Reading:
-    """What was read between two snapshots of the counters, for requests of one length.
+def reading(before: dict[str, Any], after: dict[str, Any]) -> Reading:
+    """What was read between two snapshots of the counters.
 
     Parameters
     ----------
-    before, after : dict of str to int
+    before, after : dict of str to Any
         From `ServerProcess.counters`; one request at a time was decoded between them.
-    context : int
-        Tokens of the prompt, which tells steps and layers apart in the sums.
 
     Raises
     ------
     HataError
         If no step between the two was sparse.
     """
-    steps, total, attended = (
-        after[key] - before[key] for key in ("decode_steps", "tokens_in_context", "tokens_attended")
-    )
+    keys = ("decode_steps", "layer_steps", "tokens_in_context", "tokens_attended")
+    steps, layer_steps, total, attended = (after[key] - before[key] for key in keys)
     if steps == 0 or attended >= total:
         raise HataError(
             f"the run was not sparse: {steps} sparse steps read {attended} of {total} tokens"
         )
-    # The context grows by one a step from `context` + 1 on.
-    layers = round(total / steps / (context + (steps + 1) / 2))
-    return Reading(steps, attended / steps / layers, total / steps / layers, layers)
+    layers = round(layer_steps / steps)
+    return Reading(steps, attended / layer_steps, total / layer_steps, layers)
 
 
 @dataclass(frozen=True)
@@ -268,5 +264,5 @@ def measure(server: ServerProcess, fact: HiddenFact, new_tokens: int = 32) -> Me
     after = server.counters()
     read = None
     if before is not None and after is not None:
-        read = reading(before, after, fact.tokens)
+        read = reading(before, after)
     return Measurement(answer, speed, found(fact.answer, answer.text), read)

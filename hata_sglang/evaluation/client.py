@@ -79,8 +79,8 @@ class Client:
         """SGLang's own settings and state."""
         return self.request("/server_info")
 
-    def counters(self) -> dict[str, int] | None:
-        """Totals of hata's counters (`hata_sglang.metrics.Counters`), or None without hata."""
+    def counters(self) -> dict[str, Any] | None:
+        """Facts and totals of hata (`hata_sglang.metrics.Metrics`), or None without hata."""
         (state, *_) = self.server_info()["internal_states"]
         return state.get("hata")
 

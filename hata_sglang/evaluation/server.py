@@ -182,7 +182,7 @@ class ServerProcess:
         with urllib.request.urlopen(self.base_url + path, timeout=60) as response:
             return json.load(response)
 
-    def counters(self) -> dict[str, int] | None:
+    def counters(self) -> dict[str, Any] | None:
         """Totals of hata's counters since the server started, or None where hata is not active.
 
         Returns

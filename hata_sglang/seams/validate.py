@@ -156,7 +156,7 @@ def check_resolved(server_args: Any) -> Session:
         session = Session.of(model_config)
         assert session is not None, "the arguments carry a configuration"
         if args.device != "cpu":
-            problems += device_limits(session) + _eager_rows(args)
+            problems += device_limits(session) + _graphs(args)
     except Refusal as refusal:
         problems += refusal.problems
     if problems:
@@ -262,12 +262,15 @@ def device_limits(session: Session) -> list[Problem]:
     return problems
 
 
-def _eager_rows(args: Any) -> list[Problem]:
-    """Scratch of eager steps is reserved by their largest batch, which has to be known."""
-    if versions.decode_graph_max_bs(args) or args.max_running_requests:
-        return []
-    expected = "a number, because without CUDA graphs scratch is reserved for so many requests"
-    return [Problem("--max-running-requests", expected, "nothing")]
+def _graphs(args: Any) -> list[Problem]:
+    """Decode steps are captured whole, or not at all; then their largest batch has to be known."""
+    backend = versions.decode_graph_backend(args)
+    if backend not in ("full", "disabled"):
+        return [Problem("--cuda-graph-backend-decode", "full or disabled", backend)]
+    if backend == "disabled" and not args.max_running_requests:
+        expected = "a number, because without CUDA graphs scratch is reserved for so many requests"
+        return [Problem("--max-running-requests", expected, "nothing")]
+    return []
 
 
 def check_runner(runner: Any, session: Session) -> None:

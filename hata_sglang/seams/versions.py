@@ -103,7 +103,14 @@ def write_loc(forward_batch: Any) -> Any:
     return KVWriteLoc(forward_batch.out_cache_loc, None)
 
 
+def decode_graph_backend(server_args: Any) -> str:
+    """How SGLang captures decode steps: ``full``, ``disabled`` or another of its names."""
+    return resolved(server_args).cuda_graph_config.decode.backend
+
+
 def decode_graph_max_bs(server_args: Any) -> int:
     """Largest batch size that decode CUDA graphs are captured for; 0 where they are off."""
+    if decode_graph_backend(server_args) == "disabled":
+        return 0
     decode = resolved(server_args).cuda_graph_config.decode
-    return 0 if str(decode.backend).endswith("disabled") else max(decode.bs or [decode.max_bs or 0])
+    return max(decode.bs or [decode.max_bs or 0])

@@ -18,7 +18,7 @@ from hata_sglang.evaluation.server import ServerProcess
 
 NEW_TOKENS = 16
 #: float32, because bf16 products depend on the batch they are computed in (for SGLang alone too).
-FLAGS = ("--dtype", "float32", "--log-level", "warning")
+FLAGS = ("--dtype", "float32")
 
 
 class Client:

@@ -110,15 +110,17 @@ def test_openai_chat(client):
 def test_counters_are_in_server_info(client):
     with urllib.request.urlopen(client.server.base_url + "/server_info", timeout=60) as response:
         info = json.load(response)
-    assert set(info["internal_states"][0]["hata"]) == {
-        "decode_steps",
-        "tokens_in_context",
-        "tokens_attended",
-        "tokens_encoded",
-    }
+    hata = info["internal_states"][0]["hata"]
+    facts = {"method": "hata", "bits": 128, "budget": "96", "layers": "2-29", "num_layers": 30}
+    assert hata.items() >= facts.items()
+    totals = {"decode_steps", "layer_steps", "tokens_in_context", "tokens_attended"}
+    assert set(hata) - set(facts) == totals | {"tokens_encoded", "config"}
+    assert hata["layer_steps"] == 28 * hata["decode_steps"] > 0
 
 
 def test_server_says_what_it_does(client):
     log = client.server.log_path.read_text()
     assert "--device cpu  (no CUDA device found" in log
+    on = "hata is on: method hata, 128 bits, layers 2-29 of 30 decode sparse, budget 96, beside torch_native"
+    assert on in log
     assert not re.search(r"Traceback", log)

@@ -1,3 +1,4 @@
+import json
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import get_args
@@ -22,8 +23,9 @@ from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.plan import Method
 
 
-def snapshot(steps: int, context: int, attended: int) -> dict[str, int]:
-    return {"decode_steps": steps, "tokens_in_context": context, "tokens_attended": attended}
+def snapshot(steps: int, context: int, attended: int, layers: int = 1) -> dict[str, int]:
+    counts = {"decode_steps": steps, "layer_steps": steps * layers}
+    return {**counts, "tokens_in_context": context, "tokens_attended": attended}
 
 
 def test_dense_names_the_stock_backend_and_no_yaml(monkeypatch):
@@ -169,8 +171,8 @@ def test_unknown_arm_is_refused():
 
 def test_reading_tells_layers_steps_and_tokens_apart():
     # Four steps at contexts 101 to 104 in 28 layers, of which each reads 25 tokens.
-    before, after = snapshot(2, 1000, 100), snapshot(6, 1000 + 28 * 410, 100 + 28 * 100)
-    read = reading(before, after, 100)
+    before, after = snapshot(2, 1000, 100, 28), snapshot(6, 1000 + 28 * 410, 100 + 28 * 100, 28)
+    read = reading(before, after)
     assert (read.steps, read.layers, read.attended, read.context) == (4, 28, 25, 102.5)
     assert read.share == pytest.approx(25 / 102.5)
 
@@ -180,7 +182,7 @@ def test_reading_tells_layers_steps_and_tokens_apart():
 )
 def test_reading_refuses_a_run_that_was_not_sparse(after):
     with pytest.raises(HataError, match="not sparse"):
-        reading(snapshot(2, 1000, 100), after, 100)
+        reading(snapshot(2, 1000, 100), after)
 
 
 def test_measure_refuses_counters_that_stand_still(fake_server):
@@ -190,7 +192,7 @@ def test_measure_refuses_counters_that_stand_still(fake_server):
         assert result.right
         assert result.read is None
         assert result.step_ms == pytest.approx(1e3 * sum(result.speed.gaps_s) / 2, rel=1)
-    counters = '{"decode_steps": 3, "tokens_in_context": 60, "tokens_attended": 6}'
+    counters = json.dumps(snapshot(3, 60, 6))
     with (
         ServerProcess(["--counters", counters], command=fake_server) as server,
         pytest.raises(HataError, match="not sparse: 0 sparse steps"),

@@ -176,14 +176,29 @@ def test_a_longest_context_can_be_ranked():
             gpu_buffers.rank_sizes(encoder, gpu_buffers.most_tokens(encoder) + 1, 512)
 
 
-def test_eager_steps_need_a_number_of_requests(monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "requests", "line"),
+    [
+        ("full", None, None),
+        ("disabled", 16, None),
+        ("disabled", None, "--max-running-requests: expected a number"),
+        (
+            "breakable",
+            16,
+            "--cuda-graph-backend-decode: expected full or disabled, found breakable",
+        ),
+    ],
+)
+def test_graphs_of_decode_steps(monkeypatch, backend, requests, line):
     from hata_sglang.seams import validate
 
-    for captured, requests, problems in ((8, None, 0), (0, None, 1), (0, 16, 0)):
-        monkeypatch.setattr(validate.versions, "decode_graph_max_bs", lambda args, n=captured: n)
-        found = validate._eager_rows(SimpleNamespace(max_running_requests=requests))
-        assert len(found) == problems
-        assert all("--max-running-requests: expected a number" in str(p) for p in found)
+    monkeypatch.setattr(validate.versions, "resolved", lambda args: args)
+    graphs = SimpleNamespace(decode=SimpleNamespace(backend=backend, bs=None, max_bs=8))
+    args = SimpleNamespace(max_running_requests=requests, cuda_graph_config=graphs)
+    found = validate._graphs(args)
+    assert len(found) == (line is not None)
+    assert all(line in str(problem) for problem in found)
+    assert validate.versions.decode_graph_max_bs(args) == (0 if backend == "disabled" else 8)
 
 
 @pytest.mark.parametrize(("captured", "requests"), [(8, None), (0, 16), (8, 16), (8, 4)])

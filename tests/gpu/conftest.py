@@ -1,0 +1,68 @@
+"""SGLang's servers on a GPU with the demo model; many at a time share the GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.evaluation.haystack import document
+from hata_sglang.evaluation.hidden_fact import make_prompts
+from hata_sglang.evaluation.server import ServerProcess
+
+#: Several servers share one GPU: a small pool each, and graphs of few sizes, which start sooner.
+SHARED = ("--max-total-tokens", "100000", "--mem-fraction-static", "0.5")
+SHARED += ("--cuda-graph-max-bs-decode", "32")
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Folder of the demo model."""
+    return ensure_demo_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+@pytest.fixture(scope="session")
+def make_ids(tokenizer):
+    """Function of (tokens, seed): that many ids of prose."""
+    return lambda n, seed: tokenizer(document(tokenizer, n + 64, seed))["input_ids"][:n]
+
+
+@pytest.fixture(scope="session")
+def facts(tokenizer):
+    """Ten questions about facts hidden in five documents of 6,000 tokens."""
+    return make_prompts(tokenizer, 10, 6000, documents=5)
+
+
+@pytest.fixture(scope="session")
+def facts_of_one_document(tokenizer):
+    """Ten questions about one document of 6,000 tokens."""
+    return make_prompts(tokenizer, 10, 6000, seed=1, documents=1)
+
+
+@pytest.fixture(scope="session")
+def serve(model, tmp_path_factory):
+    """Function that makes a server: a YAML's text for hata, None for the stock backend.
+
+    ``HATA_CHECK_FLAGS`` adds flags to every server that shares the GPU.
+    """
+
+    def make(yaml: str | None, *flags: str, shared: bool = True, **options) -> ServerProcess:
+        folder = tmp_path_factory.mktemp("server")
+        arguments = ["--model-path", str(model), *flags]
+        if shared:
+            arguments += [*SHARED, *os.environ.get("HATA_CHECK_FLAGS", "").split()]
+        if yaml is not None:
+            (folder / "my.yaml").write_text(yaml)
+            arguments += ["--hata-config", str(folder / "my.yaml")]
+        return ServerProcess(arguments, log=folder / "server.log", timeout=600, **options)
+
+    return make
