@@ -140,7 +140,10 @@ def card_line(card: Card) -> str:
     -------
     str
     """
-    options = "".join(f", {name} {value:g}" for name, value in sorted(card.options.items()))
+    options = "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+        for name, value in sorted(card.options.items())
+    )
     line = f"{card.method}, {card.bits} bits{options}, {len(card.layers)} layers of {card.model}"
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))

@@ -49,7 +49,8 @@ def open_regular(path: str | Path, expected: str, limit: int) -> Iterator[Binary
             found = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
             raise _refusal(path, f"{expected} (a regular file)", found)
         if status.st_size > limit:
-            raise _too_large(path, expected, limit, status.st_size)
+            found = f"{status.st_size:,} bytes"
+            raise _refusal(path, f"{expected} of at most {limit:,} bytes", found)
         file = open(path, "rb")  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError, ValueError):
         # ValueError: no file has a name with a NUL or half a character in it.
@@ -66,10 +67,12 @@ def open_regular(path: str | Path, expected: str, limit: int) -> Iterator[Binary
 def read_regular(path: str | Path, expected: str, limit: int) -> bytes:
     """Read a file whole; arguments and errors as for `open_regular`."""
     with open_regular(path, expected, limit) as file:
-        # Files of /proc say that they are empty, and others may grow meanwhile.
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise _too_large(path, expected, limit, len(content))
+        # Not up to the limit: as many bytes would be allocated.
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+    if len(content) > size:
+        # It grows, or is one of /proc's, which say that they are empty.
+        raise _refusal(path, f"{expected} of a known size", f"more than its {size:,} bytes")
     return content
 
 
@@ -102,7 +105,3 @@ def _refusal(path: str | Path, expected: str, found: str) -> Refusal:
 
 def _unreadable(path: str | Path, expected: str, error: OSError) -> Refusal:
     return _refusal(path, f"{expected} that can be read", error.strerror or str(error))
-
-
-def _too_large(path: str | Path, expected: str, limit: int, size: int) -> Refusal:
-    return _refusal(path, f"{expected} of at most {limit:,} bytes", f"{size:,} bytes or more")

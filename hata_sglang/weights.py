@@ -270,7 +270,7 @@ def _read_card(folder: Path) -> Card:
             card = Card.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = printable(".".join(str(part) for part in first["loc"]), 200) or "the file"
         raise _refusal(path, "a card of hash weights", f"{where}: {first['msg']}") from error
     if card.version != CARD_VERSION:
         raise _refusal(path, f"version {CARD_VERSION}", f"version {card.version}")
