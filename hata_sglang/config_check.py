@@ -81,7 +81,7 @@ def read_model(folder: str | Path) -> ModelFacts:
     if not os.path.isfile(folder / "config.json"):
         found = "no config.json in it" if os.path.isdir(folder) else "no such folder"
         expected = "a model's folder, with config.json"
-        raise Refusal([Problem("--model", expected, f"{folder}: {found}")])
+        raise Refusal([Problem("--model", expected, f"{printable(str(folder), 300)}: {found}")])
     with open_regular(folder / "config.json", "a model's config.json", MAX_CONFIG_BYTES):
         pass  # transformers reads it, whatever its size
 
