@@ -263,8 +263,9 @@ class HataConfig(BaseModel):
         Returns
         -------
         dict
-            What a YAML file would hold, of JSON's types; weights paths are absolute.
-            ``HataConfig.parse`` makes an equal configuration of it, wherever it runs.
+            What a YAML file would hold, of JSON's types; weights paths are absolute, names stay
+            names. ``HataConfig.parse`` makes an equal configuration of it (unless a folder with the
+            name of shipped weights lies where it runs).
         """
         return self.model_dump(mode="json", exclude_none=True)
 
