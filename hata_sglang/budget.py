@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 # ceiling is 8). With lengths below 2**31 the product stays below 2**63.
 RATIO_UNIT = 10**9
 
-EXPECTED = "a number of tokens (integer, at least 1) or {ratio: 0.0156, min: 256, max: 4096}"
+#: Lengths and budgets are int32 on every device.
+MAX_TOKENS = 2**31 - 1
+
+_TOKENS = "a number of tokens (integer, 1 to 2**31 - 1)"
+EXPECTED = f"{_TOKENS} or {{ratio: 0.0156, min: 256, max: 4096}}"
 
 
 class Budget(BaseModel):
@@ -30,7 +34,7 @@ class Budget(BaseModel):
     ratio : float or None
         Share of the context, in (0, 1]; nine decimals count. None for a fixed budget.
     min, max : int
-        Bounds in tokens; equal for a fixed budget.
+        Bounds in tokens, 1 to 2**31 - 1; equal for a fixed budget.
 
     Raises
     ------
@@ -48,13 +52,13 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     ratio: float | None = Field(description="a number above 0 and at most 1 (share of the context)")
-    min: int = Field(ge=1, description="a number of tokens (integer, at least 1)")
-    max: int = Field(ge=1, description="a number of tokens (integer, at least 1)")
+    min: int = Field(ge=1, le=MAX_TOKENS, description=_TOKENS)
+    max: int = Field(ge=1, le=MAX_TOKENS, description=_TOKENS)
 
     @model_validator(mode="before")
     @classmethod
     def _from_yaml(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_TOKENS:
             return {"ratio": None, "min": value, "max": value}
         if isinstance(value, dict):
             return value

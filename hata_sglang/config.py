@@ -10,7 +10,9 @@ unless ``method: random`` says so).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +30,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hata_sglang.budget import EXPECTED as BUDGET_EXPECTED
-from hata_sglang.budget import Budget
+from hata_sglang.budget import MAX_TOKENS, Budget
 from hata_sglang.config_problems import schema_problems, shorten
 from hata_sglang.config_rules import rule_problems
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, refuse_any
+from hata_sglang.files import locate
 from hata_sglang.layer_ranges import EXPECTED as RANGE_EXPECTED
-from hata_sglang.layer_ranges import format_layers, format_range, parse_range
+from hata_sglang.layer_ranges import format_layers, format_range, layers_of, parse_range
 from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, LayerPlan, Method, PlanRow
 from hata_sglang.yaml_file import Source, read_mapping
 
@@ -51,6 +54,9 @@ InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 
 #: Of method random; a trained method has the bits of its weights.
 DEFAULT_BITS = 128
+#: Torch's generator on a CPU takes 32 bits of a seed; a longer one would repeat a shorter one's
+#: hyperplanes.
+MAX_SEED = 2**32 - 1
 
 
 def _layer_key(value: Any) -> str:
@@ -61,11 +67,10 @@ def _layer_key(value: Any) -> str:
 
 
 def _layer_list(value: Any) -> tuple[int, ...]:
-    layers: set[int] = set()
-    bad = []
+    spans, bad = [], []
     for item in value if isinstance(value, list | tuple) else [value]:
         try:
-            layers.update(parse_range(item))
+            spans.append(parse_range(item))
         except ValueError:
             bad.append(shorten(item))
     if bad:
@@ -73,16 +78,16 @@ def _layer_list(value: Any) -> tuple[int, ...]:
         raise PydanticCustomError(
             "hata", "not layers", {"expected": expected, "found": ", ".join(bad)}
         )
-    return tuple(sorted(layers))
+    return tuple(layers_of(spans))
 
 
 _METHOD = "hata, hashattention, asymmetric, random, exact or streaming"
 _BITS = "a multiple of 32 from 32 to 256 (to 1024 for hashattention)"
 _WEIGHTS = "a path or the name of shipped weights"
-_COUNT = "a number of tokens (integer, at least 0)"
+_COUNT = "a number of tokens (integer, 0 to 2**31 - 1)"
 
 Bits = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 class LayerOverride(BaseModel):
@@ -116,7 +121,7 @@ class HataConfig(BaseModel):
     weights : str or None
         Hash weights: required for the three trained methods, refused for the others.
     seed : int or None
-        Only with method random; None stands for 0.
+        0 to 2**32 - 1, only with method random; None stands for 0.
     budget : Budget
         Tokens attended per KV head.
     sink, recent : int
@@ -142,7 +147,7 @@ class HataConfig(BaseModel):
     method: Method = Field(description=_METHOD)
     bits: Bits | None = Field(None, description=_BITS)
     weights: str | None = Field(None, min_length=1, description=_WEIGHTS)
-    seed: int | None = Field(None, ge=0, lt=2**63, description="an integer, at least 0")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="an integer, 0 to 2**32 - 1")
     budget: Budget = Field(description=BUDGET_EXPECTED)
     sink: Count = Field(16, description=_COUNT)
     recent: Count = Field(64, description=_COUNT)
@@ -168,10 +173,10 @@ class HataConfig(BaseModel):
             return handler(data)
         context = info.context or {}
         source: Source = context.get("source", Source())
-        problems: list[Problem] = list(context.get("problems", ()))
+        problems: Iterable[Problem] = context.get("problems", ())
         data = {str(key): value for key, value in data.items()}
         if isinstance(data.get("layers"), Mapping):
-            # YAML's `true:` would pass for layer 1: they are equal as keys of a dict.
+            # True would pass for layer 1: they are equal as keys of a dict.
             data["layers"] = {
                 key if type(key) is int else str(key): own for key, own in data["layers"].items()
             }
@@ -179,16 +184,15 @@ class HataConfig(BaseModel):
         try:
             config = handler(data)
         except ValidationError as error:
-            problems += schema_problems(error, cls, source.name)
+            problems = chain(problems, schema_problems(error, cls, source.name))
         fields = cls.model_fields.items()
         defaults = {
             key: field.get_default(call_default_factory=True)
             for key, field in fields
             if not field.is_required()
         }
-        problems += rule_problems(data, defaults, source.name)
-        if problems:
-            raise Refusal(problems)
+        # Made one by one, as a refusal lists only the first of very many.
+        refuse_any(chain(problems, rule_problems(data, defaults, source.name)))
         config._source = source
         return config
 
@@ -259,8 +263,16 @@ class HataConfig(BaseModel):
         return self._source.origin
 
     def to_mapping(self) -> dict[str, Any]:
-        """What `parse` reads back as the same configuration: JSON values, paths absolute."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        """The settings in memory, to hand to another process.
+
+        Returns
+        -------
+        dict
+            What a YAML file would hold, of JSON's types; weights paths are absolute, names stay
+            names. ``HataConfig.parse`` makes an equal configuration of it (unless a folder with the
+            name of shipped weights lies where it runs).
+        """
+        return self.model_dump(mode="json", exclude_none=True)
 
     def resolve(self, num_layers: int, context_len: int) -> tuple[LayerPlan, ...]:
         """What each layer of a model does.
@@ -308,8 +320,7 @@ class HataConfig(BaseModel):
         if kept >= context_len:
             expected = f"sink + recent below the longest context ({context_len} tokens)"
             problems.append(Problem(name(("recent",)), expected, f"{kept} tokens"))
-        if problems:
-            raise Refusal(problems)
+        refuse_any(problems)
         return plans
 
     def _plan(self, layer: int, own: LayerOverride) -> LayerPlan:
@@ -372,6 +383,6 @@ def _locate_weights(settings: dict, base_dir: Path) -> dict:
         value = str(value)
     if isinstance(value, str) and value:
         looks_like_path = "/" in value or value.startswith((".", "~"))
-        path = base_dir / Path(value).expanduser()
-        settings["weights"] = str(path.resolve()) if looks_like_path or path.exists() else value
+        path = locate(value, base_dir)
+        settings["weights"] = path if looks_like_path or os.path.exists(path) else value
     return settings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hata_sglang.budget import MAX_TOKENS
 from hata_sglang.config import HataConfig, LayerPlan
-from hata_sglang.errors import Problem, Refusal
-from hata_sglang.layer_ranges import format_layers
+from hata_sglang.config_problems import shorten
+from hata_sglang.errors import Problem, Refusal, printable, refuse_any
+from hata_sglang.files import open_regular
+from hata_sglang.layer_ranges import MAX_LAYER, format_layers
 
 if TYPE_CHECKING:
     from hata_sglang.weights import Card
 
 # Contexts at which the table gives the tokens read, beside the model's own.
 LENGTHS = (6_000, 32_768)
+
+#: Those of large multimodal models have some 100 KB.
+MAX_CONFIG_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,13 @@ def read_model(folder: str | Path) -> ModelFacts:
         If there is no ``config.json``, transformers cannot read it, or it lacks a number needed.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        found = "no config.json in it" if folder.is_dir() else "no such folder"
+    # Functions of os.path, as those of pathlib raise for a name that is too long.
+    if not os.path.isfile(folder / "config.json"):
+        found = "no config.json in it" if os.path.isdir(folder) else "no such folder"
         expected = "a model's folder, with config.json"
-        raise Refusal([Problem("--model", expected, f"{folder}: {found}")])
+        raise Refusal([Problem("--model", expected, f"{printable(str(folder), 300)}: {found}")])
+    with open_regular(folder / "config.json", "a model's config.json", MAX_CONFIG_BYTES):
+        pass  # transformers reads it, whatever its size
 
     import torch
     from transformers import AutoConfig
@@ -87,16 +97,11 @@ def read_model(folder: str | Path) -> ModelFacts:
     text = whole.get_text_config()
 
     needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")
-    problems = [
-        Problem("--model", f"a decoder whose config.json gives {key}", f"none in {folder}")
-        for key in needed
-        if not isinstance(getattr(text, key, None), int)
-    ]
-    if problems:
-        raise Refusal(problems)
+    _check_sizes({key: getattr(text, key, None) for key in needed}, folder)
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    _check_sizes({"num_key_value_heads": kv_heads, "head_dim": head_dim}, folder)
     dtype = getattr(text, "dtype", None) or getattr(whole, "dtype", None) or torch.bfloat16
     return ModelFacts(
         hf_config=text,
@@ -111,6 +116,19 @@ def read_model(folder: str | Path) -> ModelFacts:
     )
 
 
+def _check_sizes(sizes: Mapping[str, Any], folder: Path) -> None:
+    most = {"num_hidden_layers": MAX_LAYER + 1}
+    refuse_any(
+        Problem(
+            "--model",
+            f"a decoder whose config.json gives {key} (1 to {most.get(key, MAX_TOKENS)})",
+            f"{shorten(size)} in {folder}",
+        )
+        for key, size in sizes.items()
+        if type(size) is not int or not 1 <= size <= most.get(key, MAX_TOKENS)
+    )
+
+
 def card_line(card: Card) -> str:
     """One line about a set of hash weights: what it is for, and how good it was when trained.
 
@@ -122,12 +140,15 @@ def card_line(card: Card) -> str:
     -------
     str
     """
-    options = "".join(f", {name} {value:g}" for name, value in sorted(card.options.items()))
+    options = "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+        for name, value in sorted(card.options.items())
+    )
     line = f"{card.method}, {card.bits} bits{options}, {len(card.layers)} layers of {card.model}"
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
-    return line
+    return printable(line)
 
 
 def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
@@ -229,8 +250,8 @@ def run(args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     console.print(build_table(plans, model))
-    for line in summarise(config, plans, model):
-        console.print(escape(line), soft_wrap=True)
-    for ref, weights in loaded.sets.items():
-        console.print(escape(f"Weights {ref}: {card_line(weights.card)}."), soft_wrap=True)
+    lines = [*summarise(config, plans, model)]
+    lines += [f"Weights {ref}: {card_line(own.card)}." for ref, own in loaded.sets.items()]
+    for line in lines:
+        console.print(escape(printable(line)), soft_wrap=True)
     return 0

@@ -6,20 +6,44 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from typing import Any, get_args
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from hata_sglang.errors import Problem
 from hata_sglang.yaml_file import KeyPath
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 Namer = Callable[[KeyPath], str]
 
 
+class _Repr(reprlib.Repr):
+    """`repr` that looks at the first few values of anything, at a few levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist = 3, 6, 8
+        self.maxstring = self.maxlong = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write integers of more than 4,300 digits.
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits < 1000 else f"an integer of {bits:,} bits"
+
+
+_REPR = _Repr()
+
+
 def shorten(value: Any, limit: int = 80) -> str:
-    """`repr` of a value for a message, cut at `limit` characters; ``nothing`` for None."""
-    text = "nothing" if value is None else repr(value)
+    """`repr` of a value for a message, in at most `limit` characters; ``nothing`` for None.
+
+    Takes no longer for a value that is huge or holds itself.
+    """
+    text = "nothing" if value is None else _REPR.repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -63,7 +87,9 @@ def _model_at(root: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     return model
 
 
-def schema_problems(error: ValidationError, root: type[BaseModel], name: Namer) -> list[Problem]:
+def schema_problems(
+    error: ValidationError, root: type[BaseModel], name: Namer
+) -> Iterator[Problem]:
     """Problems for everything that pydantic found wrong.
 
     Parameters
@@ -75,32 +101,39 @@ def schema_problems(error: ValidationError, root: type[BaseModel], name: Namer) 
     name : callable
         Gives the text of a setting from its key path.
 
-    Returns
-    -------
-    list of Problem
-        One per error, in pydantic's order.
+    Yields
+    ------
+    Problem
+        In pydantic's order; the first of each setting, as a key that is wrong makes its value
+        wrong, too.
     """
-    problems = []
+    reported = set()
     for item in error.errors(include_url=False):
-        is_key = bool(item["loc"]) and item["loc"][-1] == "[key]"
         path = tuple(str(step) for step in item["loc"] if step != "[key]")
-        context = item.get("ctx", {})
-        if item["type"] == "hata":
-            path += (context["key"],) if "key" in context else ()
-            expected, found = context["expected"], context.get("found", shorten(item["input"]))
-        elif item["type"] == "extra_forbidden":
-            expected, found = _unknown_key(path, root)
-        else:
-            schema = _model_at(root, path[:-1])
-            field = schema.model_fields.get(path[-1]) if schema and path else None
-            expected = field.description if field and field.description else item["msg"]
-            found = "nothing" if item["type"] == "missing" else shorten(item["input"])
-            if item["type"] == "literal_error" and field and isinstance(item["input"], str):
-                expected += f" ({nearest(item['input'], _words(field.annotation))})"
-        if is_key:
-            found = shorten(item["input"])
-        problems.append(Problem(name(path), expected, found))
-    return problems
+        path += (item["ctx"]["key"],) if "key" in item.get("ctx", {}) else ()
+        if path not in reported:
+            reported.add(path)
+            yield Problem(name(path), *_expected_and_found(item, path, root))
+
+
+def _expected_and_found(
+    item: ErrorDetails, path: KeyPath, root: type[BaseModel]
+) -> tuple[str, str]:
+    is_key = bool(item["loc"]) and item["loc"][-1] == "[key]"
+    found = "nothing" if item["type"] == "missing" else shorten(item["input"])
+    if item["type"] == "hata":
+        context = item["ctx"]
+        return context["expected"], found if is_key else context.get("found", found)
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        return _unknown_key(path, root)
+    if item["type"] == "model_type":
+        return "a mapping of settings, such as {budget: 1024}", found
+    schema = _model_at(root, path[:-1])
+    field = schema.model_fields.get(path[-1]) if schema and path else None
+    expected = field.description if field and field.description else item["msg"]
+    if item["type"] == "literal_error" and field and isinstance(item["input"], str):
+        expected += f" ({nearest(item['input'], _words(field.annotation))})"
+    return expected, found
 
 
 def _words(annotation: Any) -> list[str]:
@@ -113,5 +146,6 @@ def _unknown_key(path: KeyPath, root: type[BaseModel]) -> tuple[str, str]:
     key = path[-1]
     schema = _model_at(root, path[:-1])
     if schema is not root and key in root.model_fields:
-        return "a per-layer key", f"{key!r}, which holds for the whole model"
-    return f"a known key ({nearest(key, list(schema.model_fields) if schema else [])})", f"{key!r}"
+        return "a per-layer key", f"{shorten(key)}, which holds for the whole model"
+    valid = list(schema.model_fields) if schema else []
+    return f"a known key ({nearest(key, valid)})", shorten(key)

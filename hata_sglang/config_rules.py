@@ -6,12 +6,14 @@ what `hata_sglang.config_problems` finds in single values.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+from hata_sglang.budget import MAX_TOKENS
 from hata_sglang.config_problems import Namer, shorten
 from hata_sglang.errors import Problem
-from hata_sglang.layer_ranges import format_layers, parse_range
+from hata_sglang.layer_ranges import format_layers, format_range, layers_of, parse_range
 from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, Method
 from hata_sglang.yaml_file import KeyPath
 
@@ -27,7 +29,7 @@ _WITHOUT_SEED = set(get_args(Method)) - {"random"}
 
 def rule_problems(
     data: Mapping[str, Any], defaults: Mapping[str, Any], name: Namer
-) -> list[Problem]:
+) -> Iterator[Problem]:
     """Problems between settings, each of which may be fine alone.
 
     Parameters
@@ -39,25 +41,28 @@ def rule_problems(
     name : callable
         Gives the text of a setting from its key path.
 
-    Returns
-    -------
-    list of Problem
-        Empty when the settings go together, or are too malformed to tell.
+    Yields
+    ------
+    Problem
+        None when the settings go together, or are too malformed to tell.
     """
     merged = {**defaults, **data}
     layers = merged["layers"] if isinstance(merged["layers"], Mapping) else {}
-    overrides = {str(key): value for key, value in layers.items() if isinstance(value, Mapping)}
-    problems = list(_level_problems((), data, merged, name))
+    # A null setting of a layer is one that is left out.
+    overrides = {
+        str(key): {setting: value for setting, value in own.items() if value is not None}
+        for key, own in layers.items()
+        if isinstance(own, Mapping)
+    }
+    yield from _level_problems((), data, merged, name)
     for key, own in overrides.items():
-        given = {setting: value for setting, value in own.items() if value is not None}
-        level = {**merged, **given}
-        if "weights" not in given and level.get("method") != merged.get("method"):
+        level = {**merged, **own}
+        if "weights" not in own and level.get("method") != merged.get("method"):
             level["weights"] = None  # the whole model's were trained for another method
-        problems += _level_problems(("layers", key), own, level, name)
-    problems += _seed_problems(merged, overrides, name)
-    problems += _dense_problems(merged, overrides, name, is_default="dense_layers" not in data)
-    problems += _overlap_problems(layers, name)
-    return problems
+        yield from _level_problems(("layers", key), own, level, name)
+    yield from _seed_problems(merged, overrides, name)
+    yield from _dense_problems(merged, overrides, name, is_default="dense_layers" not in data)
+    yield from _overlap_problems(layers, name)
 
 
 def _level_problems(path: KeyPath, own: Mapping, merged: Mapping, name: Namer) -> Iterator[Problem]:
@@ -119,10 +124,8 @@ def _floor_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Pro
     if isinstance(budget, Mapping):
         budget, key = budget.get("min"), ("budget", "min")
     numbers = (budget, sink, recent)
-    if all(
-        isinstance(number, int) and not isinstance(number, bool) and number >= 0
-        for number in numbers
-    ):
+    # Others are reported as single values.
+    if all(type(number) is int and 0 <= number <= MAX_TOKENS for number in numbers):
         if merged.get("method") == "streaming":
             # Chooses nothing: the rest of the budget goes to more recent tokens.
             least, sum_ = max(1, sink + recent), f"sink {sink} + recent {recent}"
@@ -159,12 +162,12 @@ def _dense_problems(
 ) -> Iterator[Problem]:
     listed = merged["dense_layers"]
     items = listed if isinstance(listed, list | tuple) else [listed]
-    dense = {layer for _, layers in _ranges(items) for layer in layers}
-    for key, layers in _ranges(overrides):
+    dense = layers_of(span for _, span in _ranges(items))
+    where = "dense_layers (its default)" if is_default else "dense_layers"
+    for key, span in _ranges(overrides):
         own = overrides[key]
-        clash = dense & set(layers)
+        clash = dense[bisect_left(dense, span.start) : bisect_left(dense, span.stop)]
         if clash and own and "dense" not in own:
-            where = "dense_layers (its default)" if is_default else "dense_layers"
             yield Problem(
                 name(("layers", key)),
                 "no settings for a dense layer, or `dense: false` among them",
@@ -173,14 +176,22 @@ def _dense_problems(
 
 
 def _overlap_problems(layers: Mapping, name: Namer) -> Iterator[Problem]:
-    known = list(_ranges(layers))
-    for index, (key, span) in enumerate(known):
-        for earlier, other in known[:index]:
-            shared = set(span) & set(other)
-            if shared:
-                both = f"{str(earlier)!r} and {str(key)!r}"
-                yield Problem(
-                    name(("layers", str(key))),
-                    "each layer in one range",
-                    f"{both} both holding layers {format_layers(shared)}",
-                )
+    """One problem for every range that shares layers with one that starts no later.
+
+    Of those, the one that ends last is named: comparing all pairs would take long for thousands.
+    """
+    known = [(place, str(key), span) for place, (key, span) in enumerate(_ranges(layers))]
+    longest = None
+    for current in sorted(known, key=lambda entry: (entry[2].start, entry[0])):
+        span = current[2]
+        if longest is not None and span.start < longest[2].stop:
+            shared = range(span.start, min(span.stop, longest[2].stop))
+            (_, earlier, _), (_, later, _) = sorted((longest, current))
+            yield Problem(
+                name(("layers", later)),
+                "each layer in one range",
+                f"{shorten(earlier)} and {shorten(later)} both holding layers "
+                f"{format_range(shared)}",
+            )
+        if longest is None or span.stop > longest[2].stop:
+            longest = current

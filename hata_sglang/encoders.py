@@ -127,7 +127,8 @@ def random_encoder(plan: LayerPlan, model: AttentionShape) -> Encoder:
         Its seed, layer and bits count.
     model : AttentionShape
     """
-    generator = torch.Generator().manual_seed(plan.seed * 100_003 + plan.layer)
+    # The generator takes 32 bits of a seed, and refuses a number of more than 64.
+    generator = torch.Generator().manual_seed((plan.seed * 100_003 + plan.layer) % 2**32)
     shape = (model.num_kv_heads, model.head_dim, plan.bits)
     return make_encoder(
         "random",

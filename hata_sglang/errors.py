@@ -4,6 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+
+#: Problems that one refusal lists. Nobody reads more, and a hostile file can have thousands.
+MAX_PROBLEMS = 100
+#: Characters of each part of a problem.
+MAX_TEXT = 2_000
+
+
+def printable(text: str, limit: int = MAX_TEXT) -> str:
+    r"""Text from a file or a stranger as a terminal may show it.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    limit : int
+        Longest result in characters.
+
+    Returns
+    -------
+    str
+        One line: control characters, line ends, bidirectional overrides and half characters are
+        written as Python writes them in a string (``\x1b``, ``\u202e``), and a text that is too
+        long is cut.
+    """
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class HataError(Exception):
@@ -16,7 +45,7 @@ class HataError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why ``hata`` cannot run.
+    """One reason why ``hata`` cannot run; its texts are made `printable`.
 
     Parameters
     ----------
@@ -33,6 +62,12 @@ class Problem:
     expected: str
     found: str
 
+    def __post_init__(self) -> None:
+        # Keys, values, paths and the words of other libraries all come through here, so that a
+        # file cannot write to the terminal, or forge a line of the error.
+        for part in ("setting", "expected", "found"):
+            object.__setattr__(self, part, printable(str(getattr(self, part))))
+
     def __str__(self) -> str:
         return f"{self.setting}: expected {self.expected}, found {self.found}"
 
@@ -43,7 +78,8 @@ class Refusal(HataError):
     Parameters
     ----------
     problems : iterable of Problem
-        At least one. All are listed in the message, in this order.
+        At least one. Listed in the message in this order, the first `MAX_PROBLEMS` of them; no more
+        are taken from an iterator than it needs to know whether there are more.
 
     Raises
     ------
@@ -58,14 +94,27 @@ class Refusal(HataError):
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems: tuple[Problem, ...] = tuple(problems)
-        if not self.problems:
+        taken = tuple(islice(problems, MAX_PROBLEMS + 1))
+        if not taken:
             raise ValueError("problems: expected at least one Problem, found none")
-        count = len(self.problems)
-        headline = f"hata cannot run: {count} problem{'s' if count != 1 else ''}"
+        self.problems: tuple[Problem, ...] = taken[:MAX_PROBLEMS]
+        count = str(len(taken)) if taken == self.problems else f"more than {MAX_PROBLEMS}"
+        headline = f"hata cannot run: {count} problem{'s' if count != '1' else ''}"
         super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
 
     def __reduce__(self):
         # Exceptions rebuild themselves from `args` (the message); a refusal raised in a
         # scheduler process has to cross to the launcher with its problems instead.
-        return type(self), (self.problems,)
+        return type(self), (self.problems,), {"args": self.args}
+
+
+def refuse_any(problems: Iterable[Problem]) -> None:
+    """Raise a `Refusal` if there are problems.
+
+    Parameters
+    ----------
+    problems : iterable of Problem
+        Maybe none. An iterator is not asked for more than the message needs.
+    """
+    if listed := list(islice(problems, MAX_PROBLEMS + 1)):
+        raise Refusal(listed)

@@ -45,6 +45,24 @@ def parse_range(value: Any) -> range:
     return range(first, last + 1)
 
 
+def layers_of(spans: Iterable[range]) -> list[int]:
+    """The layers that any of the ranges holds, in order; linear in the number of ranges.
+
+    Parameters
+    ----------
+    spans : iterable of range
+        As `parse_range` makes them; they may overlap.
+
+    Returns
+    -------
+    list of int
+    """
+    held = bytearray(MAX_LAYER + 1)
+    for span in spans:
+        held[span.start : span.stop] = b"\1" * len(span)
+    return [layer for layer, mark in enumerate(held) if mark]
+
+
 def format_range(layers: range) -> str:
     """The canonical text of a range: ``"5"`` or ``"2-15"``."""
     return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"

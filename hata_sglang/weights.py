@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from hata_kernels.encoders import ENCODERS, Encoder, make_encoder
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, printable, refuse_any
+from hata_sglang.files import locate, read_regular
+from hata_sglang.layer_ranges import format_layers
 from hata_sglang.weights_card import (
     CARD_FILE,
     CARD_VERSION,
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.float16)
+#: A card of 128 layers and ten budgets has 200 KB; a set for 126 layers of 128 heads, 5 GB.
+MAX_CARD_BYTES, MAX_SET_BYTES = 2**20, 2**33
 TRAIN_COMMAND = "hata-sglang train --model DIR --data FILE... --method METHOD --out DIR"
 
 
@@ -98,7 +102,7 @@ class HashWeights:
                 head_dim=model.head_dim,
                 **card.options,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             expected = f"tensors and options of method {card.method} for {card.model}"
             raise _refusal(setting, expected, str(error)) from error
         if encoder.bits != card.bits:
@@ -156,8 +160,7 @@ def save_weights(
         for name, tensor in encoder.tensors().items()
     }
     problems += _tensor_problems(card, named)
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = dump_tensors(named)
@@ -213,12 +216,8 @@ def load_weights(ref: str | Path) -> HashWeights:
     """
     folder = _find(ref)
     card = _read_card(folder)
-    try:
-        content = (folder / TENSORS_FILE).read_bytes()
-    except OSError as error:
-        raise _refusal(
-            folder / TENSORS_FILE, "a readable file", error.strerror or "none"
-        ) from error
+    expected = f"the tensors of the shapes in {CARD_FILE}"
+    content = read_regular(folder / TENSORS_FILE, expected, _largest_file(card))
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
         raise _refusal(
@@ -230,15 +229,11 @@ def load_weights(ref: str | Path) -> HashWeights:
         named = load_tensors(content)
     except SafetensorError as error:
         raise _refusal(folder / TENSORS_FILE, "a safetensors file", str(error)) from error
-    layers: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in named.items():
-        match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        if not match:
-            raise _refusal(folder / TENSORS_FILE, "tensors named layers.{i}.{name}", repr(name))
-        layers.setdefault(int(match[1]), {})[match[2]] = tensor.float()
-    problems = _tensor_problems(card, named)
-    if problems:
-        raise Refusal(problems)
+    refuse_any(_tensor_problems(card, named))
+    layers = {
+        layer: {name: named[f"layers.{layer}.{name}"].float() for name in card.shapes}
+        for layer in card.layers
+    }
     return HashWeights(card, layers)
 
 
@@ -247,69 +242,79 @@ def _refusal(setting: str | Path, expected: str, found: str) -> Refusal:
 
 
 def _find(ref: str | Path) -> Path:
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return path
-    tried = [str(path.absolute())]
+    path = locate(ref)
+    if os.path.isdir(path):
+        return Path(path)
+    tried = [printable(path, 300)]
     shipped = shipped_weights()
     # Only a bare name can be a shipped one; a path must not reach into the package.
     if isinstance(ref, str) and os.sep not in ref:
         root = importlib.resources.files("hata_weights")
         if ref in shipped:
             return Path(str(root / ref))
-        tried.append(str(root / ref))
+        tried.append(printable(str(root / ref), 300))
     raise _refusal(
         "weights",
         f"a folder of hash weights or a shipped name ({', '.join(shipped) or 'none'})",
-        f"{str(ref)!r} (tried {', '.join(tried)}). Train a set with: {TRAIN_COMMAND}",
+        f"{printable(str(ref), 300)!r} (tried {', '.join(tried)}). Train a set with: "
+        f"{TRAIN_COMMAND}",
     )
 
 
 def _read_card(folder: Path) -> Card:
     path = folder / CARD_FILE
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_regular(path, "a card of hash weights", MAX_CARD_BYTES)
         card = Versioned.model_validate_json(content)
         if card.version == CARD_VERSION:
             card = Card.model_validate_json(content)
-    except OSError as error:
-        raise _refusal(path, "a readable file", error.strerror or "none") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = printable(".".join(str(part) for part in first["loc"]), 200) or "the file"
         raise _refusal(path, "a card of hash weights", f"{where}: {first['msg']}") from error
     if card.version != CARD_VERSION:
         raise _refusal(path, f"version {CARD_VERSION}", f"version {card.version}")
     return card
 
 
+def _largest_file(card: Card) -> int:
+    """Bytes of the tensors as float32, and ample room for the header that lists them."""
+    shapes = card.tensor_shapes()
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    return min(4 * numbers + 1000 * len(shapes) + 2**20, MAX_SET_BYTES)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tensor_problems(card: Card, named: Mapping[str, torch.Tensor]) -> list[Problem]:
-    expected = {
-        f"layers.{layer}.{name}": shape
-        for layer in card.layers
-        for name, shape in card.shapes.items()
-    }
-    problems = []
+def _tensor_problems(card: Card, named: Mapping[str, torch.Tensor]) -> Iterator[Problem]:
+    expected = card.tensor_shapes()
     for name in (*expected, *(name for name in sorted(named) if name not in expected)):
         setting = f"hash weights {card.name}, {name}"
         tensor = named.get(name)
         if tensor is None:
-            problems.append(Problem(setting, "a tensor, as in the card", "none"))
+            yield Problem(setting, "a tensor, as in the card", "none")
         elif name not in expected:
-            problems.append(Problem(setting, "no tensor, as in the card", "one"))
+            yield Problem(setting, "no tensor, as in the card", "one")
         elif tensor.dtype not in DTYPES:
-            problems.append(Problem(setting, "dtype float32 or float16", _name(tensor.dtype)))
+            yield Problem(setting, "dtype float32 or float16", _name(tensor.dtype))
         elif tuple(tensor.shape) != expected[name]:
             shape = str(list(expected[name]))
-            problems.append(Problem(setting, f"shape {shape}", str(list(tensor.shape))))
+            yield Problem(setting, f"shape {shape}", str(list(tensor.shape)))
         elif not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
-            problems.append(Problem(setting, "finite numbers", f"{count} NaN or infinite"))
-    return problems
+            yield Problem(setting, "finite numbers", f"{count} NaN or infinite")
+        elif name.endswith("weight") and (empty := _empty_heads(tensor)):
+            # All keys of such a head would have the same code.
+            wanted = "numbers other than zero in every head"
+            yield Problem(setting, wanted, f"zeros alone in heads {format_layers(empty)}")
+
+
+def _empty_heads(weight: torch.Tensor) -> list[int]:
+    """The heads (first dimension) of a weight all of whose numbers are zero."""
+    rows = weight.reshape(weight.shape[0], -1)
+    return (~rows.any(dim=1)).nonzero().flatten().tolist()
 
 
 def check_against_model(weights: HashWeights, hf_config: Any) -> list[Problem]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from hata_sglang.layer_ranges import MAX_LAYER
 
 TENSORS_FILE = "hash.safetensors"
 CARD_FILE = "card.json"
 CARD_VERSION = 2
 
 Scalar = str | int | float | bool
+# Bounds for what strangers write: each size of a tensor, and what is gone through layer by layer.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Name = Annotated[str, Field(max_length=255)]
+Layer = Annotated[int, Field(ge=0, le=MAX_LAYER)]
+Shape = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 
 
 class _Frozen(BaseModel):
@@ -21,12 +28,12 @@ class Fingerprint(_Frozen):
     """What must agree between the model that was trained on and the one that is served."""
 
     model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    vocab_size: Count
     rope_theta: float | None
 
     @classmethod
@@ -94,18 +101,28 @@ class Card(_Frozen):
     """Where a set of hash weights comes from, and how good it is."""
 
     version: int = CARD_VERSION
-    name: str
-    model: str
+    name: Name
+    model: Name
     fingerprint: Fingerprint
     revision: str = Field(description="SHA-256 of the model's weights file, with its kind")
     method: str = Field(description="of hata_kernels.encoders.ENCODERS")
-    bits: int = Field(description="per token and KV head")
+    bits: Count = Field(description="per token and KV head")
     options: dict[str, Scalar] = Field(description="of the encoder, beside its tensors")
-    layers: tuple[int, ...]
-    shapes: dict[str, tuple[int, ...]] = Field(description="tensor -> shape, in every layer")
+    layers: tuple[Layer, ...] = Field(min_length=1, max_length=MAX_LAYER + 1)
+    shapes: dict[Name, Shape] = Field(
+        min_length=1, max_length=32, description="tensor -> shape, in every layer"
+    )
     training_data: TrainingData
     seed: int
     recipe: dict[str, Scalar] = Field(description="every option that changes the weights")
     held_out: tuple[HeldOut, ...]
     sha256: str = Field(description=f"of {TENSORS_FILE}")
     created_by: dict[str, str] = Field(description="versions of what made the weights")
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor in the weights' file, by its name there."""
+        return {
+            f"layers.{layer}.{name}": shape
+            for layer in self.layers
+            for name, shape in self.shapes.items()
+        }

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hata_sglang.errors import Problem, Refusal
+from hata_sglang.files import read_regular
+from hata_sglang.yaml_loader import MAX_BYTES, KeyPath, load_document
 
-KeyPath = tuple[str, ...]
+__all__ = ["KeyPath", "Source", "read_mapping"]
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,6 @@ class Source:
         return f"{key} ({where})" if key else where
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that keeps key lines and notes duplicate keys, which PyYAML drops silently."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.lines: dict[KeyPath, int] = {}
-        self.duplicates: list[tuple[KeyPath, int, int]] = []
-
-    def note(self, node: yaml.Node, path: KeyPath, seen: frozenset[int] = frozenset()) -> None:
-        """Walk the node tree below `node`; `seen` stops at an alias to an enclosing mapping."""
-        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
-            return
-        first: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            is_merge = key_node.tag == "tag:yaml.org,2002:merge"
-            if is_merge or not isinstance(key_node, yaml.ScalarNode):
-                continue
-            key = (*path, key_node.value)
-            # The last value of a duplicate key is the one that counts, so its line does too.
-            self.lines[key] = line = key_node.start_mark.line + 1
-            if key_node.value in first:
-                self.duplicates.append((key, first[key_node.value], line))
-            first.setdefault(key_node.value, line)
-            self.note(value_node, key, seen | {id(node)})
-
-
-def _syntax_problem(path: Path, error: yaml.YAMLError) -> Problem:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    text = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable YAML"
-    if "'\\t'" in text:
-        return Problem(where, "indentation with spaces (YAML allows no tabs)", "a tab")
-    return Problem(where, "valid YAML", text)
-
-
 def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
     """Read the one mapping that a YAML file must hold.
 
@@ -100,27 +65,14 @@ def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
         If nothing can be said about the values: missing or unreadable file, invalid YAML, an
         empty file, or something else than a mapping.
     """
+    content = read_regular(path, "a YAML file", MAX_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Refusal([Problem(str(path), "a YAML file", "no such file")]) from None
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise Refusal(
-            [Problem(str(path), "a UTF-8 text file", f"byte {error.start} that is not UTF-8")]
-        ) from None
-    except OSError as error:
-        raise Refusal(
-            [Problem(str(path), "a readable YAML file", error.strerror or str(error))]
-        ) from None
+        found = f"byte {error.start} that is not UTF-8"
+        raise Refusal([Problem(str(path), "a UTF-8 text file", found)]) from None
 
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is not None:
-            loader.note(node, ())
-        value = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise Refusal([_syntax_problem(path, error)]) from None
+    value, lines, duplicates = load_document(text, path)
     if value is None:
         raise Refusal(
             [Problem(str(path), "a mapping of settings (method, budget, ...)", "an empty file")]
@@ -129,13 +81,13 @@ def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
         found = f"a {type(value).__name__}"
         raise Refusal([Problem(str(path), "a mapping of settings (method, budget, ...)", found)])
 
-    source = Source(origin=str(path), lines=loader.lines)
+    source = Source(origin=str(path), lines=lines)
     problems = [
         Problem(
             f"{'.'.join(key)} ({path}:{second})",
             "each key once",
             f"the key again (first on line {first})",
         )
-        for key, first, second in loader.duplicates
+        for key, first, second in duplicates
     ]
     return value, source, problems

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,31 @@ import validation  # noqa: E402
 def repo_root() -> Path:
     """The checkout that the tests lie in."""
     return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def bounded() -> Callable[..., AbstractContextManager[None]]:
+    """Run a block within 10 seconds of processor time and 1 GB of memory more than there is now."""
+
+    @contextmanager
+    def bounded(seconds: float = 10, memory: int = 2**30) -> Iterator[None]:
+        def stop(*_: object) -> None:
+            pytest.fail(f"took more than {seconds} s")
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        # Not SIGALRM, which is pytest-timeout's.
+        before = signal.signal(signal.SIGPROF, stop)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, limits[1]))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            signal.signal(signal.SIGPROF, before)
+
+    return bounded
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,7 +41,8 @@ def carried(model_config: Any) -> HataConfig | None:
     if text is None:
         return None
     content = json.loads(text)
-    return HataConfig.parse(content["settings"], origin=content["from"])
+    origin = content["from"]
+    return HataConfig.parse(content["settings"], base_dir=Path(origin).parent, origin=origin)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ conversion of sparse-attention-hub makes of it. See docs/hashattention.md.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,19 +19,23 @@ import numpy as np
 import torch
 
 from hata_kernels.encoders import Encoder, MlpEncoder
+from hata_sglang.config_problems import shorten
 from hata_sglang.demo_model import file_sha256
 from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.layer_ranges import format_layers
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.checkpoint import model_revision, read_config
 from hata_sglang.training.report import versions
-from hata_sglang.training.safe_pickle import load_state_dict, load_tensor_pickle
+from hata_sglang.training.safe_pickle import Array, Room
+from hata_sglang.training.tensor_files import load_state_dict, load_tensor_pickle
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
 
 LayerTensors = dict[int, dict[str, torch.Tensor]]
 
 # layer, query or key, head, place in nn.Sequential (SiLU takes the odd ones), weight or bias
 _STATE_KEY = re.compile(
-    r"(\d+)\.learning_to_hash_transformation_([qk])\.(\d+)\.(\d+)\.(weight|bias)"
+    r"(\d{1,6})\.learning_to_hash_transformation_([qk])\.(\d{1,6})\.([024])\.(weight|bias)",
+    re.ASCII,
 )
 _SIDES = {"q": "query", "k": "key"}
 _FIELDS = ("matrix", "bias")
@@ -72,7 +78,7 @@ def import_hashattention(
     ----------
     file : path
         ``.pt`` (or ``.pth``, ``.bin``): state dict. ``.pkl``: converted weights.
-        Neither can run code here (`safe_pickle`).
+        Neither can run code here (`tensor_files`).
     model_dir : path
         Hugging Face checkpoint of the model that the weights are for.
     out : path
@@ -97,7 +103,8 @@ def import_hashattention(
     encoders = {layer: _encoder(file, layer, layers[layer], fingerprint) for layer in layers}
     expected, found = fingerprint.num_hidden_layers, sorted(layers)
     if found != list(range(expected)):
-        named = f"{len(found)} layers" if found == list(range(len(found))) else f"layers {found}"
+        in_order = found == list(range(len(found)))
+        named = f"{len(found)} layers" if in_order else f"layers {format_layers(found)}"
         problem = Problem(str(file), f"{expected} layers, as {model_dir.name} has", named)
         raise Refusal([problem])
     encoders = {layer: encoders[layer] for layer in plan.trained}
@@ -144,11 +151,11 @@ def read_layers(file: Path) -> LayerTensors:
     """
     read = {"state dict": _from_state_dict, "converted weights": _from_pickle}[_format(file)]
     try:
-        return read(file)
+        return read(file, Room(os.path.getsize(file)))
     except HataError:
         raise
     # Whatever else goes wrong is a structure that nobody described.
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         found = f"another structure ({type(error).__name__}: {error})"
         raise _refusal(file, f"{_format(file)} of HashAttention", found) from error
 
@@ -161,56 +168,68 @@ def _format(file: Path) -> str:
     return formats[file.suffix]
 
 
-def _from_state_dict(file: Path) -> LayerTensors:
+def _from_state_dict(file: Path, room: Room) -> LayerTensors:
     found: dict[tuple[int, str, int, str], dict[int, torch.Tensor]] = {}
-    for name, tensor in load_state_dict(file).items():
-        match = _STATE_KEY.fullmatch(name)
-        if match is None or int(match[4]) % 2:
+    state = load_state_dict(file)
+    if not isinstance(state, Mapping) or not state:
+        raise _refusal(file, "a dict of tensors (a state dict)", _kind(state))
+    for name, value in state.items():
+        match = _STATE_KEY.fullmatch(str(name))
+        if match is None:
             expected = (
                 "names LAYER.learning_to_hash_transformation_(q|k).HEAD.(0|2|4).(weight|bias)"
             )
-            raise _refusal(file, expected, repr(name))
+            raise _refusal(file, expected, shorten(name))
+        tensor = _tensor(value, room)
         place = (int(match[1]), _SIDES[match[2]], int(match[4]) // 2, match[5])
         # nn.Linear keeps [out, in].
-        value = tensor.float().T if match[5] == "weight" else tensor.float()
-        found.setdefault(place, {})[int(match[3])] = value
+        tensor = tensor.mT if match[5] == "weight" else tensor
+        found.setdefault(place, {})[int(match[3])] = tensor
     layers: LayerTensors = {}
     for (layer, side, n, kind), heads in found.items():
         if sorted(heads) != list(range(len(heads))):
             raise _refusal(
-                file, f"heads 0 to {len(heads) - 1} in layer {layer}", str(sorted(heads))
+                file, f"heads 0 to {len(heads) - 1} in layer {layer}", format_layers(heads)
             )
         stacked = torch.stack([heads[head] for head in range(len(heads))])
         layers.setdefault(layer, {})[f"{side}.{n}.{kind}"] = stacked
     return layers
 
 
-def _from_pickle(file: Path) -> LayerTensors:
+def _from_pickle(file: Path, room: Room) -> LayerTensors:
     content = load_tensor_pickle(file)
     if not isinstance(content, Mapping) or not content:
-        raise _refusal(file, "a dict of layers", type(content).__name__)
+        raise _refusal(file, "a dict of layers", _kind(content))
     layers: LayerTensors = {}
     wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _FIELDS}
     for layer, lists in content.items():
         if not isinstance(layer, int) or not isinstance(lists, Mapping) or set(lists) != wanted:
-            names = sorted(map(str, lists)) if isinstance(lists, Mapping) else type(lists).__name__
             expected = f"layer numbers with {', '.join(sorted(wanted))}"
-            raise _refusal(file, expected, f"{layer!r} with {names}")
+            names = shorten(sorted(map(str, lists))) if isinstance(lists, Mapping) else _kind(lists)
+            raise _refusal(file, expected, f"{shorten(layer)} with {names}")
         tensors = layers[layer] = {}
         for name, values in lists.items():
             side, field = name.split("_")
             kind = "weight" if field == "matrix" else "bias"
             for n, value in enumerate(values):
-                tensors[f"{side}.{n}.{kind}"] = _tensor(value)
+                tensors[f"{side}.{n}.{kind}"] = _tensor(value, room)
     return layers
 
 
-def _tensor(value: Any) -> torch.Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    if not isinstance(value, torch.Tensor):
+def _tensor(value: Any, room: Room) -> torch.Tensor:
+    if isinstance(value, Array):
+        value = value.numbers
+    elif not isinstance(value, torch.Tensor):
         raise TypeError(f"expected a tensor, found {type(value).__name__}")
-    return value.detach().float()
+    # Counted once for every place that names it: each gets a copy.
+    room.take(math.prod(value.shape), value.itemsize)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(np.float32))
+    return value.float()
+
+
+def _kind(value: Any) -> str:
+    return "an empty dict" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
 def _encoder(

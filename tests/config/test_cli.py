@@ -1,6 +1,7 @@
 """The console script: tables, messages and exit codes, with a model of eight small layers."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -229,6 +230,40 @@ def test_model_without_attention_numbers(yaml, tmp_path, capsys):
     model = write_model(tmp_path / "vision", {"model_type": "resnet"})
     error = refused(capsys, check(yaml("method: exact\nbudget: 256\n"), model))
     assert "expected a decoder whose config.json gives num_attention_heads" in error
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num_attention_heads", 0, "num_attention_heads (1 to 2147483647), found 0 in"),
+        ("num_key_value_heads", -2, "num_key_value_heads (1 to 2147483647), found -2 in"),
+        ("head_dim", "16", "head_dim (1 to 2147483647), found '16' in"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers (1 to 10000), found 1000000000 in"),
+        (
+            "max_position_embeddings",
+            10**30,
+            "max_position_embeddings (1 to 2147483647), found 1000",
+        ),
+    ],
+)
+def test_model_of_odd_sizes(yaml, tmp_path, capsys, bounded, key, value, expected):
+    model = write_model(tmp_path / "odd", {**LLAMA, key: value})
+    with bounded():
+        error = refused(capsys, check(yaml("method: exact\nbudget: 256\n"), model))
+    # Some are refused by transformers itself.
+    words = [f"config.json gives {expected}", "a config.json that transformers can read"]
+    assert any(word in error for word in words)
+
+
+def test_folder_of_a_model_that_cannot_be(yaml, tmp_path, capsys):
+    conf = yaml("method: exact\nbudget: 256\n")
+    assert "no such folder" in refused(capsys, check(conf, tmp_path / ("x" * 5000)))
+    (tmp_path / "fifo").mkdir()
+    os.mkfifo(tmp_path / "fifo" / "config.json")
+    assert "no config.json in it" in refused(capsys, check(conf, tmp_path / "fifo"))
+    model = write_model(tmp_path / "large", LLAMA)
+    os.truncate(model / "config.json", 2**25)
+    assert "at most 16,777,216 bytes" in refused(capsys, check(conf, model))
 
 
 def test_layers_that_the_model_lacks(yaml, model, capsys):

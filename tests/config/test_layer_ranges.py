@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hata_sglang.layer_ranges import MAX_LAYER, format_layers, format_range, parse_range
+from hata_sglang.layer_ranges import (
+    MAX_LAYER,
+    format_layers,
+    format_range,
+    layers_of,
+    parse_range,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +42,10 @@ def test_format_layers_names_each_layer_once(layers):
     text = format_layers(layers)
     named = [] if text == "none" else [n for part in text.split(", ") for n in parse_range(part)]
     assert named == sorted(layers)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
+def test_layers_of_ranges(ends):
+    spans = [range(min(pair), max(pair) + 1) for pair in ends]
+    assert layers_of(spans) == sorted({layer for span in spans for layer in span})
+    assert layers_of([range(MAX_LAYER, MAX_LAYER + 1)]) == [MAX_LAYER]

@@ -2,12 +2,15 @@
 
 import dataclasses
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hata_sglang.config import Budget, HataConfig, LayerPlan
+from hata_sglang.encoders import random_encoder
 from hata_sglang.errors import Refusal
 
 EXACT = {"method": "exact", "budget": 256}
@@ -57,6 +60,21 @@ def test_random_has_128_bits_unless_told():
 def test_random_has_a_seed(given, seed):
     plan = resolve({**RANDOM, "bits": 64, **given})[2]
     assert (plan.method, plan.bits, plan.weights, plan.seed) == ("random", 64, None, seed)
+
+
+@pytest.mark.parametrize(("seed", "other"), [(0, 2**32 - 1), (1, 2**31), (2**32 - 2, 2**32 - 1)])
+def test_every_seed_makes_hyperplanes_of_its_own(seed, other):
+    model = SimpleNamespace(num_heads=4, num_kv_heads=2, head_dim=16)
+    weights = [
+        random_encoder(resolve({**RANDOM, "seed": each})[5], model).tensors()["weight"]
+        for each in (seed, other)
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_a_longer_seed_would_repeat_a_shorter_one():
+    refused = {"seed": ("an integer, 0 to 2**32 - 1", str(2**32))}
+    assert refusals({**RANDOM, "seed": 2**32}) == refused
 
 
 def test_overrides():

@@ -165,6 +165,26 @@ def test_empty_override():
     assert only({**EXACT, "layers": {"5": {}}}, "layers.5") == ("at least one setting", "none")
 
 
+def test_a_null_setting_is_left_out():
+    null = {"dense": None, "sink": None}
+    assert only({**EXACT, "layers": {"5": null}}, "layers.5") == ("at least one setting", "none")
+    # It says nothing about the layer: the other setting is still one of a dense layer.
+    assert list(settings({**EXACT, "layers": {"0": {**null, "recent": 1}}})) == ["layers.0"]
+    assert settings({**EXACT, "layers": {"5": {**null, "dense": True}}}) == {}
+
+
+def test_ranges_are_compared_with_the_longest():
+    layers = {"0-9": {"sink": 1}, "1-2": {"sink": 2}, "4": {"sink": 3}, "9-10": {"sink": 4}}
+    layers["8"] = {"sink": 5}
+    error = settings({**EXACT, "dense_layers": [], "layers": layers})
+    assert {key: found for key, (_, found) in error.items()} == {
+        "layers.1-2": "'0-9' and '1-2' both holding layers 1-2",
+        "layers.4": "'0-9' and '4' both holding layers 4",
+        "layers.8": "'0-9' and '8' both holding layers 8",
+        "layers.9-10": "'0-9' and '9-10' both holding layers 9",
+    }
+
+
 def test_dense_goes_alone():
     expected, found = only({**EXACT, "layers": {"5": {"dense": True, "sink": 1}}}, "layers.5")
     assert expected.startswith("dense: true alone")

@@ -38,7 +38,7 @@ def test_missing_file(tmp_path, where):
 
 
 def test_folder_instead_of_file(tmp_path):
-    with pytest.raises(Refusal, match="expected a readable YAML file, found Is a directory"):
+    with pytest.raises(Refusal, match=r"expected a YAML file .a regular file., found a folder"):
         HataConfig.load(tmp_path)
 
 
@@ -65,18 +65,19 @@ def test_tab(refusal_of):
 @pytest.mark.parametrize(
     ("content", "line", "words"),
     [
-        ("method: exact\nbudget: [1, 2\n", 3, "expected ',' or ']'"),
-        ("method: exact\n  budget: 256\n", 2, "mapping values are not allowed here"),
-        ("method: !!python/name:os.system\n", 1, "could not determine a constructor"),
-        ("method: exact\n---\nmethod: exact\n", 2, "but found another document"),
-        ("method: *nowhere\n", 1, "found undefined alias"),
-        ("? [a, b]\n: 1\n", 1, "found unhashable key"),
+        ("budget: [1, 2\n", 2, "valid YAML (',' or ']'), found '<stream end>'"),
+        ("a: 1\n  budget: 256\n", 2, "valid YAML, found an error (mapping values are not allowed"),
+        ("a: 1\n---\nmethod: exact\n", 2, "valid YAML, found another document"),
+        ("method: *nowhere\n", 1, "valid YAML, found undefined alias 'nowhere'"),
+        ("a: &x 1\nb: &x 2\n", 2, "valid YAML, found duplicate anchor 'x'"),
+        ("a: !!map 3\n", 1, "valid YAML (a mapping node), found scalar"),
+        ("? [a, b]\n: 1\n", 1, "a word as a key, found a sequence"),
+        ('a: "\\Uffffffff"\n', 1, "valid YAML, found a number that is too large"),
     ],
 )
 def test_invalid_yaml_names_the_line(refusal_of, content, line, words):
     (problem,) = refusal_of(content)
-    assert problem.startswith(f"DIR/conf.yaml:{line}: expected valid YAML, found ")
-    assert words in problem
+    assert problem.startswith(f"DIR/conf.yaml:{line}: expected {words}")
 
 
 @pytest.mark.parametrize("content", [b"method: \xff\xfe\n", b"method: exact\n# caf\xe9\n"])
@@ -85,14 +86,17 @@ def test_not_utf8(refusal_of, content):
     assert problem.startswith("DIR/conf.yaml: expected a UTF-8 text file, found byte ")
 
 
-def test_control_character(refusal_of):
-    (problem,) = refusal_of(b"method: exact\x00\n")
-    assert problem.startswith("DIR/conf.yaml: expected valid YAML, found ")
+@pytest.mark.parametrize(("char", "name"), [("\0", "U+0000"), ("\x1b", "U+001B")])
+def test_control_character(refusal_of, char, name):
+    assert refusal_of(f"# a\nmethod: exact{char}\n") == [
+        f"DIR/conf.yaml:2: expected printable characters, found the character {name}"
+    ]
 
 
 def test_mapping_inside_itself(refusal_of):
-    problems = refusal_of("method: exact\nbudget: &a\n  ratio: *a\n")
-    assert any(p.startswith("budget.ratio (DIR/conf.yaml:3): expected a number") for p in problems)
+    assert refusal_of("method: exact\nbudget: &a\n  ratio: *a\n") == [
+        "DIR/conf.yaml:3: expected values that end, found *a inside what it stands for"
+    ]
 
 
 def test_problems_name_their_lines(refusal_of):
@@ -115,7 +119,7 @@ def test_duplicate_keys_with_the_other_problems(refusal_of):
     assert [p.split(", found")[0] for p in refusal_of(content)] == [
         "layers.5 (DIR/conf.yaml:5): expected each key once",
         "budget (DIR/conf.yaml:6): expected each key once",
-        "budget (DIR/conf.yaml:6): expected a number of tokens (integer, at least 1) or "
+        "budget (DIR/conf.yaml:6): expected a number of tokens (integer, 1 to 2**31 - 1) or "
         "{ratio: 0.0156, min: 256, max: 4096}",
     ]
     assert "found the key again (first on line 4)" in refusal_of(content)[0]

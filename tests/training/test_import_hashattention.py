@@ -17,7 +17,7 @@ from hata_sglang.training.import_hashattention import (
     import_hashattention,
     run_import,
 )
-from hata_sglang.training.safe_pickle import load_tensor_pickle
+from hata_sglang.training.tensor_files import load_tensor_pickle
 from hata_sglang.weights import check_against_model, load_weights
 
 
@@ -198,7 +198,7 @@ def test_a_hostile_state_dict_is_refused_and_not_run(model_dir, tmp_path):
     ("name", "content", "message"),
     [
         ("a.zip", {}, "a name that ends in .pt, .pth, .bin, .pkl"),
-        ("a.pkl", [1], "a dict of layers, found list"),
+        ("a.pkl", [1], "a dict of layers, found a list"),
         ("a.pkl", {0: {"query_matrix": []}}, "key_bias, key_matrix, query_bias, query_matrix"),
         ("a.pkl", {"0": {}}, "expected layer numbers"),
         (
@@ -241,7 +241,7 @@ def test_other_state_dicts_are_refused(change, message, model_dir, tmp_path):
 def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({0: np.zeros(100)})[:-50])
-    with pytest.raises(Refusal, match=r"a\.pkl: expected a pickle of tensors, found"):
+    with pytest.raises(Refusal, match=r"a\.pkl: expected a pickle of nothing but tensors"):
         load_tensor_pickle(path)
-    with pytest.raises(Refusal, match=r"none\.pkl: expected a readable file"):
+    with pytest.raises(Refusal, match=r"none\.pkl: expected a pickle of .*, found no such file"):
         load_tensor_pickle(tmp_path / "none.pkl")

@@ -274,7 +274,7 @@ def test_a_flipped_byte_is_refused(folder):
         ),
         pytest.param(
             lambda t: t.update({"other": torch.zeros(1)}),
-            "expected tensors named layers.{i}.{name}, found 'other'",
+            "hash weights tiny, other: expected no tensor, as in the card, found one",
             id="name",
         ),
     ],
@@ -297,7 +297,7 @@ def test_every_bad_layer_is_listed(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(None, "card.json: expected a readable file", id="missing"),
+        pytest.param(None, "card of hash weights, found no such file", id="missing"),
         pytest.param("{", "card.json: expected a card of hash weights", id="not-json"),
         pytest.param("{}", "found name: Field required", id="empty"),
     ],
