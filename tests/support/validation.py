@@ -35,6 +35,7 @@ class Feature(NamedTuple):
 _CPU, _GPU = "tests/e2e/test_sparse_serving.py::test_", "tests/gpu/test_servers.py::test_"
 FEATURES = (
     Feature("kernels give what their references give", ("tests/kernels",)),
+    Feature("kernels compile for compute capability 9.0", ("tests/kernels/test_compile.py",)),
     Feature("decoders of every method against brute force", ("tests/plugin/test_decoders.py",)),
     Feature(
         "a budget that covers the context: the answers of stock SGLang",
