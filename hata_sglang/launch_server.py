@@ -18,7 +18,7 @@ from typing import Any  # noqa: E402
 
 import yaml  # noqa: E402
 
-from hata_sglang.errors import HataError  # noqa: E402
+from hata_sglang.errors import HataError, Problem, Refusal  # noqa: E402
 
 MODEL_FLAGS = ("--model-path", "--model")
 BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend")
@@ -91,6 +91,23 @@ def _settings_in_file(argv: list[str]) -> dict[str, Any]:
     return {"--" + str(name).replace("_", "-"): value for name, value in settings.items()}
 
 
+def require_plugin() -> None:
+    """Stop where SGLang was told not to load this package: it would not know the name ``hata``.
+
+    Raises
+    ------
+    SystemExit
+        With code 2, after a message.
+    """
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
+
+    if "hata" not in ATTENTION_BACKEND_CHOICES:
+        allowed = os.environ.get("SGLANG_PLUGINS") or "nothing, and no entry point of hata-sglang"
+        setting = "environment variable SGLANG_PLUGINS"
+        print(Refusal([Problem(setting, "none, or hata in it", allowed)]), file=sys.stderr)
+        raise SystemExit(2)
+
+
 def main() -> None:
     """Start the server; returns when it is shut down."""
     try:
@@ -107,6 +124,7 @@ def main() -> None:
     from sglang.srt.utils import kill_process_tree
 
     load_plugins()
+    require_plugin()
     server_args = prepare_server_args(argv)
     try:
         run_server(server_args)

@@ -111,6 +111,7 @@ def check_asked(server_args: Any, path: str | None) -> HataConfig:
         carry(server_args, config)
     except Refusal as refusal:
         problems += refusal.problems
+    problems += _model_path(server_args.model_path)
     model_config = versions.early_model_config(server_args)
     if model_config is not None:
         problems += _model(model_config)
@@ -120,6 +121,14 @@ def check_asked(server_args: Any, path: str | None) -> HataConfig:
         raise Refusal(problems)
     assert config is not None
     return config
+
+
+def _model_path(path: str) -> list[Problem]:
+    """A path that leads nowhere; SGLang would take it for the name of a model on a hub."""
+    is_path = path.startswith((os.sep, ".", "~"))
+    if not is_path or os.path.exists(os.path.expanduser(path)):
+        return []
+    return [Problem("--model-path", "a model's folder, or its name on a hub", f"no folder {path}")]
 
 
 def _load(path: str | None) -> HataConfig:

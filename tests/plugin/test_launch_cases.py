@@ -161,6 +161,7 @@ def _cases(tmp):
         flags.write_text(json.dumps({"hata-config": str(yaml), **settings}))
         add(name, extra=["--config", str(flags)], env=unset, backend=None)
     add("two reasons", extra=["--tp-size", "2", "--enable-lora"], yaml="methd: hata\n")
+    add("no such model", extra=["--model-path", "/nonexistent/model"])
     for flag in FLAGS:
         add(flag, extra=flag.split())
     for backend in PREFILL:
@@ -232,6 +233,11 @@ def test_environment_is_refused(results, name):
 
 def test_no_config_is_refused(results):
     _refused(results["no config"], "HATA_CONFIG): expected the path of a YAML file, found nothing")
+
+
+def test_a_path_without_a_model_is_refused(results):
+    line = "--model-path: expected a model's folder, or its name on a hub, found no folder /nonexis"
+    _refused(results["no such model"], line)
 
 
 def test_all_reasons_in_one_error(results):

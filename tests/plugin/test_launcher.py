@@ -88,6 +88,23 @@ def test_a_file_that_names_another_backend_is_said_so(tmp_path):
     assert notes == ["not used: another attention backend was asked for"]
 
 
+def test_sglang_without_the_plugin_is_said_so(monkeypatch, capsys):
+    from hata_sglang.launch_server import require_plugin
+
+    cpu_preview.enable()
+    from sglang.srt import server_args
+
+    monkeypatch.setattr(server_args, "ATTENTION_BACKEND_CHOICES", ["triton", "hata"])
+    require_plugin()
+    monkeypatch.setattr(server_args, "ATTENTION_BACKEND_CHOICES", ["triton"])
+    monkeypatch.setenv("SGLANG_PLUGINS", "other")
+    with pytest.raises(SystemExit) as stop:
+        require_plugin()
+    assert stop.value.code == 2
+    line = "environment variable SGLANG_PLUGINS: expected none, or hata in it, found other"
+    assert line in capsys.readouterr().err
+
+
 def test_own_model_needs_its_own_config():
     """The demo's weights are of no use to another model: SGLang's side refuses."""
     flags = pairs(complete_arguments(["--model-path", "mine"], on_cpu=False)[0])
