@@ -127,6 +127,10 @@ def card_line(card: Card) -> str:
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
+    if card.held_out:
+        chose = card.training_data.step_chosen_on == "held_out"
+        note = "flattered: these texts also chose the training step" if chose else "held-out texts"
+        line += f" ({note})"
     return line
 
 
