@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hata_sglang.config import HataConfig, LayerPlan
+from hata_sglang.demo_model import model_folder
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.layer_ranges import format_layers
 
@@ -197,7 +198,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang config check`` on `parser`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the YAML configuration")
     parser.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="folder of the model's checkpoint"
+        "--model",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder of the model's checkpoint, or demo: the demo model",
     )
 
 
@@ -220,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
         With what is wrong with the file, the model or the weights.
     """
     config = HataConfig.load(args.file)
-    model = read_model(args.model)
+    model = read_model(model_folder(args.model))
     from hata_sglang.encoders import load_encoders
 
     loaded = load_encoders(

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from typing import Any
 
 from hata_sglang.errors import HataError
-from hata_sglang.seams import cpu_preview, versions
+from hata_sglang.seams import cpu_preview, refusing, versions
 from hata_sglang.seams.session import ACTIVE_ENV, CONFIG_ENV, Session
 
 logger = logging.getLogger(__name__)
@@ -32,6 +31,7 @@ class _ConfigFlag(argparse.Action):
 
 def add_cli_flag(result: Any, parser: argparse.ArgumentParser) -> None:
     """After SGLang's own flags: add ``--hata-config``."""
+    refusing.note_command_line()
     parser.add_argument(
         "--hata-config",
         metavar="FILE",
@@ -51,6 +51,7 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     if BACKEND not in _asked(server_args):
         os.environ.pop(ACTIVE_ENV, None)
         return original(server_args, *args, **kwargs)
+    cpu_preview.enable()
     from hata_sglang.seams.validate import check_asked, check_resolved
 
     try:
@@ -60,9 +61,7 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(server_args, *args, **kwargs)
         session = check_resolved(server_args)
     except HataError as error:
-        # SGLang swallows exceptions of plugins in places; SystemExit always gets through.
-        print(error, file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        refusing.refuse(error)
     logger.info(
         "hata: %d of %d layers decode sparse", len(session.sparse_plans), len(session.plans)
     )
