@@ -18,8 +18,8 @@ from pathlib import Path
 PLACEHOLDER_FOLDER = str(Path(__file__).with_name("without_driver"))
 #: Of torch. SGLang and llguidance decorate a few small functions of sampling with `torch.compile`:
 #: repetition penalties, grammars' masks, seeded sampling. On a CPU the first request that needs one
-#: would wait up to a minute for a C++ compiler, and all others with it, to save a millisecond or
-#: two of a step.
+#: would wait half a minute or more for a C++ compiler, and all others with it, to save about a
+#: millisecond of a step of four requests.
 NO_COMPILER = "TORCH_COMPILE_DISABLE"
 #: Set for this process and those it spawns, unless the user set them. With the first one SGLang
 #: takes its CPU path.
