@@ -38,6 +38,7 @@ def train_variant(name: str, args: argparse.Namespace) -> Card:
     if not (folder / "card.json").is_file():
         command = [sys.executable, "-m", "hata_sglang.cli", "train", "--model", args.model]
         command += ["--data", args.texts / "train.jsonl"]
+        command += ["--validation", args.texts / "validation.jsonl"]
         command += ["--held-out", args.texts / "held_out.jsonl"]
         command += ["--work-dir", args.texts / "captures", "--method", "hata"]
         command += ["--bits", args.bits, "--seed", 0, "--dtype", "float16", "--threads", 1]

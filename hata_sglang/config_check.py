@@ -16,6 +16,7 @@ from rich.table import Table
 from hata_sglang.budget import MAX_TOKENS
 from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.config_problems import shorten
+from hata_sglang.demo_model import model_folder
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
 from hata_sglang.layer_ranges import MAX_LAYER, format_layers
@@ -148,6 +149,10 @@ def card_line(card: Card) -> str:
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
+    if card.held_out:
+        chose = card.training_data.step_chosen_on == "held_out"
+        note = "flattered: these texts also chose the training step" if chose else "held-out texts"
+        line += f" ({note})"
     return printable(line)
 
 
@@ -214,7 +219,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang config check`` on `parser`."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the YAML configuration")
     parser.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="folder of the model's checkpoint"
+        "--model",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder of the model's checkpoint, or demo: the demo model",
     )
 
 
@@ -237,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         With what is wrong with the file, the model or the weights.
     """
     config = HataConfig.load(args.file)
-    model = read_model(args.model)
+    model = read_model(model_folder(args.model))
     from hata_sglang.encoders import load_encoders
 
     loaded = load_encoders(

@@ -399,6 +399,25 @@ def _publish(built: Path, target: Path, scratch: Path) -> None:
             ) from error
 
 
+def model_folder(given: Path) -> Path:
+    """The folder that a ``--model`` argument means.
+
+    Parameters
+    ----------
+    given : Path
+        ``demo`` stands for the demo model, which is made if needed, unless there is a folder of
+        that name here.
+
+    Raises
+    ------
+    DemoModelError
+        If the demo model cannot be made.
+    """
+    if given == Path("demo") and not given.is_dir():
+        return ensure_demo_model()
+    return given
+
+
 def add_demo_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang demo-model`` on `parser`."""
     parser.add_argument(

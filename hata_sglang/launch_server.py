@@ -5,20 +5,18 @@ attention backend. Without a model it serves the demo model with its shipped has
 machine without a CUDA device it serves on the CPU.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.seams import cpu_preview
-
-# Before SGLang is imported, and in every spawned process: these import this module first.
-ON_CPU = cpu_preview.enable()
-
-import os  # noqa: E402
-import sys  # noqa: E402
-from importlib.resources import files  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import yaml  # noqa: E402
-
-from hata_sglang.errors import HataError, Problem, Refusal  # noqa: E402
 
 MODEL_FLAGS = ("--model-path", "--model")
 BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend")
@@ -26,6 +24,9 @@ BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend")
 PASS_THROUGH = ("--help", "-h", "--version")
 #: Eight of the demo model's longest contexts, 1.5 GB; SGLang would fill most of the memory.
 CPU_POOL_TOKENS = "65536"
+#: SGLang's own choice, xgrammar, ends the server at the first request with a grammar on a CPU.
+#: outlines knows regular expressions and JSON schemas, this one EBNF as well.
+CPU_GRAMMARS = "llguidance"
 
 
 def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], list[str]]:
@@ -62,6 +63,8 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
         add("no CUDA device found: a preview on the CPU", "--device", "cpu")
     if on_cpu and not given("--max-total-tokens", "--mem-fraction-static"):
         add("a preview needs no pool of all memory", "--max-total-tokens", CPU_POOL_TOKENS)
+    if on_cpu and not given("--grammar-backend"):
+        add("regex, JSON schema and EBNF on a CPU", "--grammar-backend", CPU_GRAMMARS)
     if not given(*BACKEND_FLAGS):
         add("the default of this launcher", "--attention-backend", "hata")
     elif not any(
@@ -110,11 +113,14 @@ def require_plugin() -> None:
 
 def main() -> None:
     """Start the server; returns when it is shut down."""
+    on_cpu = cpu_preview.enable()
     try:
-        argv, notes = complete_arguments(sys.argv[1:], on_cpu=ON_CPU)
+        argv, notes = complete_arguments(sys.argv[1:], on_cpu=on_cpu)
     except HataError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
+    if on_cpu and os.environ[cpu_preview.NO_COMPILER] == "1":
+        notes.append(f"{cpu_preview.NO_COMPILER}=1  (no request waits for a C++ compiler)")
     for note in notes:
         print(f"hata: {note}", flush=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -80,15 +80,33 @@ class HeldOut(_Frozen):
 
 
 class TrainingData(_Frozen):
-    """What the weights were trained and measured on."""
+    """What the weights were trained, chosen and measured on.
+
+    `files` name their SHA-256. A split that has sequences and no files was a part of `files`.
+    """
 
     description: str
     files: dict[str, str] = Field(description="file name -> SHA-256")
     sequences: int
     tokens: int
+    validation_files: dict[str, str] = {}
+    validation_sequences: int = 0
+    validation_tokens: int = 0
     held_out_files: dict[str, str]
     held_out_sequences: int
     held_out_tokens: int
+    # The default is what was true of every set made before the card had this field.
+    step_chosen_on: Literal["validation", "held_out", "nothing"] = Field(
+        "held_out",
+        description="texts whose attention mass chose every layer's training step; with held_out "
+        "the card's held-out masses are flattered",
+    )
+
+    @property
+    def deciding_files(self) -> dict[str, str]:
+        """Files that decided the weights, by training or by choosing the step."""
+        chosen = {"validation": self.validation_files, "held_out": self.held_out_files}
+        return self.files | chosen.get(self.step_chosen_on, {})
 
 
 class Versioned(BaseModel):

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Rebuilds the demo model's shipped hash weights, all sets from the same texts and captures. Needs
-# no GPU, and 2 GB of free disk beside the environment. After running the model once, all seven sets
-# took 83 minutes of one CPU thread; on one H100 one to two minutes each (docs/results.md). Prints what each set took.
+# Makes hash weights for the demo model with the recipes of the shipped sets, all from the same texts
+# and captures. Validation texts choose each layer's training step; the shipped sets are older and
+# chose it on their held-out texts, so sets made now differ a little. Needs no GPU, and 2 GB of free
+# disk beside the environment. After running the model once, all seven sets took 83 minutes of one
+# CPU thread; on one H100 one to two minutes each (docs/results.md). Prints what each set took.
 #
 #   bash launch/train_demo_weights.sh [SET...]
 #
@@ -45,7 +47,8 @@ python="$HATA_VENV/bin/python"
 model="$("$HATA_VENV/bin/hata-sglang" demo-model)"
 description="$("$python" -c \
     'from hata_sglang.training.demo_corpus import DESCRIPTION; print(DESCRIPTION)')"
-if [ ! -f "$work/train.jsonl" ] || [ ! -f "$work/held_out.jsonl" ]; then
+if [ ! -f "$work/train.jsonl" ] || [ ! -f "$work/validation.jsonl" ] ||
+    [ ! -f "$work/held_out.jsonl" ]; then
     hata_say "training texts"
     "$python" -m hata_sglang.training.demo_corpus --model "$model" --out "$work"
 fi
@@ -64,7 +67,8 @@ for name in "${sets[@]}"; do
     hata_say "$name: training"
     # All sets share the work folder: the model runs once, for the first of them.
     "$HATA_VENV/bin/hata-sglang" train --model "$model" \
-        --data "$work/train.jsonl" --held-out "$work/held_out.jsonl" --work-dir "$work/captures" \
+        --data "$work/train.jsonl" --validation "$work/validation.jsonl" \
+        --held-out "$work/held_out.jsonl" --work-dir "$work/captures" \
         --method "$method" --bits "${bits%b}" --seed 0 --dtype float16 \
         ${recipe[@]+"${recipe[@]}"} \
         --device "${HATA_DEVICE:-cpu}" ${threads[@]+"${threads[@]}"} \

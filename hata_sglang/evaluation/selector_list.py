@@ -82,7 +82,7 @@ def load_sets(
     ------
     Refusal
         With every set that is missing, of another model or without one of the layers, has the
-        name of another, or was trained on one of the files.
+        name of another, or was trained or chosen on one of the files.
     """
     sets: list[HashWeights] = []
     problems: list[Problem] = []
@@ -101,8 +101,12 @@ def load_sets(
             setting = f"--weights, layers {format_layers(missing)}"
             problems.append(Problem(setting, "trained weights", found))
         problems += [
-            Problem("--data", f"texts that {card.name} was not trained on", str(sums[seen]))
-            for seen in card.training_data.files.values()
+            Problem(
+                "--data",
+                f"texts that {card.name} was not trained on, nor its step chosen on",
+                str(sums[seen]),
+            )
+            for seen in card.training_data.deciding_files.values()
             if seen in sums
         ]
         if card.name in (other.card.name for other in sets):

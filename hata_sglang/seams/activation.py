@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from typing import Any
 
 from hata_sglang.errors import HataError, Problem, Refusal
-from hata_sglang.seams import cpu_preview, versions
+from hata_sglang.seams import cpu_preview, refusing, versions
 from hata_sglang.seams.session import Session
 
 logger = logging.getLogger(__name__)
@@ -49,6 +48,7 @@ class _Flag:
 
 def add_cli_flag(result: Any, parser: argparse.ArgumentParser) -> None:
     """After SGLang's own flags: add ``--hata-config``."""
+    refusing.note_command_line()
     parser.add_argument(
         FLAG,
         metavar="FILE",
@@ -68,6 +68,7 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     named, asked = _Flag.take(), _asked(server_args)
     if BACKEND not in asked and named is None:
         return original(server_args, *args, **kwargs)
+    cpu_preview.enable()
     from hata_sglang.seams.hooks import require_places
     from hata_sglang.seams.validate import check_asked, check_resolved
 
@@ -82,9 +83,7 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
         session = check_resolved(server_args)
         require_places()
     except HataError as error:
-        # SGLang swallows exceptions of plugins in places; SystemExit always gets through.
-        print(error, file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        refusing.refuse(error)
     logger.info(
         "hata: %d of %d layers decode sparse", len(session.sparse_plans), len(session.plans)
     )

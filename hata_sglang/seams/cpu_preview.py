@@ -2,11 +2,9 @@
 
 `sgl_kernel` loads a compiled library at import and fails without `libcuda`. Its loader's last
 resort is a plain ``import common_ops`` (sgl_kernel/load_utils.py), so an empty module of that
-name is enough for the import; nothing on SGLang's CPU path with the ``torch_native`` backend
-calls into it. `SGLANG_USE_CPU_ENGINE=1` makes SGLang take that path.
-
-Spawned children import the launcher's main module first, so calling `enable` at the top of the
-launcher covers them too.
+name on the path is enough for the import; nothing on SGLang's CPU path with the ``torch_native``
+backend calls into it. Processes that SGLang spawns get `sys.path` and the environment of the one
+that spawned them, so preparing that one prepares all.
 """
 
 from __future__ import annotations
@@ -14,7 +12,18 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import types
+from pathlib import Path
+
+#: Holds the empty module.
+PLACEHOLDER_FOLDER = str(Path(__file__).with_name("without_driver"))
+#: Of torch. SGLang and llguidance decorate a few small functions of sampling with `torch.compile`:
+#: repetition penalties, grammars' masks, seeded sampling. On a CPU the first request that needs one
+#: would wait half a minute or more for a C++ compiler, and all others with it, to save about a
+#: millisecond of a step of four requests.
+NO_COMPILER = "TORCH_COMPILE_DISABLE"
+#: Set for this process and those it spawns, unless the user set them. With the first one SGLang
+#: takes its CPU path.
+ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", NO_COMPILER: "1"}
 
 
 def has_cuda_driver() -> bool:
@@ -32,9 +41,10 @@ def has_cuda_driver() -> bool:
 
 
 def enable() -> bool:
-    """Prepare this process, and its children through the environment, for SGLang on a CPU.
+    """Prepare this process, and those that it will spawn, for SGLang on a CPU.
 
-    Does nothing where a CUDA device is there.
+    Does nothing where a CUDA device is there. May be called at any time before `sgl_kernel` is
+    imported or processes are spawned, and more than once.
 
     Returns
     -------
@@ -43,8 +53,8 @@ def enable() -> bool:
     """
     if has_cuda_driver():
         return False
-    placeholder = types.ModuleType("common_ops")
-    placeholder.__file__ = __file__  # the loader logs it
-    sys.modules.setdefault("common_ops", placeholder)
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    if PLACEHOLDER_FOLDER not in sys.path:
+        sys.path.append(PLACEHOLDER_FOLDER)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     return True

@@ -18,12 +18,11 @@ import torch
 
 from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
-from hata_sglang.training.data import TokenSequence, total_tokens
+from hata_sglang.training.data import total_tokens
+from hata_sglang.training.splits import SPLITS, Splits
 from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
-SPLITS = ("train", "held_out")
-Splits = dict[str, list[TokenSequence]]
 
 
 def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
@@ -74,7 +73,7 @@ def ensure_captures(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> dict[str, CaptureStore]:
-    """Capture both splits into `folder`, unless it holds the same captures already.
+    """Capture all splits into `folder`, unless it holds the same captures already.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def ensure_captures(
     digest : str
         From `captures_digest`.
     splits : dict of str to list of TokenSequence
-        ``train`` and ``held_out``.
+        Of `SPLITS`.
     layers : sequence of int
     bytes_per_layer : int
         From `layer_bytes`.

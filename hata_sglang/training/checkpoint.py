@@ -1,17 +1,13 @@
-"""The model's folder: which model it is, and its tokenizer and texts together."""
+"""The model's folder: its config, which model it is, and its tokenizer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hata_sglang.demo_model import MANIFEST, file_sha256
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.training.captures import Splits
-from hata_sglang.training.data import DataError, read_sequences
-from hata_sglang.training.options import TrainOptions
 
 
 def read_config(model_dir: Path) -> Any:
@@ -55,51 +51,6 @@ def model_revision(model_dir: Path) -> str:
         raise Refusal([Problem("model", "*.safetensors or *.bin", f"none in {model_dir}")])
     sums = [file_sha256(path) for path in files]
     return "weights-sha256:" + (sums[0] if len(sums) == 1 else "+".join(sums))
-
-
-def read_splits(
-    model_dir: Path,
-    data_files: Sequence[str | Path],
-    held_out_files: Sequence[str | Path],
-    options: TrainOptions,
-    vocab_size: int,
-) -> Splits:
-    """Tokenise the texts to train on and those to measure on.
-
-    Parameters
-    ----------
-    model_dir : Path
-    data_files, held_out_files : sequence of path
-        If there are none to hold out, the last fifth of the sequences is.
-    options : TrainOptions
-    vocab_size : int
-
-    Returns
-    -------
-    dict of str to list of TokenSequence
-        ``train`` and ``held_out``.
-
-    Raises
-    ------
-    DataError
-        If the texts cannot be used, or are the same in both.
-    """
-    tokenizer = load_tokenizer(model_dir)
-    limits = (options.sequence_length, options.minimum_length, vocab_size)
-    sequences = read_sequences(data_files, tokenizer, *limits)
-    if held_out_files:
-        held_out = read_sequences(held_out_files, tokenizer, *limits)
-    else:
-        count = max(1, len(sequences) // 5)
-        sequences, held_out = sequences[:-count], sequences[-count:]
-    shared = {s.tokens for s in sequences} & {s.tokens for s in held_out}
-    if not sequences or shared:
-        found = "the same text in both" if shared else "one sequence in all"
-        raise DataError(
-            "training texts: expected sequences to train on and others to hold out, "
-            f"found {found}. Give more text or --held-out FILE."
-        )
-    return {"train": sequences, "held_out": held_out}
 
 
 def load_tokenizer(model_dir: Path) -> Any:

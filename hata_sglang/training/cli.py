@@ -70,7 +70,16 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="texts to measure on (default: the last fifth of the training sequences)",
+        help="texts whose attention mass the card reports; looked at once, at the end (default: "
+        "the last tenth of --data, which is not trained on then)",
+    )
+    need.add_argument(
+        "--validation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="texts that choose each layer's step (default: a tenth of --data, likewise)",
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
     need.add_argument("--method", choices=list(METHODS), default="hata")
@@ -107,7 +116,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="K:SINK:RECENT",
         default=[Budget(256, 16, 64), Budget(96, 16, 16)],
-        help="budgets to measure at; the first chooses the weights (default 256:16:64 96:16:16)",
+        help="budgets to measure at; the first chooses the step (default 256:16:64 96:16:16)",
     )
     how.add_argument(
         "--dtype",
@@ -171,6 +180,7 @@ def run_train(args: argparse.Namespace) -> int:
         args.data,
         args.held_out,
         args.out,
+        validation_files=args.validation,
         method=args.method,
         recipe=make_recipe(METHODS[args.method][0], texts + args.option),
         options=TrainOptions(

@@ -4,9 +4,9 @@ A part of the rows is plain text: Python's own documentation (``pydoc`` topics
 and docstrings of the standard library, PSF licence) and chapters of a novel in
 the public domain. The others are chats in the model's template: a long document
 with facts hidden in it, followed by questions and answers, so that the captured
-queries include the ones that look a fact up. Documents, names, wordings and
-chapters of the held-out rows are not in the training rows. The same seed,
-Python and tokenizer give the same bytes.
+queries include the ones that look a fact up. No document, name, wording or
+chapter is in two of the three splits (train, validation, held_out). The same
+seed, Python and tokenizer give the same bytes.
 
 Run: ``python -m hata_sglang.training.demo_corpus --model DIR --out DIR``
 """
@@ -36,16 +36,17 @@ DESCRIPTION = (
     "(hata_sglang/training/demo_corpus.py)"
 )
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
-HELD_OUT_SHARE = 4  # one document in four is held out
+# Of eight documents six are trained on, one validates, one is held out.
+SHARES = {0: "held_out", 4: "validation"}
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def library_texts(split: str) -> tuple[str, ...]:
     """Documents from this Python's documentation, in a fixed shuffled order.
 
     Parameters
     ----------
-    split : {"train", "held_out"}
+    split : {"train", "validation", "held_out"}
         A document belongs to one split only, by a checksum of its name.
 
     Returns
@@ -55,8 +56,11 @@ def library_texts(split: str) -> tuple[str, ...]:
         docstrings of more than 200 characters.
     """
     documents = _documents()
-    held_out = split == "held_out"
-    names = [n for n in documents if (_checksum(n) % HELD_OUT_SHARE == 0) == held_out]
+    # Some topics have two names; one of them decides for both.
+    first = {text: name for name, text in reversed(documents.items())}
+    names = [
+        n for n, t in documents.items() if SHARES.get(_checksum(first[t]) % 8, "train") == split
+    ]
     names.sort(key=lambda name: (_checksum("order " + name), name))
     return tuple(documents[name] for name in names)
 
@@ -155,7 +159,7 @@ def chat(rng: random.Random, split: str, tokenizer: Any, length: int) -> list[di
     Parameters
     ----------
     rng : random.Random
-    split : {"train", "held_out"}
+    split : {"train", "validation", "held_out"}
     tokenizer : transformers tokenizer
         Used to reach the length.
     length : int
@@ -236,7 +240,7 @@ def novel(tokenizer: Any, length: int, rows: int) -> list[str]:
 def write_corpus(
     folder: Path, tokenizer: Any, length: int, chats: int, plains: int, novels: int, seed: int
 ) -> None:
-    """Write ``train.jsonl`` and ``held_out.jsonl``.
+    """Write ``train.jsonl``, ``validation.jsonl`` and ``held_out.jsonl``.
 
     Parameters
     ----------
@@ -247,20 +251,23 @@ def write_corpus(
     length : int
         Tokens of a row at most. Chats take between 70 % of it and all of it.
     chats, plains, novels : int
-        Rows of each kind in ``train.jsonl``; ``held_out.jsonl`` has two chats, two plain texts
+        Rows of each kind in ``train.jsonl``; each of the others has two chats, two plain texts
         and the next piece of the novel.
     seed : int
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = novel(tokenizer, length, novels + 1)
+    pieces = novel(tokenizer, length, novels + 2)
     for split, chat_rows, plain_rows, chapters in (
-        ("train", chats, plains, pieces[:-1]),
+        ("train", chats, plains, pieces[:-2]),
+        ("validation", 2, 2, pieces[-2:-1]),
         ("held_out", 2, 2, pieces[-1:]),
     ):
         rng = random.Random(f"{split} {seed}")
         rows: list[dict[str, Any]] = [{"text": text} for text in chapters]
+        # Rows start far enough apart to share no document, in the small splits too.
+        apart = min(40, len(library_texts(split)) // max(1, plain_rows))
         for number in range(plain_rows):
-            rows.append({"text": plain(number * 40, split, tokenizer, length)})
+            rows.append({"text": plain(number * apart, split, tokenizer, length)})
         for number in range(chat_rows):
             share = 1.0 if number % 2 == 0 else rng.uniform(0.7, 1.0)
             rows.append({"messages": chat(rng, split, tokenizer, int(length * share))})
@@ -274,7 +281,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Build the demo model's training texts.")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint with its tokenizer")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two .jsonl files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the three .jsonl files")
     parser.add_argument("--length", type=int, default=6144, help="tokens per row (default 6144)")
     parser.add_argument("--chats", type=int, default=6, help="chats to train on (default 6)")
     parser.add_argument("--plains", type=int, default=3, help="plain texts to train on (default 3)")
@@ -283,7 +290,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     write_corpus(args.out, tokenizer, args.length, args.chats, args.plains, args.novels, args.seed)
-    print(f"wrote {args.out / 'train.jsonl'} and {args.out / 'held_out.jsonl'}")
+    print(f"wrote train.jsonl, validation.jsonl and held_out.jsonl into {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Words and sentence patterns of the generated texts; the two splits share none."""
+"""Words and sentence patterns of the generated texts; the three splits share none."""
 
 from __future__ import annotations
 
@@ -167,6 +167,76 @@ PHRASES = {
             "Here is a collection of documents.",
             "Below is a long text. Answer the question that follows it.",
         ),
+    ),
+    "validation": Phrases(
+        people=(
+            "Henrik Aalto",
+            "Leila Mansour",
+            "Patrick Quill",
+            "Rosa Benedetti",
+            "Viktor Lasko",
+            "Miriam Stone",
+            "Hugo Lemaire",
+            "Sunita Rao",
+        ),
+        places=(
+            "the bakery in Tower Row",
+            "the canal lock at Ferris",
+            "the school of navigation",
+            "the greenhouse by the river",
+            "the coach station of Alderby",
+            "the chapel ruins",
+        ),
+        things=(
+            "barometer",
+            "wicker basket",
+            "flute",
+            "pocket knife",
+            "woollen blanket",
+            "globe",
+            "inkwell",
+            "sledge",
+            "music box",
+            "shovel",
+        ),
+        qualities=("scratched", "surprisingly light", "rare", "plain", "yellow", "well used"),
+        seasons=("before the first snow", "in the middle of June", "after the fair"),
+        sentences=(
+            "{person} repaired the {thing} twice before giving up on it.",
+            "Only {number} of the letters from {place} ever arrived.",
+            "{season}, the path behind {place} is covered with leaves.",
+            "{other} insisted that a {quality} {thing} is better than none.",
+            "The meeting at {place} lasted {number} minutes and settled nothing.",
+            "{person} taught {other} how to read the signs of the weather.",
+            "Somebody had left a {thing} on the stairs, and it was {quality}.",
+            "The road bends at {place}, where carts used to turn over.",
+            "{other} never spoke of the years spent at {place}.",
+            "With a sigh, {person} closed the window and lit the stove.",
+            "It takes {number} steps to cross the yard, as every child there knows.",
+        ),
+        facts=(
+            (
+                "The locker that {person} rents has the code {value}.",
+                "What is the code of the locker that {person} rents?",
+                "The code of the locker of {person} is {value}.",
+            ),
+            (
+                "The new roof of {place} took {value} slates.",
+                "How many slates did the new roof of {place} take?",
+                "The roof of {place} took {value} slates.",
+            ),
+            (
+                "{person} traded a coat for a {word}.",
+                "What did {person} get for a coat?",
+                "{person} got a {word}.",
+            ),
+            (
+                "On the survey of the county, {place} is point {value}.",
+                "Which point of the survey is {place}?",
+                "{place} is point {value} of the survey.",
+            ),
+        ),
+        openings=("Go through these papers first.", "The text below is for your reference."),
     ),
     "held_out": Phrases(
         people=(

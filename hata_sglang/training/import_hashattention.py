@@ -127,6 +127,7 @@ def import_hashattention(
             held_out_files={},
             held_out_sequences=0,
             held_out_tokens=0,
+            step_chosen_on="nothing",
         ),
         seed=0,
         recipe={"imported_from": file.name, "format": _format(file)},

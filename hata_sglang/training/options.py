@@ -24,13 +24,13 @@ class TrainOptions:
     sampling : Sampling
         Which queries are captured.
     budgets : tuple of Budget
-        For the held-out attention mass; the first decides which weights are kept.
+        For the attention mass; the first is the one that the kept step is best at.
     evaluate_every : int
-        Steps between two looks at the held-out mass.
+        Steps between two looks at the mass on the validation texts.
     patience : int
         Looks without a better mass after which a layer stops.
-    held_out_queries : int
-        Per held-out sequence.
+    measured_queries : int
+        Per validation and held-out sequence.
     device : str
         ``cpu`` or ``cuda``.
     dtype : {"float32", "float16"}
@@ -49,7 +49,7 @@ class TrainOptions:
     budgets: tuple[Budget, ...] = (Budget(256, 16, 64), Budget(96, 16, 16))
     evaluate_every: int = 100
     patience: int = 3
-    held_out_queries: int = 48
+    measured_queries: int = 48
     device: str = "cpu"
     dtype: Literal["float32", "float16"] = "float32"
     max_disk_gb: float | None = None
@@ -62,7 +62,7 @@ class TrainOptions:
             "budgets": [vars(budget) for budget in self.budgets],
             "evaluate_every": self.evaluate_every,
             "patience": self.patience,
-            "held_out_queries": self.held_out_queries,
+            "measured_queries": self.measured_queries,
             "device": self.device,
             "dtype": self.dtype,
         }

@@ -13,9 +13,8 @@ import torch
 from hata_sglang import __version__
 from hata_sglang.demo_model import file_sha256
 from hata_sglang.evaluation.attention_mass import Budget
-from hata_sglang.training.captures import Splits
 from hata_sglang.training.data import total_tokens
-from hata_sglang.training.options import TrainOptions
+from hata_sglang.training.splits import SplitFiles, Splits
 from hata_sglang.training.train_layer import LayerResult
 from hata_sglang.weights import HeldOut, TrainingData
 
@@ -70,22 +69,33 @@ def describe_cost(created_by: Mapping[str, str]) -> str:
     return line
 
 
-def training_data(
-    splits: Splits,
-    data_files: Sequence[str | Path],
-    held_out_files: Sequence[str | Path],
-    options: TrainOptions,
-) -> TrainingData:
-    """What the weights were trained and measured on, for the card."""
+def training_data(splits: Splits, files: SplitFiles, description: str) -> TrainingData:
+    """What the weights were trained, chosen and measured on, for the card.
+
+    Parameters
+    ----------
+    splits : dict of str to list of TokenSequence
+    files : SplitFiles
+    description : str
+        Of the training texts.
+    """
     return TrainingData(
-        description=options.description,
-        files={Path(f).name: file_sha256(Path(f)) for f in data_files},
+        description=description,
+        files=_sums(files.train),
         sequences=len(splits["train"]),
         tokens=total_tokens(splits["train"]),
-        held_out_files={Path(f).name: file_sha256(Path(f)) for f in held_out_files},
+        validation_files=_sums(files.validation),
+        validation_sequences=len(splits["validation"]),
+        validation_tokens=total_tokens(splits["validation"]),
+        held_out_files=_sums(files.held_out),
         held_out_sequences=len(splits["held_out"]),
         held_out_tokens=total_tokens(splits["held_out"]),
+        step_chosen_on="validation",
     )
+
+
+def _sums(files: Sequence[str | Path]) -> dict[str, str]:
+    return {Path(file).name: file_sha256(Path(file)) for file in files}
 
 
 def held_out_masses(

@@ -17,12 +17,13 @@ from hata_sglang.training.captures import (
     group_layers,
     layer_bytes,
 )
-from hata_sglang.training.checkpoint import model_revision, read_config, read_splits
+from hata_sglang.training.checkpoint import load_tokenizer, model_revision, read_config
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.finished import FinishedLayers
 from hata_sglang.training.methods import METHODS, Recipe, check_method, resolve_bits
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.report import Cost, held_out_masses, training_data, versions
+from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
 from hata_sglang.training.train_layer import LayerResult, train_layer
 from hata_sglang.weights import Card, Fingerprint, save_weights
 
@@ -35,6 +36,7 @@ def train(
     held_out_files: Sequence[str | Path],
     out: str | Path,
     *,
+    validation_files: Sequence[str | Path] = (),
     method: str = "hata",
     recipe: Recipe | None = None,
     options: TrainOptions | None = None,
@@ -51,10 +53,10 @@ def train(
     ----------
     model_dir : path
         Hugging Face checkpoint of a causal language model (`architectures`).
-    data_files, held_out_files : sequence of path
-        Texts to learn from and to measure on (see `data.read_sequences`). They
-        must differ; if `held_out_files` is empty, the last fifth of the
-        training sequences is held out instead.
+    data_files, held_out_files, validation_files : sequence of path
+        Texts to learn from, to report on, and to choose each layer's step by (see
+        `data.read_sequences` and `splits.read_splits`). No text may be in two of
+        them; where one of the latter is empty, a tenth of `data_files` stands in.
     out : path
         Folder of the weights; its name is the name of the set.
     method : str
@@ -91,7 +93,8 @@ def train(
     plan, fingerprint = plan_layers(config), Fingerprint.of(config)
     group = fingerprint.num_attention_heads // fingerprint.num_key_value_heads
     bits = resolve_bits(method, options.bits, group)
-    splits = read_splits(model_dir, data_files, held_out_files, options, fingerprint.vocab_size)
+    files = SplitFiles(train=data_files, validation=validation_files, held_out=held_out_files)
+    splits = read_splits(files, load_tokenizer(model_dir), options, fingerprint.vocab_size)
     per_layer = layer_bytes(fingerprint, splits, options.sampling)
     max_bytes = None if options.max_disk_gb is None else options.max_disk_gb * 1e9
     groups = group_layers(plan.trained, per_layer, max_bytes)
@@ -108,6 +111,7 @@ def train(
         disk = per_layer * max(map(len, groups)) / 1e9
         runs = f"{len(groups)} run(s) of the model, captures of {disk:.2f} GB"
         bars.console.print(f"{plan.describe()}; {runs}", soft_wrap=True)
+        bars.console.print(describe_splits(splits), soft_wrap=True)
         tokens = sum(map(total_tokens, splits.values()))
         layers = bars.add_task("layers", total=len(plan.trained), note="")
         for members in groups:
@@ -150,7 +154,7 @@ def train(
         options=encoder.options(),
         layers=plan.trained,
         shapes={name: tuple(tensor.shape) for name, tensor in encoder.tensors().items()},
-        training_data=training_data(splits, data_files, held_out_files, options),
+        training_data=training_data(splits, files, options.description),
         seed=options.seed,
         recipe=recipe.card_entry() | {"steps_taken": sum(r.steps for r in results.values())},
         held_out=held_out_masses(options.budgets, results),

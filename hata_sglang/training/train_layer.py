@@ -1,4 +1,4 @@
-"""Training one layer: steps, looks at the held-out mass, the best weights."""
+"""Training one layer: steps, looks at the validation mass, the best weights, what they keep."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hata_kernels.encoders import Encoder, make_encoder
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training.capture import Capture
-from hata_sglang.training.held_out import HeldOutLayer
 from hata_sglang.training.layer_data import SequenceData
+from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.methods import LayerTrainer, Recipe, make_trainer
 from hata_sglang.training.options import TrainOptions
 
@@ -29,6 +29,7 @@ class LayerResult:
     loss : float
         Mean of the last steps.
     steps : int
+        Taken; the weights are those of the step whose validation mass was best.
     masses : tuple of dict of str to float
         By budget: selector -> held-out attention mass.
     seconds : float
@@ -61,7 +62,7 @@ def train_layer(
     Parameters
     ----------
     captures : dict of str to list of Capture
-        ``train`` and ``held_out``.
+        ``train``, ``validation`` (chooses the step), ``held_out`` (measured once, at the end).
     layer : int
     method : str
         A key of `methods.METHODS`.
@@ -79,7 +80,7 @@ def train_layer(
     start = time.perf_counter()
     device = torch.device(options.device)
     data = [SequenceData.of(capture, device) for capture in captures["train"]]
-    held_out = HeldOutLayer(captures["held_out"], options.held_out_queries, device)
+    validation = MeasuredLayer(captures["validation"], options.measured_queries, device)
     # One seed per layer, so that a layer's weights do not depend on the layers before it.
     seed = options.seed * 1_000_003 + layer
     trainer = make_trainer(method, data, bits, recipe, seed)
@@ -96,12 +97,14 @@ def train_layer(
                 f"layer {layer}: expected finite weights after step {step}, found NaN or infinite "
                 "ones. Lower --learning-rate."
             )
-        mass = held_out.mass(encoder, options.budgets[0])
+        mass = validation.mass(encoder, options.budgets[0])
         looks_since += 1
         if mass > best_mass:
             best, best_mass, looks_since = encoder, mass, 0
-        bars.update(task, completed=step, note=f"loss {loss:.3f}, held-out mass {mass:.3f}")
+        bars.update(task, completed=step, note=f"loss {loss:.3f}, validation mass {mass:.3f}")
     bars.remove_task(task)
+    # Only now: what the card reports must have chosen nothing.
+    held_out = MeasuredLayer(captures["held_out"], options.measured_queries, device)
     planes = _random_planes(best, seed)
     masses = tuple(
         {

@@ -10,7 +10,7 @@ import torch
 
 import hata_sglang
 from hata_kernels.encoders import make_encoder
-from hata_sglang import cli
+from hata_sglang import cli, demo_model
 from hata_sglang.config_check import read_model
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.weights import Card, Fingerprint, save_weights
@@ -119,6 +119,18 @@ def cells(output, layer):
     lines = [line.replace("│", " ").split() for line in output.splitlines()]
     (found,) = [line for line in lines if line and line[0] == str(layer)]
     return found
+
+
+def test_demo_stands_for_the_demo_model(yaml, model, weights, capsys, monkeypatch, tmp_path):
+    weights()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_model, "ensure_demo_model", lambda: model)
+    assert check(yaml(HATA), "demo") == 0
+    assert "context 4,096 tokens" in capsys.readouterr().out
+    # A folder of that name goes first, as everywhere.
+    (tmp_path / "demo").mkdir()
+    assert check(yaml(HATA), "demo") == 2
+    assert "demo" in capsys.readouterr().err
 
 
 def test_table_and_memory(yaml, model, weights, capsys):

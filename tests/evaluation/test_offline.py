@@ -273,3 +273,22 @@ def test_weights_that_prove_nothing_are_refused(model, model_dir, data, tmp_path
         message
     )
     assert "found a twice" in message
+
+
+@pytest.mark.parametrize(("step_chosen_on", "refused"), [("held_out", True), ("validation", False)])
+def test_texts_that_chose_the_training_step_prove_nothing(
+    model, model_dir, data, tmp_path, step_chosen_on, refused
+):
+    folder = make_set(model, tmp_path / "a", (0, 1, 2))
+    card = json.loads((folder / "card.json").read_text())
+    card["training_data"] |= {
+        "held_out_files": {"held_out.jsonl": file_sha256(data)},
+        "step_chosen_on": step_chosen_on,
+    }
+    (folder / "card.json").write_text(json.dumps(card))
+    arguments = parse(model_dir, data, tmp_path / "x.csv", "--weights", folder)
+    if refused:
+        with pytest.raises(Refusal, match="--data: expected texts that a was not trained on"):
+            run_offline(arguments)
+    else:
+        assert run_offline(arguments) == 0

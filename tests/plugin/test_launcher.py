@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_nothing_given_on_a_cpu():
     assert flags["--model-path"] == "demo-folder"
     assert Path(flags["--hata-config"]).name == "demo.yaml"
     assert int(flags["--max-total-tokens"]) >= 8192
+    assert flags["--grammar-backend"] == "llguidance"
     assert len(notes) == len(flags)  # every choice is explained
     assert "no CUDA device found" in notes[0]
 
@@ -49,6 +51,8 @@ def test_what_is_given_stays():
         "cpu",
         "--mem-fraction-static",
         "0.5",
+        "--grammar-backend",
+        "outlines",
     ]
     argv, notes = complete_arguments(given, on_cpu=True)
     assert argv == given
@@ -125,10 +129,18 @@ def test_help_is_sglangs(flag):
 
 def test_the_preview_is_for_machines_without_a_driver(monkeypatch):
     monkeypatch.setattr(cpu_preview, "has_cuda_driver", lambda: True)
-    monkeypatch.delitem(sys.modules, "common_ops", raising=False)
-    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    path = [folder for folder in sys.path if folder != cpu_preview.PLACEHOLDER_FOLDER]
+    monkeypatch.setattr(sys, "path", path)
+    environment = {k: v for k, v in os.environ.items() if k not in cpu_preview.ENVIRONMENT}
+    monkeypatch.setattr(os, "environ", environment)
     assert cpu_preview.enable() is False
-    assert "common_ops" not in sys.modules
+    assert sys.path == path
+    assert not environment.keys() & cpu_preview.ENVIRONMENT.keys()
     monkeypatch.setattr(cpu_preview, "has_cuda_driver", lambda: False)
+    environment["TORCH_COMPILE_DISABLE"] = "0"
     assert cpu_preview.enable() is True
-    assert sys.modules["common_ops"].__file__
+    assert cpu_preview.enable() is True
+    assert sys.path.count(cpu_preview.PLACEHOLDER_FOLDER) == 1
+    assert (Path(cpu_preview.PLACEHOLDER_FOLDER) / "common_ops.py").is_file()
+    assert environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert environment["TORCH_COMPILE_DISABLE"] == "0"  # the user's choice

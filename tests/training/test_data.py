@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from hata_sglang.training.data import DataError, read_sequences
 from hata_sglang.training.demo_corpus import chat, library_texts, write_corpus
 from hata_sglang.training.demo_phrases import PHRASES
+from hata_sglang.training.splits import SPLITS
 
 
 def write_rows(path, *rows):
@@ -117,19 +118,23 @@ def test_missing_file_is_refused(tmp_path, tokenizer):
 
 
 def test_library_documents_belong_to_one_split():
-    train, held_out = library_texts("train"), library_texts("held_out")
-    assert len(train) > 2 * len(held_out) > 100
-    assert not set(train) & set(held_out)
+    splits = [library_texts(split) for split in SPLITS]
+    train, *others = map(len, splits)
+    assert train > 4 * max(others)
+    assert min(others) > 30
+    assert len(set().union(*splits)) == sum(len(set(texts)) for texts in splits)
 
 
 def test_splits_share_no_names_and_no_facts():
-    train, held_out = PHRASES["train"], PHRASES["held_out"]
+    assert PHRASES.keys() == set(SPLITS)
     for field in ("people", "places", "things", "sentences", "facts", "openings"):
-        assert not set(getattr(train, field)) & set(getattr(held_out, field)), field
+        of_split = [getattr(phrases, field) for phrases in PHRASES.values()]
+        assert len(set().union(*of_split)) == sum(map(len, of_split)), field
 
 
-def test_a_chat_fits_and_contains_what_it_asks_for(tokenizer):
-    messages = chat(random.Random(0), "held_out", tokenizer, 12_000)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_chat_fits_and_contains_what_it_asks_for(tokenizer, split):
+    messages = chat(random.Random(0), split, tokenizer, 12_000)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert 10_000 < len(tokenizer(text)["input_ids"]) <= 12_000
     assert [m["role"] for m in messages] == ["user", "assistant"] * 8
@@ -143,7 +148,7 @@ def test_a_chat_fits_and_contains_what_it_asks_for(tokenizer):
 def test_the_corpus_is_the_same_for_the_same_seed(tmp_path, tokenizer):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_corpus(tmp_path / name, tokenizer, 6000, 1, 1, 1, seed)
-    for file in ("train.jsonl", "held_out.jsonl"):
-        a, b, c = ((tmp_path / n / file).read_bytes() for n in "abc")
+    for split in SPLITS:
+        a, b, c = ((tmp_path / n / f"{split}.jsonl").read_bytes() for n in "abc")
         assert a == b
         assert a != c

@@ -109,6 +109,7 @@ def test_the_card_says_where_they_come_from(file, model_dir, tmp_path):
     assert card.training_data.description.startswith("imported, not trained here")
     assert card.recipe["imported_from"] == file.name
     assert card.held_out == ()
+    assert card.training_data.step_chosen_on == "nothing"
     assert str(tmp_path) not in card.model_dump_json()
 
 

@@ -12,8 +12,8 @@ from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.hashattention import HashAttentionRecipe, HashAttentionTrainer
 from hata_sglang.training.hata import HataRecipe, HataTrainer
-from hata_sglang.training.held_out import HeldOutLayer
 from hata_sglang.training.layer_data import SequenceData, scale_step
+from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.methods import METHODS, make_trainer, resolve_bits
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import load_weights
@@ -53,7 +53,7 @@ GAINS = {"hata": 0.1, "hashattention": 0.1, "asymmetric": 0.02}
 def test_every_method_learns_and_repeats_itself(method):
     recipe = METHODS[method][0](steps=90, learning_rate=0.01, **SMALL)
     bits = resolve_bits(method, None, 2) if method == "hashattention" else 64
-    held_out = HeldOutLayer([capture(seed) for seed in range(70, 76)], 20, CPU)
+    held_out = MeasuredLayer([capture(seed) for seed in range(70, 76)], 20, CPU)
     budget = Budget(24, 4, 4)
 
     def trained():

@@ -53,7 +53,10 @@ def test_weights_load_fit_the_model_and_say_where_they_come_from(trained, model_
     assert weights.encoder(1).weight.shape == (2, 16, 32)
     assert (card.name, card.model, card.method, card.bits) == ("tiny-32b", "tiny-llama", "hata", 32)
     assert card.training_data.files.keys() == {"train.txt"}
-    assert (card.training_data.sequences, card.training_data.held_out_sequences) == (8, 2)
+    data = card.training_data
+    assert (data.sequences, data.validation_sequences, data.held_out_sequences) == (8, 1, 1)
+    assert (data.tokens, data.validation_tokens, data.held_out_tokens) == (1600, 200, 200)
+    assert data.step_chosen_on == "validation"
     assert card.recipe["objective"] == "attention"
     assert str(text.parent) not in card.model_dump_json()
 
@@ -128,12 +131,14 @@ def test_a_recipe_of_another_method_is_refused(model_dir, text_file, tmp_path):
 
 
 def test_held_out_text_must_differ(model_dir, text_file, tmp_path):
-    with pytest.raises(DataError, match="found the same text in both"):
+    with pytest.raises(
+        DataError, match=r"found the same text in --data .train\.txt. and --held-out"
+    ):
         train(model_dir, [text_file], [text_file], tmp_path / "x", options=OPTIONS, console=QUIET)
 
 
 def test_one_sequence_cannot_be_split(model_dir, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("x" * 150)
-    with pytest.raises(DataError, match="found one sequence in all"):
+    with pytest.raises(DataError, match=r"expected at least 3 of 100 tokens or more.*found 1\."):
         run(model_dir, path, tmp_path / "x")

@@ -23,8 +23,10 @@ def parse(arguments):
 
 
 def test_command_line_trains_and_prints_the_mass(model_dir, text_file, tmp_path, capsys):
-    out = tmp_path / "from-cli"
-    arguments = f"--model {model_dir} --data {text_file} --out {out} --bits 64 --steps 5 --seed 3"
+    out, other = tmp_path / "from-cli", tmp_path / "other.txt"
+    other.write_text("".join(chr(97 + n % 7) for n in range(0, 1200, 3)))
+    arguments = f"--model {model_dir} --data {text_file} --validation {other}"
+    arguments += f" --out {out} --bits 64 --steps 5 --seed 3"
     arguments += " --sequence-length 200 --minimum-length 100 --budget 24:2:2 --dtype float16"
     arguments += " --option keys_per_step=64 --option scale_bits=8"
     assert run_train(parse(arguments)) == 0
@@ -32,6 +34,8 @@ def test_command_line_trains_and_prints_the_mass(model_dir, text_file, tmp_path,
     assert "held-out attention mass at k = 24: exact 0." in printed
     assert "s on cpu, peak host memory" in printed
     card = json.loads((out / "card.json").read_text())
+    assert card["training_data"]["validation_files"].keys() == {"other.txt"}
+    assert card["training_data"]["validation_sequences"] == 2
     assert (card["bits"], card["seed"], card["recipe"]["steps"]) == (64, 3, 5)
     assert card["recipe"]["keys_per_step"] == 64
     assert card["options"] == {"scale_bits": 8}

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hata_kernels.encoders import make_encoder
+from hata_sglang.config_check import card_line
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import (
     Card,
@@ -363,11 +364,39 @@ def test_fingerprint_reads_configs_of_transformers_4():
     assert Fingerprint.of(old) == Fingerprint.of(CONFIG)
 
 
+def test_a_card_of_before_validation_texts_says_that_held_out_texts_chose_the_step(folder):
+    path = folder / "card.json"
+    content = json.loads(path.read_text())
+    data = content["training_data"]
+    for field in [name for name in data if name.startswith(("validation", "step"))]:
+        del data[field]
+    data["held_out_files"] = {"held.txt": "1"}
+    path.write_text(json.dumps(content))
+    card = load_weights(folder).card
+    assert (card.training_data.validation_sequences, card.training_data.validation_files) == (0, {})
+    assert card.training_data.step_chosen_on == "held_out"
+    assert card.training_data.deciding_files == {"a.txt": "0", "held.txt": "1"}
+    assert "flattered: these texts also chose the training step" in card_line(card)
+
+
+def test_a_card_whose_step_validation_texts_chose_does_not_flatter_itself():
+    data = make_card().training_data.model_dump() | {
+        "step_chosen_on": "validation",
+        "validation_files": {"v.txt": "2"},
+        "held_out_files": {"held.txt": "1"},
+    }
+    card = make_card(training_data=TrainingData(**data))
+    assert card_line(card).endswith("exact 0.900, hata 0.800 (held-out texts)")
+    assert card.training_data.deciding_files == {"a.txt": "0", "v.txt": "2"}
+
+
 def test_shipped_weights_load_and_beat_random_hyperplanes_in_every_layer():
     assert "smollm2-135m-instruct-hata-128b" in shipped_weights()
     for name in shipped_weights():
         card = load_weights(name).card
         assert card.name == name
+        assert card.training_data.step_chosen_on == "held_out"
+        assert card_line(card).endswith("(flattered: these texts also chose the training step)")
         for held_out in card.held_out:
             assert held_out.mean[card.method] > held_out.mean["streaming"]
             for layer in card.layers:

@@ -1,4 +1,4 @@
-"""Attention mass on held-out captures, while training and for the card."""
+"""Attention mass on captures that no weights learn from: validation texts and held-out ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hata_sglang.evaluation.attention_mass import (
 from hata_sglang.training.capture import Capture
 
 
-class HeldOutLayer:
-    """Held-out captures of one layer, with the true attention kept at hand.
+class MeasuredLayer:
+    """Captures of one layer to measure on, with the true attention kept at hand.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""Stands in for sgl_kernel's compiled library where it cannot be loaded; nothing calls into it."""

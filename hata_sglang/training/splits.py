@@ -1,0 +1,118 @@
+"""Which texts train, which choose the training step, and which are reported: three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from hata_sglang.training.data import DataError, TokenSequence, read_sequences, total_tokens
+from hata_sglang.training.options import TrainOptions
+
+SPLITS = ("train", "validation", "held_out")
+Splits = dict[str, list[TokenSequence]]
+FLAGS = {"train": "--data", "validation": "--validation", "held_out": "--held-out"}
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Files of each split, as `data.read_sequences` takes them.
+
+    Attributes
+    ----------
+    train : sequence of path
+        To learn from; not empty.
+    validation : sequence of path
+        The best step is chosen, and training stopped, by the attention mass on these. Empty:
+        by that on a part of `train`, which is not trained on then.
+    held_out : sequence of path
+        Measured once, at the end, for the card. Empty: a part of `train`, likewise.
+    """
+
+    train: Sequence[str | Path]
+    validation: Sequence[str | Path] = ()
+    held_out: Sequence[str | Path] = ()
+
+
+def read_splits(
+    files: SplitFiles, tokenizer: Any, options: TrainOptions, vocab_size: int
+) -> Splits:
+    """Tokenise the texts of all three splits.
+
+    A split without files of its own gets a tenth of the training texts, at least one: the last
+    ones are held out, those before them validate. Texts stay whole if there are enough of them;
+    one or two long texts are shared out by their sequences.
+
+    Parameters
+    ----------
+    files : SplitFiles
+    tokenizer : transformers tokenizer or None
+    options : TrainOptions
+        Their `sequence_length` and `minimum_length` are used.
+    vocab_size : int
+
+    Returns
+    -------
+    dict of str to list of TokenSequence
+        A key for each of `SPLITS`, none of them empty.
+
+    Raises
+    ------
+    DataError
+        If the texts cannot be used, are too few, or a text is in two splits.
+    """
+    limits = (options.sequence_length, options.minimum_length, vocab_size)
+    splits: Splits = {}
+    for split in SPLITS:
+        if names := getattr(files, split):
+            splits[split] = read_sequences(names, tokenizer, *limits)
+    _share_out(splits, options.minimum_length)
+    _check_disjoint(splits)
+    return splits
+
+
+def _share_out(splits: Splits, minimum: int) -> None:
+    """Give splits without files of their own a part of the training texts."""
+    without = [split for split in SPLITS if split not in splits]
+    needed = 1 + len(without)
+    texts = [list(text) for _, text in groupby(splits["train"], key=lambda s: s.source)]
+    if len(texts) < needed:
+        texts = [[sequence] for sequence in splits["train"]]
+    if len(texts) < needed:
+        flags = " and ".join(f"{FLAGS[split]} FILE" for split in without)
+        raise DataError(
+            f"training texts: expected at least {needed} of {minimum} tokens or more (to train "
+            "on, to choose the training step by, and to report on, each on texts of its own), "
+            f"found {len(texts)}. Give more texts or {flags}, or lower --minimum-length."
+        )
+    share = max(1, len(texts) // 10)
+    for split in reversed(without):
+        splits[split] = [sequence for text in texts[-share:] for sequence in text]
+        del texts[-share:]
+    splits["train"] = [sequence for text in texts for sequence in text]
+
+
+def _check_disjoint(splits: Splits) -> None:
+    seen: dict[tuple[int, ...], tuple[str, str]] = {}
+    for split in SPLITS:
+        for sequence in splits[split]:
+            other, source = seen.setdefault(sequence.tokens, (split, sequence.source))
+            if other != split:
+                raise DataError(
+                    f"training texts: expected none in two of {', '.join(FLAGS.values())}, found "
+                    f"the same text in {FLAGS[other]} ({source}) and {FLAGS[split]} "
+                    f"({sequence.source}); a tenth of --data stands in for each of the others "
+                    "that is not given. Remove one of the two."
+                )
+
+
+def describe_splits(splits: Splits) -> str:
+    """One line for people: how much text is of which split."""
+    words = {"train": "to train on", "validation": "to choose the step by", "held_out": "held out"}
+    parts = (
+        f"{len(splits[split])} {word} ({total_tokens(splits[split]):,} tokens)"
+        for split, word in words.items()
+    )
+    return f"sequences: {', '.join(parts)}"

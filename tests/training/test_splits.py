@@ -1,0 +1,204 @@
+"""Three splits of the texts: none is in two of them, and validation alone chooses the weights."""
+
+import json
+from itertools import combinations
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from hata_kernels.encoders import make_encoder
+from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training import train_layer as train_layer_module
+from hata_sglang.training.capture import Capture
+from hata_sglang.training.data import DataError
+from hata_sglang.training.hata import HataRecipe
+from hata_sglang.training.measured_layer import MeasuredLayer
+from hata_sglang.training.options import TrainOptions
+from hata_sglang.training.splits import SPLITS, SplitFiles, describe_splits, read_splits
+
+LIMITS = TrainOptions(sequence_length=20, minimum_length=10)
+BUDGET = Budget(12, 2, 2)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Write texts as token numbers, one row each, and return the file."""
+
+    def write(name, *texts):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"tokens": list(text)}) + "\n" for text in texts))
+        return path
+
+    return write
+
+
+def text(number, length=20):
+    return range(1000 * number, 1000 * number + length)
+
+
+def split(train, validation=(), held_out=()):
+    return read_splits(SplitFiles(train, validation, held_out), None, LIMITS, 10**6)
+
+
+def sizes(splits):
+    return [len(splits[name]) for name in SPLITS]
+
+
+def assert_disjoint(splits):
+    for one, other in combinations(SPLITS, 2):
+        tokens = [{token for s in splits[name] for token in s.tokens} for name in (one, other)]
+        assert tokens[0]
+        assert tokens[1]
+        assert not tokens[0] & tokens[1], (one, other)
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(3, [1, 1, 1]), (10, [8, 1, 1]), (29, [25, 2, 2])])
+def test_a_tenth_of_the_texts_each_is_kept_from_training(rows, texts, expected):
+    splits = split([rows("a.jsonl", *map(text, range(texts)))])
+    assert sizes(splits) == expected
+    assert_disjoint(splits)
+    # The order of the file: training texts first, the last ones held out.
+    assert splits["train"][0].tokens[0] == 0
+    assert splits["held_out"][-1].source == f"a.jsonl:{texts}"
+
+
+def test_texts_that_are_cut_stay_in_one_split(rows):
+    splits = split([rows("a.jsonl", *(text(number, 60) for number in range(5)))])
+    assert sizes(splits) == [9, 3, 3]
+    sources = [{sequence.source for sequence in splits[name]} for name in SPLITS]
+    assert sum(map(len, sources)) == len(set().union(*sources)) == 5
+
+
+def test_one_long_text_is_shared_out_by_its_sequences(rows):
+    splits = split([rows("a.jsonl", text(0, 400))])
+    assert sizes(splits) == [16, 2, 2]
+    assert_disjoint(splits)
+    assert describe_splits(splits) == (
+        "sequences: 16 to train on (320 tokens), 2 to choose the step by (40 tokens), "
+        "2 held out (40 tokens)"
+    )
+
+
+def test_files_of_their_own_leave_the_training_texts_whole(rows):
+    train = [rows("a.jsonl", text(0), text(1))]
+    validation, held_out = [rows("b.jsonl", text(2))], [rows("c.jsonl", text(3), text(4))]
+    assert sizes(split(train, validation, held_out)) == [2, 1, 2]
+    splits = split(train, held_out=held_out)
+    assert sizes(splits) == [1, 1, 2]
+    assert_disjoint(splits)
+    assert splits["validation"][0].tokens[0] == 1000
+
+
+@pytest.mark.parametrize("short", [0, 3], ids=["", "short"])
+@pytest.mark.parametrize(
+    ("own", "enough"), [((), 3), (("held_out",), 2), (("validation",), 2)], ids=str
+)
+def test_too_few_texts_say_how_many_are_needed(rows, own, enough, short):
+    files = {name: [rows(f"{name}.jsonl", text(90 + place))] for place, name in enumerate(own)}
+    texts = [text(number) for number in range(enough - 1)]
+    texts += [text(50 + number, 9) for number in range(short)]  # below the minimum length
+    with pytest.raises(DataError) as error:
+        split([rows("a.jsonl", *texts)], **files)
+    message = str(error.value)
+    assert f"expected at least {enough} of 10 tokens or more" in message
+    assert f"found {enough - 1}. " in message
+    assert [flag in message for flag in ("--held-out FILE", "--validation FILE")] == [
+        name not in own for name in ("held_out", "validation")
+    ]
+
+
+@pytest.mark.parametrize("own", [("validation",), ("held_out",), ("validation", "held_out")])
+def test_a_text_in_two_splits_is_refused(rows, own):
+    train = [rows("a.jsonl", *map(text, range(5)))]
+    again = text(2) if len(own) == 1 else text(7)
+    files = {name: [rows(f"{name}.jsonl", text(8 + len(name)), again)] for name in own}
+    with pytest.raises(DataError) as error:
+        split(train, **files)
+    places = ["--data (a.jsonl:3)"] if len(own) == 1 else ["--validation (validation.jsonl:2)"]
+    places.append("--held-out (held_out.jsonl:2)" if "held_out" in own else "(validation.jsonl:2)")
+    assert all(place in str(error.value) for place in places), str(error.value)
+
+
+def test_a_text_that_is_twice_in_the_training_file_cannot_be_held_out(rows):
+    path = rows("a.jsonl", *map(text, (0, 1, 2, 3, 4, 1)))
+    with pytest.raises(DataError, match=r"--data .a\.jsonl:2. and --held-out .a\.jsonl:6."):
+        split([path])
+
+
+def planes(seed):
+    weight = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(seed))
+    return make_encoder("hata", {"weight": weight}, num_kv_heads=2, group=2, head_dim=8)
+
+
+def capture(seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(shape, generator=generator) for shape in ((6, 4, 8), (60, 2, 8)))
+    return Capture(3 * q, k, torch.arange(54, 60), 0.5)
+
+
+class Captures(dict):
+    """Captures by split, which note at which step each split was asked for."""
+
+    def __init__(self, trainer, **splits):
+        super().__init__(splits)
+        self.trainer, self.asked = trainer, []
+
+    def __getitem__(self, name):
+        self.asked.append((name, self.trainer.taken))
+        return super().__getitem__(name)
+
+
+def trainer_of(encoders):
+    """A trainer that has `encoders[n]` after step n."""
+    trainer = SimpleNamespace(taken=0)
+
+    def step():
+        trainer.taken += 1
+        return torch.tensor(1.0)
+
+    trainer.step, trainer.encoder = step, lambda: encoders[trainer.taken]
+    return trainer
+
+
+def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monkeypatch):
+    encoders = [planes(seed) for seed in range(9)]
+    validation, held_out = [capture(70)], [capture(80)]
+    masses = {}
+    for name, captures in (("validation", validation), ("held_out", held_out)):
+        judge = MeasuredLayer(captures, 6, torch.device("cpu"))
+        masses[name] = [judge.mass(encoder, BUDGET) for encoder in encoders]
+    best = {name: max(range(1, 9), key=found.__getitem__) for name, found in masses.items()}
+    assert best["validation"] != best["held_out"]
+
+    trainer = trainer_of(encoders)
+    monkeypatch.setattr(train_layer_module, "make_trainer", lambda *_: trainer)
+    captures = Captures(trainer, train=[capture(1)], validation=validation, held_out=held_out)
+    options = TrainOptions(
+        bits=32, budgets=(BUDGET,), evaluate_every=1, patience=9, measured_queries=6
+    )
+    bars = Progress(console=Console(quiet=True))
+    result = train_layer_module.train_layer(
+        captures, 0, "hata", 32, HataRecipe(steps=8), options, bars
+    )
+
+    assert torch.equal(result.encoder.weight, encoders[best["validation"]].weight)
+    assert result.masses[0]["hata"] == masses["held_out"][best["validation"]]
+    assert captures.asked == [("train", 0), ("validation", 0), ("held_out", 8)]
+
+
+def test_training_stops_when_the_validation_mass_no_longer_rises(monkeypatch):
+    captures = {name: [capture(number)] for number, name in enumerate(SPLITS)}
+    judge = MeasuredLayer(captures["validation"], 6, torch.device("cpu"))
+    falling = sorted(map(planes, range(1, 20)), key=lambda e: judge.mass(e, BUDGET), reverse=True)
+    trainer = trainer_of([planes(0), *falling])
+    monkeypatch.setattr(train_layer_module, "make_trainer", lambda *_: trainer)
+    options = TrainOptions(
+        bits=32, budgets=(BUDGET,), evaluate_every=1, patience=3, measured_queries=6
+    )
+    bars = Progress(console=Console(quiet=True))
+    recipe = HataRecipe(steps=15)
+    result = train_layer_module.train_layer(captures, 0, "hata", 32, recipe, options, bars)
+    assert result.steps == 1 + options.patience
