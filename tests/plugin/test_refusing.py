@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.seams import refusing
+from hata_sglang.seams import cpu_preview, refusing
 
 REFUSAL = Refusal([Problem("--tp-size", "1", "2")])
 
@@ -47,7 +47,9 @@ def test_an_engines_refusal_can_be_caught(tmp_path):
     """It comes through SGLang's own code, which nowhere swallows it."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HATA_")}
+    # Other tests of this process may have prepared it for a CPU; a user's script begins without.
+    own = {k: v for k, v in os.environ.items() if not k.startswith("HATA_")}
+    environment = {k: v for k, v in own.items() if k not in cpu_preview.ENVIRONMENT}
     done = subprocess.run(
         [sys.executable, script, tmp_path],
         env=environment,
