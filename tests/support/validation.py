@@ -58,6 +58,7 @@ FEATURES = (
     Feature("Qwen2, Qwen3 and Gemma 3 classes", ("tests/e2e/test_other_architectures.py",)),
     Feature("what is refused, and in what words", ("tests/plugin",)),
     Feature("YAML and weights: hostile files too", ("tests/config", "tests/training/test_weights")),
+    Feature("bench serve, stock and hata in one run", ("tests/bench/test_serve_cpu.py",)),
     Feature(
         "training, evaluation and benchmark commands",
         ("tests/training", "tests/evaluation", "tests/bench"),
