@@ -123,7 +123,8 @@ class RankSizes:
         """
         tile = filter_shape(kv_heads, words)[2]
         most = cls.most_tokens(kv_heads, words, levels)
-        expect(width <= most, "width", f"at most {most} with scores of {levels} values", width)
+        bits = (levels - 1).bit_length()
+        expect(width <= most, "width", f"at most {most} with scores of {bits} bits", width)
         # With a budget of a quarter of the context or more every token is a candidate.
         room = min(width, 4096 + 4 * k_max)
         return cls(tile, -(-width // tile), room, values)
