@@ -24,7 +24,9 @@ CLOSE = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 2e-5}
 class Layer:
     """A layer of random keys and what its encoder made of them, and rows of any lengths."""
 
-    def __init__(self, encoder, lengths, budgets, make_token_slots, dtype=torch.float32, ends=(4, 8)):
+    def __init__(
+        self, encoder, lengths, budgets, make_token_slots, dtype=torch.float32, ends=(4, 8)
+    ):
         self.encoder, self.lengths = encoder, lengths
         heads, dim, self.slots = encoder.num_kv_heads, encoder.head_dim, max(lengths) + 50
         self.k, self.v = (torch.randn(self.slots, heads, dim).to(dtype) for _ in "kv")

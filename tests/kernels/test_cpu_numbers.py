@@ -48,14 +48,18 @@ def test_every_half_is_loaded_and_stored(dtype) -> None:
     back = np.empty(2**16, np.uint16)
     store(out, KINDS[dtype], back)
     whole = ~expected.isnan()
-    assert torch.equal(torch.from_numpy(back.view(np.int16))[whole], numbers.view(torch.int16)[whole])
+    assert torch.equal(
+        torch.from_numpy(back.view(np.int16))[whole], numbers.view(torch.int16)[whole]
+    )
     assert torch.from_numpy(back.view(np.int16)).view(dtype)[~whole].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_numbers_are_rounded_as_pytorch_does(dtype) -> None:
     bits = torch.randint(-(2**31), 2**31, (200_000,), dtype=torch.int32)
-    ties = torch.randint(-(2**15), 2**15, (50_000,), dtype=torch.int32) << 12  # halves, and quarters
+    ties = (
+        torch.randint(-(2**15), 2**15, (50_000,), dtype=torch.int32) << 12
+    )  # halves, and quarters
     ends = torch.tensor([0.0, -0.0, 65504.0, 65519.99, 65520.0, 1e-8, 6e-8, 2.0**-25, float("inf")])
     numbers = torch.cat([bits.view(torch.float32), ties.view(torch.float32), ends, -ends])
     expected = numbers.to(dtype)

@@ -121,7 +121,7 @@ def score(keys, planes, shifts, count, scores):
 
 @njit(**FLAGS)
 def scale_scores(scales, slots, head, heads, full, shift, scores):
-    """Multiply agreements by the scales of their keys: `hata_kernels.score.levels.scaled_scores`."""
+    """Multiply agreements by the keys' scales: `hata_kernels.score.levels.scaled_scores`."""
     width = scales.shape[1] // heads
     most = (1 << (8 * width)) - 1
     for i in range(len(scores)):

@@ -16,6 +16,10 @@ from .rank_kernels import gather_codes, pack_planes, scale_scores, score, take
 #: Tokens whose codes stay in the processor's first cache while they are compared with all planes.
 BLOCK = 256
 
+#: So many of a head's keys and values are asked for before any is needed: they are all over the
+#: memory. More would push each other out of the caches.
+ASKED = 256
+
 #: Logits that are lower than a row's largest by more than this weigh less than the rounding of the
 #: sum, and would be slow to multiply by where they are denormal.
 LEAST = np.float32(-60)
@@ -248,7 +252,7 @@ def decode_layer(
         own = selected[b, :, :budget]
         _rank(planes[b], codes, scales, table[b, :length], budget, numbers, own)
         for h in range(heads):
-            for slot in own[h]:
+            for slot in own[h, :ASKED]:
                 _prefetch_row(keys, slot, h)
                 _prefetch_row(values, slot, h)
         for h in range(heads):
