@@ -4,8 +4,9 @@
 
 Meant for a machine without a GPU (dense is `torch_native` there); on one with a GPU dense is
 `flashinfer`. Each round starts a fresh server per arm, asks for a hidden fact (which prefills the
-prompt), then times decode steps after the same, now cached, prompt. The order of the arms turns
-around from round to round, so that a slow drift of the machine favours none.
+prompt), then times decode steps after the same, now cached, prompt, and after one of a few tokens.
+The order of the arms turns around from round to round, so that a slow drift of the machine favours
+none.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def to_row(number: int, arm: str, result: Measurement) -> dict:
         "step_ms_p20": round(tenths[1], 2),
         "step_ms_p50": round(median(gaps), 2),
         "step_ms_p80": round(tenths[7], 2),
+        "short_step_ms_p50": round(result.short_step_ms, 2),
         "tokens_per_s": round(result.speed.tokens_per_s, 2),
         "first_token_s": round(result.answer.first_token_s, 2),
         "tokens_read": round(result.read.attended) if result.read else result.speed.prompt_tokens,

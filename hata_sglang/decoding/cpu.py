@@ -1,23 +1,34 @@
-"""Sparse decoding on a CPU, with the kernels' PyTorch references."""
+"""Sparse decoding on a CPU: one compiled call for a layer with codes, else PyTorch references."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
+from operator import is_
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import Encoder
+from hata_kernels.score import exact_score
 from hata_kernels.select import select_naive, select_streaming
 from hata_kernels.tally import count_attended
-from hata_sglang.config import LayerPlan
-from hata_sglang.decoding.scores import dtype_of_scores, write_scores
+from hata_sglang.config import Budget, LayerPlan
 from hata_sglang.decoding.step import Batch, counts
+
+if TYPE_CHECKING:
+    from hata_kernels.cpu import Rows, SparseLayer
+
+logger = logging.getLogger(__name__)
 
 
 class CpuDecoder:
     """Decodes the sparse layers eagerly; every shape follows the batch at hand.
+
+    To make one compiles `hata_kernels.cpu`, where its code is not found on disk.
 
     Parameters
     ----------
@@ -31,8 +42,8 @@ class CpuDecoder:
         By layer, what its steps are counted in (`hata_kernels.tally`).
     """
 
-    #: The pool encodes a step's keys when it stores them.
-    encodes_keys = False
+    #: `decode` encodes the step's own keys, in the call that encodes its queries.
+    encodes_keys = True
 
     def __init__(
         self,
@@ -43,18 +54,27 @@ class CpuDecoder:
     ):
         self.plans, self.scales, self.encoders = plans, scales, encoders
         self.tallies = tallies
+        if encoders:
+            self._load_kernels()
+        self._layers: dict[int, SparseLayer] = {}
+
+    def _load_kernels(self) -> None:
+        """Import, which may compile for some seconds, here and not in the first request."""
+        start = time.perf_counter()
+        logger.info("hata: loading the CPU kernels; the first start on a machine compiles them")
+        from hata_kernels import cpu
+
+        self._kernels = cpu
+        seconds = time.perf_counter() - start
+        logger.info("hata: CPU kernels ready after %.1f s: %s", seconds, cpu.where_from())
 
     def prepare(self, batch: Batch, *, graph: bool = False) -> None:
         """Collect what all layers of the coming step share."""
         assert not graph, "SGLang captures no CUDA graphs on a CPU"
-        self.batch = batch
         self.seq_lens = batch.seq_lens
         self.width = int(batch.seq_lens_cpu.max())
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
-
-    def covers_context(self, plan: LayerPlan) -> bool:
-        """Say whether every row's budget covers its whole context, so that dense is the same."""
-        return bool((counts(plan.budget, self.batch.seq_lens_cpu) == self.batch.seq_lens_cpu).all())
+        self._rows: dict[tuple[Budget, int], tuple[Rows, torch.Tensor]] = {}
 
     def decodes_dense(self, layer: int) -> bool:
         """False: dense layers are the inner backend's."""
@@ -68,6 +88,7 @@ class CpuDecoder:
         v_cache: torch.Tensor,
         codes: torch.Tensor | None,
         key_scales: torch.Tensor | None,
+        new_keys: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
@@ -82,21 +103,55 @@ class CpuDecoder:
             int32 ``[slots, Hkv, bits // 32]``; None where the method keeps no codes.
         key_scales : torch.Tensor or None
             uint8 or int16 ``[slots, Hkv]``; None where the layer's encoder has no scales.
+        new_keys : tuple of torch.Tensor, optional
+            The step's keys ``[bs, Hkv, D]``, which are in the cache too, and their slots ``[bs]``:
+            the codes are missing and are written. None: they are there.
         """
-        scale = self.scales[plan.layer]
-        where = (self.token_slots, self.seq_lens)
-        budgets = counts(plan.budget, self.seq_lens)
-        kv_heads, k_max = k_cache.shape[1], int(budgets.max())
-        encoder = self.encoders.get(plan.layer)
-        dtype = dtype_of_scores(plan, encoder)
-        if dtype is None:
+        if plan.layer not in self.encoders:
+            return self._decode_without_codes(plan, q, k_cache, v_cache)
+        layer = self._layer(plan, k_cache, v_cache, codes, key_scales)
+        new_slots = None if new_keys is None else new_keys[1]
+        encoded = 0 if new_slots is None else new_slots.numel()
+        rows, done = self._rows.get((plan.budget, encoded)) or self._share(plan, encoded, layer)
+        out = layer(q, rows, new_slots)
+        if (tally := self.tallies.get(plan.layer)) is not None:
+            tally += done
+        return out
+
+    def _share(
+        self, plan: LayerPlan, encoded: int, layer: SparseLayer
+    ) -> tuple[Rows, torch.Tensor]:
+        """What layers of one budget share in a step: its rows, and what each adds to its tally."""
+        kept = counts(plan.budget, self.seq_lens)
+        rows = self._kernels.Rows(self.token_slots, self.seq_lens, kept, layer.encoder.num_kv_heads)
+        # Without CUDA graphs no row is padding.
+        done = torch.tensor([encoded, 1, int(self.seq_lens.sum()), int(kept.sum())])
+        shared = self._rows[plan.budget, encoded] = (rows, done)
+        return shared
+
+    def _layer(self, plan: LayerPlan, *buffers: torch.Tensor | None) -> SparseLayer:
+        """A layer with its buffers; made once, as the pool's stay the same."""
+        layer = self._layers.get(plan.layer)
+        if layer is None or not all(map(is_, layer.buffers, buffers)):
+            ends = {"sink": plan.sink, "recent": plan.recent}
+            layer = self._layers[plan.layer] = self._kernels.SparseLayer(
+                self.encoders[plan.layer], *buffers, **ends, scale=self.scales[plan.layer]
+            )
+        return layer
+
+    def _decode_without_codes(self, plan, q, k_cache, v_cache) -> torch.Tensor:
+        """As `decode`, for a layer that ranks by exact scores, or not at all."""
+        where, kv_heads = (self.token_slots, self.seq_lens), k_cache.shape[1]
+        scale, budgets = self.scales[plan.layer], counts(plan.budget, self.seq_lens)
+        k_max = int(budgets.max())
+        if plan.method == "streaming":
             slots = select_streaming(
                 *where, budgets, kv_heads=kv_heads, k_max=k_max, sink=plan.sink
             )
         else:
-            scores = torch.empty(q.shape[0], kv_heads, self.width, dtype=dtype)
-            tokens = (q, k_cache, codes, key_scales)
-            write_scores(plan, encoder, *tokens, *where, scale=scale, out=scores)
+            scores = torch.empty(q.shape[0], kv_heads, self.width)
+            ends = {"sink": plan.sink, "recent": plan.recent}
+            exact_score(q, k_cache, *where, scale=scale, out=scores, **ends)
             slots = select_naive(scores, *where, budgets, k_max=k_max)
         count_attended(self.tallies.get(plan.layer), slots, self.seq_lens, budgets)
         return attend_naive(q, k_cache, v_cache, slots, budgets, scale=scale)

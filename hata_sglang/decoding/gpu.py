@@ -12,6 +12,7 @@ from hata_kernels.attend import attend, attend_dense
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import rank
 from hata_kernels.rows import copy_rows, group_rows
+from hata_kernels.score import exact_score
 from hata_kernels.select import select, select_streaming
 from hata_sglang.config import LayerPlan
 from hata_sglang.decoding.gpu_buffers import (
@@ -23,7 +24,6 @@ from hata_sglang.decoding.gpu_buffers import (
     may_share,
     rank_key,
 )
-from hata_sglang.decoding.scores import write_scores
 from hata_sglang.decoding.step import Batch
 
 
@@ -97,10 +97,6 @@ class GpuDecoder:
         self._static = self._make_buffers(max_bs, self.context_len)
         kinds = {encoder_kind(encoder): encoder for encoder in self.encoders.values()}
         self._scratch = {kind: encoder.step_scratch(max_bs) for kind, encoder in kinds.items()}
-
-    def covers_context(self, plan: LayerPlan) -> bool:
-        """False: short rows are attended in full by the same captured kernels."""
-        return False
 
     def decodes_dense(self, layer: int) -> bool:
         """Whether `decode_dense` is for a dense layer, or the inner backend."""
@@ -213,7 +209,8 @@ class GpuDecoder:
             return select_streaming(*where, kv_heads=k_cache.shape[1], k_max=k, sink=plan.sink)
         scores = self.buffers.scores[: self.bs]
         scale, rows = self.scales[plan.layer], where[:2]
-        write_scores(plan, None, q, k_cache, None, None, *rows, scale=scale, out=scores)
+        ends = {"sink": plan.sink, "recent": plan.recent}
+        exact_score(q, k_cache, *rows, scale=scale, out=scores, **ends)
         # One budget for all rows lets `select` use FlashInfer's top-k.
         budgets = k if plan.budget.is_fixed else where[2]
         return select(scores, *rows, budgets, k_max=k)

@@ -28,6 +28,9 @@ ARMS = ("dense", *get_args(Method))
 #: YAML keys that belong to a method; all others are what arms have in common.
 METHOD_KEYS = ("method", "weights", "bits", "seed")
 
+#: What is asked where the length of the context shall not matter.
+SHORT_PROMPT = ({"role": "user", "content": "Tell me a story."},)
+
 NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -225,14 +228,17 @@ class Measurement:
     ----------
     answer, speed : Reply
         The first reply includes the prefill of the whole prompt.
+    short : Reply
+        As many steps after a prompt of a few tokens.
     right : bool
         Whether `answer` has the hidden number.
     read : Reading or None
-        Over both replies; None on a dense server.
+        Over `answer` and `speed`; None on a dense server.
     """
 
     answer: Reply
     speed: Reply
+    short: Reply
     right: bool
     read: Reading | None
 
@@ -241,9 +247,19 @@ class Measurement:
         """Median latency of a decode step, in milliseconds."""
         return median(self.speed.gaps_s) * 1e3
 
+    @property
+    def short_step_ms(self) -> float:
+        """The same after a few tokens: what a step takes that has next to nothing to attend to."""
+        return median(self.short.gaps_s) * 1e3
+
+    @property
+    def context_share(self) -> float:
+        """Share of a step that goes into its context, 0 to 1: what it takes beyond a short one."""
+        return max(0.0, 1 - self.short_step_ms / self.step_ms)
+
 
 def measure(server: ServerProcess, fact: HiddenFact, new_tokens: int = 32) -> Measurement:
-    """Ask for a hidden fact, then decode `new_tokens` more steps after the same prompt.
+    """Ask for a hidden fact, then decode `new_tokens` steps after it, and after a short prompt.
 
     Parameters
     ----------
@@ -259,10 +275,12 @@ def measure(server: ServerProcess, fact: HiddenFact, new_tokens: int = 32) -> Me
         If the server has hata's counters and they say that it did not decode sparsely.
     """
     before = server.counters()
+    steps = {"max_tokens": new_tokens + 1, "ignore_eos": True}
     answer = ask(server.base_url, fact.messages)
-    speed = ask(server.base_url, fact.messages, max_tokens=new_tokens + 1, ignore_eos=True)
+    speed = ask(server.base_url, fact.messages, **steps)
     after = server.counters()
+    short = ask(server.base_url, SHORT_PROMPT, **steps)
     read = None
     if before is not None and after is not None:
         read = reading(before, after)
-    return Measurement(answer, speed, found(fact.answer, answer.text), read)
+    return Measurement(answer, speed, short, found(fact.answer, answer.text), read)

@@ -141,7 +141,7 @@ def _make_subclass(base: type) -> type:
                 caches = pool.get_kv_buffer(layer.layer_id)
                 out = decoder.decode_dense(layer.layer_id, q.reshape(shape), *caches)
                 return out.reshape(-1, flat)
-            if plan is None or decoder.covers_context(plan):
+            if plan is None:
                 self.hata_alone.discard(forward_batch.batch_size)
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs

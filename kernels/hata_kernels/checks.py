@@ -59,18 +59,22 @@ def expect_tensor(
     ValueError
         When any of them does not hold.
     """
-    if shape is not None:
-        fits = tensor.dim() == len(shape) and all(
-            want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
-        )
+    # Decode steps check every call: messages are made for what does not fit alone.
+    if shape is not None and not _has_shape(tensor, shape):
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-        expect(fits, f"{name}.shape", wanted, list(tensor.shape))
-    if dtypes is not None:
-        expect(tensor.dtype in dtypes, f"{name}.dtype", " or ".join(map(str, dtypes)), tensor.dtype)
-    if device is not None:
-        expect(tensor.device == device, f"{name}.device", device, tensor.device)
-    if contiguous:
-        expect(tensor.is_contiguous(), f"{name} strides", "a contiguous tensor", tensor.stride())
+        expect(False, f"{name}.shape", wanted, list(tensor.shape))
+    if dtypes is not None and tensor.dtype not in dtypes:
+        expect(False, f"{name}.dtype", " or ".join(map(str, dtypes)), tensor.dtype)
+    if device is not None and tensor.device != device:
+        expect(False, f"{name}.device", device, tensor.device)
+    if contiguous and not tensor.is_contiguous():
+        expect(False, f"{name} strides", "a contiguous tensor", tensor.stride())
+
+
+def _has_shape(tensor: torch.Tensor, shape: Sequence[int | None]) -> bool:
+    if tensor.dim() != len(shape):
+        return False
+    return all(want is None or want == have for want, have in zip(shape, tensor.shape, strict=True))
 
 
 def expect_table(

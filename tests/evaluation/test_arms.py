@@ -192,6 +192,8 @@ def test_measure_refuses_counters_that_stand_still(fake_server):
         assert result.right
         assert result.read is None
         assert result.step_ms == pytest.approx(1e3 * sum(result.speed.gaps_s) / 2, rel=1)
+        assert result.short_step_ms == pytest.approx(1e3 * sum(result.short.gaps_s) / 2, rel=1)
+        assert 0 <= result.context_share < 1
     counters = json.dumps(snapshot(3, 60, 6))
     with (
         ServerProcess(["--counters", counters], command=fake_server) as server,

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -10,11 +11,16 @@ from hata_sglang.evaluation.hidden_fact import Reply
 from hata_sglang.evaluation.server import ServerError
 
 DENSE = Measurement(
-    Reply("It is 48213.", 6000, 5, (20.0, 20.5)), Reply("x", 6000, 3, (1.0, 1.5, 2.0)), True, None
+    Reply("It is 48213.", 6000, 5, (20.0, 20.5)),
+    Reply("x", 6000, 3, (1.0, 1.5, 2.0)),
+    Reply("x", 9, 3, (0.1, 0.3, 0.5)),
+    True,
+    None,
 )
 HATA = Measurement(
     Reply("It is 1.", 6000, 5, (21.0, 21.2)),
     Reply("x", 6000, 3, (1.0, 1.25, 1.5)),
+    Reply("x", 9, 3, (0.1, 0.31, 0.52)),
     False,
     Reading(steps=40, attended=256.0, context=6016.0, layers=28),
 )
@@ -35,9 +41,28 @@ def test_output_shows_answers_reading_and_speed():
     assert "256 of 6016 tokens per step and KV head (4.3%) in 28 of 30 layers" in text
     rows = [line.split() for line in text.splitlines() if "right" in line or "wrong" in line][-2:]
     assert [[w for w in row if w != "│"] for row in rows] == [
-        ["dense", "right", "6000", "20.0", "500.0", "2.0"],
-        ["hata", "wrong", "256", "21.0", "250.0", "4.0"],
+        ["dense", "right", "6000", "20.0", "500.0", "60%", "2.0"],
+        ["hata", "wrong", "256", "21.0", "250.0", "16%", "4.0"],
     ]
+
+
+def test_output_explains_the_ratio():
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(demo.explain(HATA, DENSE))
+    text = console.export_text()
+    assert "hata decodes at 2.00x the speed of dense" in text
+    assert "takes 60% of a step of dense and 16% of one of hata" in text
+    assert "takes 200.0 and 210.0 ms on these servers" in text
+    assert "without a context dense is 2.50x as fast" in text
+
+
+def test_a_context_that_costs_nothing():
+    """On a busy machine a short step may take longer."""
+    slow = dataclasses.replace(DENSE, short=Reply("x", 9, 3, (0.1, 0.9, 1.7)))
+    assert slow.context_share == 0
+    assert "cannot be told: after a prompt of a few tokens dense took no less, 800.0 ms" in (
+        demo.explain(HATA, slow)
+    )
 
 
 @pytest.mark.parametrize("error", [ServerError("no server"), HataError("the run was not sparse")])

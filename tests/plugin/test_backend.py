@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hata_sglang.decoding import GpuDecoder
+from hata_sglang.decoding import CpuDecoder, GpuDecoder
 from hata_sglang.decoding.step import Batch
 
 HQ, HKV, DIM, SHARED, ROWS = 4, 2, 64, 1024, 5
@@ -134,6 +134,18 @@ def test_a_plain_dense_layer_is_decoded_by_hata(backend, rows):
         scale=SCALE,
     )
     torch.testing.assert_close(out, expected.reshape(rows, HQ * DIM))
+
+
+def test_a_budget_that_covers_the_context_changes_nothing(backend):
+    """Of a sparse layer no step is the inner backend's, on a CPU either."""
+    plan = backend.hata_plans[2]
+    backend.hata_decoder = CpuDecoder([plan], dict.fromkeys(range(3), SCALE), {})
+    batch = make_batch(ROWS)
+    batch.seq_lens = batch.seq_lens_cpu = torch.full((ROWS,), 60)  # the budget is 100
+    backend.hata_decoder.prepare(batch)
+    _, out = decode(backend, 2)
+    assert out[0] != "inner"
+    assert out.shape == (ROWS, HQ * DIM)
 
 
 def test_what_the_inner_backend_decodes(backend):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from itertools import product
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import make_encoder
@@ -192,6 +194,58 @@ def test_layers_of_all_methods_share_one_step():
         torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
 
 
+class Operations(TorchDispatchMode):
+    """Counts what PyTorch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("rows", "most"), [([4], 8), ([5], 8), ([1], 14), ([4, 5], 8)])
+@pytest.mark.parametrize("name", ["hata", "hata, 8-bit scales", "asymmetric", "random"])
+def test_a_layer_on_a_cpu_is_a_few_calls(name, rows, most):
+    """Of small PyTorch calls there were about a hundred, more than half of a layer's time."""
+    step = Step(name, "fixed")
+    parts = (step.batch.rows, step.batch.seq_lens, step.batch.seq_lens_cpu)
+    step.batch = Batch(step.batch.req_to_token, *(part[rows] for part in parts))
+    expected, step.q = step.expected()[rows], step.q[rows]
+    decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
+    step.decode(decoder)  # the first layer of a step makes what others share
+    with Operations() as operations:
+        out = decoder.decode(step.plan, step.q, step.k, step.v, step.codes, step.scales)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    assert len(operations.names) <= most, operations.names
+
+
+def test_buffers_may_be_others():
+    """A layer whose pool is a new one reads that."""
+    step, other = Step("hata", "fixed"), Step("hata", "fixed")
+    other.k, other.v = other.k.flip(0), other.v.flip(0)
+    other.encoder.encode_keys(other.k, codes=other.codes, slots=torch.arange(SLOTS))
+    decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
+    for one in (step, other, step):
+        torch.testing.assert_close(one.decode(decoder), one.expected(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hata", "streaming"])
+def test_what_is_compiled_is_loaded_with_a_word(caplog, name):
+    step = Step(name, "fixed")
+    with caplog.at_level("INFO"):
+        CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
+    lines = [record.getMessage() for record in caplog.records]
+    if name == "streaming":
+        assert lines == []
+        return
+    before, after = lines
+    assert before == "hata: loading the CPU kernels; the first start on a machine compiles them"
+    assert re.fullmatch(r"hata: CPU kernels ready after [\d.]+ s: (read|compiled).*", after)
+
+
 def make_gpu_decoder(steps, device="cuda", dense=()):
     """Decoder of one layer per step, and of dense layers."""
     encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
@@ -236,13 +290,18 @@ def test_gpu_decoder_where_all_rows_are_short(name, budget, monkeypatch):
     torch.testing.assert_close(out, whole, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method[1]])
-def test_a_step_encodes_its_keys(name):
+def test_a_step_encodes_its_keys(name, device):
     step = Step(name, "ratio")
     codes, scales = step.codes.clone(), None if step.scales is None else step.scales.clone()
     newest = torch.tensor([slots[-1] for slots in step.slots])
     step.codes[newest] = -1
-    decoder = make_gpu_decoder([step], "cpu")
+    if device == "cpu":
+        decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
+    else:
+        decoder = make_gpu_decoder([step], "cpu")
+    assert decoder.encodes_keys
     decoder.prepare(step.batch, graph=False)
     new_keys = (step.k[newest], newest)
     tokens = (step.q, step.k, step.v, step.codes, step.scales)

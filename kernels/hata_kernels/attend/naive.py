@@ -69,12 +69,12 @@ def attend_naive(
     sizes = expect_lengths("counts", counts, k)
 
     keys, values = k_cache.view(-1, dim), v_cache.view(-1, dim)
-    heads = torch.arange(kv_heads).unsqueeze(1)
+    places = slots.long() * kv_heads + torch.arange(kv_heads).unsqueeze(1)
     out = torch.empty_like(q)
     for row, size in enumerate(sizes):
-        places = (slots[row, :, :size].long() * kv_heads + heads).view(-1)
-        row_keys = keys.index_select(0, places).view(1, kv_heads, size, dim)
-        row_values = values.index_select(0, places).view(1, kv_heads, size, dim)
+        own = places[row, :, :size].reshape(-1)
+        row_keys = keys.index_select(0, own).view(1, kv_heads, size, dim)
+        row_values = values.index_select(0, own).view(1, kv_heads, size, dim)
         query = q[row].view(1, q_heads, 1, dim)
         if logit_cap > 0:
             result = _capped_attention(query, row_keys, row_values, scale, logit_cap)
