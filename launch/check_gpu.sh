@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Checks on one GPU what no CPU can: kernels against their references, and SGLang's servers with a
+# Checks on a GPU what no CPU can: kernels against their references, and SGLang's servers with a
 # real model beside stock ones. Adds a row for each feature to docs/validation.csv.
 #
 #   bash launch/check_gpu.sh [FILE]    rows to FILE instead
 #
+# Servers with SGLang's defaults take all of a GPU's memory: they have the last GPU for themselves,
+# and where there is one GPU, the others wait for them.
+#
 # Environment:
 #   HATA_READY_PYTHON  interpreter that has SGLang, hata-sglang[test] and its plugin: nothing is set up
 #   HATA_WORKERS       processes that compile and run kernels' tests (default: one a core, less one)
-#   HATA_SERVERS       servers' tests at a time (default: 6, which takes 12 cores and 40 GB of GPU memory)
+#   HATA_SERVERS       servers' tests at a time (default: 6; each takes 2 cores and 7 GB of GPU memory)
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
@@ -19,22 +22,29 @@ else
     python="$HATA_VENV/bin/python"
 fi
 cd "$HATA_ROOT"
+gpus="${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}"
+first="${gpus%%,*}" last="${gpus##*,}"
 cores="$(nproc)"
-status=0
+logs="$(mktemp -d "${TMPDIR:-/tmp}/hata-gpu.XXXXXX")"
+trap 'rm -rf "$logs"' EXIT
 
-# Run one part of the tests; whatever fails, the others run as well.
+# Run one part of the tests on one GPU: part TITLE GPU ARGUMENT... Its output comes when it ends.
 part() {
-    local start=$SECONDS
-    hata_say "$1"
-    shift
-    "$python" -m pytest -q --validation "$rows" "$@" || status=1
-    hata_say "  after $((SECONDS - start)) s, $SECONDS s in all"
+    local title="$1" start=$SECONDS log
+    log="$(mktemp "$logs/part.XXXXXX")"
+    hata_say "$title: started on GPU $2"
+    CUDA_VISIBLE_DEVICES="$2" "$python" -m pytest -q --validation "$rows" "${@:3}" >"$log" 2>&1 ||
+        touch "$logs/failed"
+    cat "$log"
+    hata_say "$title: $((SECONDS - start)) s, $SECONDS s in all"
 }
 
-part "servers, several at a time" -m "gpu and not alone" -n "${HATA_SERVERS:-6}" --dist loadgroup \
-    tests/gpu
-part "servers with SGLang's defaults, one at a time" -m "gpu and alone" tests/gpu
-part "kernels and decoders" -m gpu -n "${HATA_WORKERS:-$((cores > 2 ? cores - 1 : 1))}" \
-    tests/kernels tests/plugin
+part "servers with SGLang's defaults" "$last" -m "gpu and alone" tests/gpu &
+[ "$first" != "$last" ] || wait
+part "servers, several at a time" "$first" -m "gpu and not alone" -n "${HATA_SERVERS:-6}" \
+    --dist loadgroup tests/gpu &
+part "kernels and decoders" "$first" -m gpu -n "${HATA_WORKERS:-$((cores > 2 ? cores - 1 : 1))}" \
+    tests/kernels tests/plugin &
+wait
 hata_say "rows: $rows"
-exit "$status"
+[ ! -e "$logs/failed" ]

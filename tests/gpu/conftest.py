@@ -37,6 +37,26 @@ def make_ids(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def model_log_probabilities(model):
+    """Function of (prompt, answer), ids both: the answer's log-probabilities.
+
+    By transformers in float32 on the CPU, which shares no kernel with any server.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def log_probabilities(prompt: list[int], answer: list[int]) -> list[float]:
+        ids = torch.tensor([prompt + answer])
+        values = net(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return values.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()
+
+    return log_probabilities
+
+
+@pytest.fixture(scope="session")
 def facts(tokenizer):
     """Ten questions about facts hidden in five documents of 6,000 tokens."""
     return make_prompts(tokenizer, 10, 6000, documents=5)

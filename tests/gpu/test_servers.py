@@ -35,6 +35,8 @@ METHODS = {
 }
 #: Log-probabilities of bfloat16 kernels differ by less, and so do two tokens that change places.
 TOLERANCE = 0.15
+#: The same, where one side rounds elsewhere: a prefill of another length, or float32.
+ROUNDING = 0.3
 
 
 def settings(**changed) -> str:
@@ -95,12 +97,18 @@ def check_share(counters: dict, layers: int = SPARSE_LAYERS) -> None:
 def check_covering(serve, make_ids, inner: str, *flags: str) -> None:
     """A budget of 8,192 tokens: hata's own kernels rank and attend to every token."""
     prompts = {n: make_ids(n, n) for n in (5, 100, 1000, 3000, 6000)}
-    with serve(None, "--attention-backend", inner, *flags) as server:
-        assert server.counters() is None
-        stock = {n: generate(server, ids) for n, ids in prompts.items()}
-    with serve(settings(budget=8192, inner_backend=inner), *flags) as server:
-        ours = {n: generate(server, ids) for n, ids in prompts.items()}
-        counters = server.counters()
+
+    def answers(server: ServerProcess) -> tuple[dict, dict | None]:
+        with server:
+            return {n: generate(server, ids) for n, ids in prompts.items()}, server.counters()
+
+    servers = (
+        serve(None, "--attention-backend", inner, *flags),
+        serve(settings(budget=8192, inner_backend=inner), *flags),
+    )
+    with ThreadPoolExecutor() as pool:
+        (stock, none), (ours, counters) = pool.map(answers, servers)
+    assert none is None
     assert counters["layer_steps"] == SPARSE_LAYERS * counters["decode_steps"]
     assert counters["tokens_attended"] == counters["tokens_in_context"] > 0
     for n in prompts:
@@ -116,9 +124,14 @@ def test_covering_budget_gives_what_stock_gives(serve, make_ids, record_property
 
 
 @EACH_INNER
-def test_eager_steps_do_what_graphs_do(serve, facts, make_ids, record_property, inner):
+def test_eager_covering_budget(serve, make_ids, record_property, inner):
     record_property("inner", inner)
     check_covering(serve, make_ids, inner, *EAGER)
+
+
+@EACH_INNER
+def test_eager_sparse_steps(serve, facts, record_property, inner):
+    record_property("inner", inner)
     with serve(settings(inner_backend=inner), *EAGER) as server:
         assert hits(server, facts) >= 9
         check_share(server.counters())
@@ -172,7 +185,7 @@ def test_cached_prefix_keeps_its_codes(sparse, make_ids):
     assert sparse.counters()["tokens_encoded"] - middle <= 1 + 32
     assert cached["meta_info"]["cached_tokens"] >= 3990
     _, worst, margin = compare(cold, cached)
-    assert max(worst, margin) < TOLERANCE
+    assert max(worst, margin) < ROUNDING
 
 
 @pytest.mark.usefixtures("inner")
@@ -182,7 +195,7 @@ def test_many_requests_about_one_document(sparse, facts_of_one_document):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_method_in_a_server(serve, facts, method):
+def test_method_in_a_server(serve, facts, make_ids, model_log_probabilities, method):
     base = {k: v for k, v in yaml.safe_load(settings()).items() if k not in ("weights", "bits")}
     with serve(yaml.safe_dump(base | {"method": method} | METHODS[method])) as server:
         score = hits(server, facts)
@@ -191,8 +204,12 @@ def test_method_in_a_server(serve, facts, method):
         assert server.counters()["method"] == method
         if method in ("exact", "asymmetric"):
             assert score >= 9
-        question = [{"role": "user", "content": "What is the capital of France?"}]
-        assert "Paris" in ask(server.base_url, question).text
+        # Long requests leave nothing behind that a short one, which the budget covers, would see.
+        short = make_ids(40, 9)
+        answer = generate(server, short)
+    theirs = model_log_probabilities(short, answer["output_ids"])
+    ours = [value for value, *_ in answer["meta_info"]["output_token_logprobs"]]
+    assert ours == pytest.approx(theirs, abs=ROUNDING)
 
 
 LAUNCHERS = {

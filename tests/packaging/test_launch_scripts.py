@@ -14,6 +14,7 @@ echo "python $*" >>"$CALLS"
 case "$*" in
   "- "*|--version) exec {python} "$@" ;;
   *"$FAIL_ON"*) echo "pip: no space left"; exit 1 ;;
+  *"-m gpu"*) echo "on $CUDA_VISIBLE_DEVICES" >>"$CALLS" ;;
   *pytest*) echo "==== 3 passed in 0.1s ====" ;;
 esac
 """
@@ -25,8 +26,9 @@ def launch(repo_root, tmp_path):
     """Run a script of launch/ in a copy of the repository's outer files; give result and calls."""
     copy = tmp_path / "repo"
     (copy / "launch").mkdir(parents=True)
-    for name in ("pyproject.toml", "launch/_setup.sh", "launch/demo.sh", "launch/test.sh"):
-        (copy / name).write_text((repo_root / name).read_text())
+    for name in ("_setup.sh", "demo.sh", "test.sh", "check_gpu.sh"):
+        (copy / "launch" / name).write_text((repo_root / "launch" / name).read_text())
+    (copy / "pyproject.toml").write_text((repo_root / "pyproject.toml").read_text())
     calls = tmp_path / "calls"
 
     def launch(script, *args, **environment):
@@ -127,13 +129,17 @@ def test_both_releases(launch):
         "sglang==0.5.16",
         "sglang==0.5.23",
     ]
-    tests = [call for call in calls if "pytest" in call]
-    assert tests == [
-        "python -m pytest",
+    spread = f"-n {os.cpu_count()} --dist loadfile"
+    servers = "tests/e2e tests/bench/test_serve_cpu.py"
+    assert [call for call in calls if "pytest" in call] == [
+        f"python -m pytest {spread} tests"
+        " --ignore=tests/e2e --ignore=tests/bench/test_serve_cpu.py",
+        f"python -m pytest {servers}",
         "python -m pytest tests/kernels/test_compile.py",
-        "python -m pytest tests/plugin tests/e2e",
+        f"python -m pytest {spread} tests/plugin",
+        "python -m pytest tests/e2e",
     ]
-    assert done.stdout.splitlines()[-3:] == ["==== 3 passed in 0.1s ===="] * 3
+    assert done.stdout.splitlines()[-5:] == ["==== 3 passed in 0.1s ===="] * 5
 
 
 @pytest.mark.parametrize("fail_on", ["-m pytest", "test_compile.py", "tests/plugin"])
@@ -142,6 +148,33 @@ def test_any_suite_fails_the_script(launch, fail_on):
     make_environment(launch.root / ".venv-0.5.23")
     done, calls = launch("test.sh", HATA_TEST_BOTH="1", FAIL_ON=fail_on)
     assert done.returncode == 1
+    assert sum("pytest" in call for call in calls) == 5  # the others run all the same
+
+
+@pytest.mark.parametrize(("gpus", "alone"), [("0", "0"), ("2,5,7", "7")])
+def test_parts_of_the_gpu_check(launch, gpus, alone):
+    make_environment(launch.root / ".venv")
+    done, calls = launch(
+        "check_gpu.sh", "rows.csv", CUDA_VISIBLE_DEVICES=gpus, HATA_WORKERS="7", HATA_SERVERS="3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum("-m gpu" in call for call in calls) == 3
+    on = [call for call in calls if call.startswith("on ")]
+    assert sorted(on) == sorted([f"on {gpus[0]}"] * 2 + [f"on {alone}"])
+    if gpus == "0":  # the other parts begin when it has ended
+        parts = [
+            line for line in done.stdout.splitlines() if "servers" in line or "kernels" in line
+        ]
+        assert "defaults: started on GPU 0" in parts[0]
+        assert parts[1].endswith("s in all")
+
+
+@pytest.mark.parametrize("fail_on", ["gpu and alone", "gpu and not alone", "tests/kernels"])
+def test_any_part_fails_the_gpu_check(launch, fail_on):
+    make_environment(launch.root / ".venv")
+    done, calls = launch("check_gpu.sh", CUDA_VISIBLE_DEVICES="0", FAIL_ON=fail_on)
+    assert done.returncode == 1
+    assert "no space left" in done.stdout  # what failed is shown
     assert sum("pytest" in call for call in calls) == 3  # the others run all the same
 
 

@@ -10,6 +10,7 @@ newer run replaces it. A feature without a row was not run, and the table says s
 from __future__ import annotations
 
 import csv
+import fcntl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,8 @@ FEATURES = (
     Feature("the README's launch line as printed", (f"{_GPU}launch_line",)),
     Feature("CUDA graphs off", (f"{_GPU}eager",)),
     Feature("every method in a server", (f"{_GPU}method",)),
+    Feature("`sglang.Engine` from a plain script", ("tests/e2e/test_engine.py",)),
+    Feature("grammars, and no wait for a compiler", ("tests/e2e/test_cpu_server.py",)),
     Feature("Qwen2, Qwen3 and Gemma 3 classes", ("tests/e2e/test_other_architectures.py",)),
     Feature("what is refused, and in what words", ("tests/plugin",)),
     Feature("YAML and weights: hostile files too", ("tests/config", "tests/training/test_weights")),
@@ -119,10 +122,13 @@ def write_rows(rows: Iterable[Mapping[str, str]], path: Path = CSV) -> None:
     def key(row: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row[name] for name in KEY)
 
-    merged = {key(row): row for row in [*read_rows(path), *rows]}
     order = {feature.name: place for place, feature in enumerate(FEATURES)}
-    ordered = sorted(merged.values(), key=lambda row: (order.get(row["feature"], 99), key(row)))
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("a+", newline="", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # the parts of a check end at their own times
+        stream.seek(0)
+        merged = {key(row): row for row in [*csv.DictReader(stream), *rows]}
+        ordered = sorted(merged.values(), key=lambda row: (order.get(row["feature"], 99), key(row)))
+        stream.truncate(0)
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(ordered)
