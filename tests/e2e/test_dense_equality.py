@@ -11,17 +11,17 @@ import pytest
 
 from hata_sglang.evaluation.server import ServerProcess
 
-LENGTHS = [round(10 * 400 ** (i / 19)) for i in range(20)]  # 10 to 4,000 tokens
+LENGTHS = [round(10 * 400 ** (i / 11)) for i in range(12)]  # 10 to 4,000 tokens
 COVER = "method: random\nbudget: 8192\ndense_layers: []\n"
 
 
 def answers(server: ServerProcess, connect, prompts) -> dict:
-    """Outputs one by one, then in batches of 8."""
+    """Outputs one by one, then in batches of 6."""
     with server:
         client = connect(server)
         single = [client.generate(ids) for ids in prompts]
         client.flush()
-        batches = [client.generate(prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+        batches = [client.generate(prompts[i : i + 6]) for i in range(0, len(prompts), 6)]
         return {
             "single": single,
             "batch": list(chain.from_iterable(batches)),

@@ -52,7 +52,9 @@ def checkpoint(request, tokenizer, tmp_path_factory):
 
     config, model_type, more = MODELS[request.param]
     torch.manual_seed(0)
-    config = getattr(transformers, config)(**SHAPE, **more, vocab_size=len(tokenizer))
+    # Grammars need to know how an answer ends, as any released model says.
+    more = more | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    config = getattr(transformers, config)(**SHAPE, **more)
     model = getattr(transformers, model_type)(config)
     for module in model.modules():
         if hasattr(module, "q_norm"):
