@@ -25,6 +25,7 @@ cd "$HATA_ROOT"
 gpus="${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}"
 first="${gpus%%,*}" last="${gpus##*,}"
 cores="$(nproc)"
+workers="${HATA_WORKERS:-$((cores > 2 ? cores - 1 : 1))}"
 logs="$(mktemp -d "${TMPDIR:-/tmp}/hata-gpu.XXXXXX")"
 trap 'rm -rf "$logs"' EXIT
 
@@ -43,7 +44,8 @@ part "servers with SGLang's defaults" "$last" -m "gpu and alone" tests/gpu &
 [ "$first" != "$last" ] || wait
 part "servers, several at a time" "$first" -m "gpu and not alone" -n "${HATA_SERVERS:-6}" \
     --dist loadgroup tests/gpu &
-part "kernels and decoders" "$first" -m gpu -n "${HATA_WORKERS:-$((cores > 2 ? cores - 1 : 1))}" \
+# References run on the CPU: processes of as many threads as there are cores would stall all else.
+OMP_NUM_THREADS=1 part "kernels and decoders" "$first" -m gpu -n "$workers" \
     tests/kernels tests/plugin &
 wait
 hata_say "rows: $rows"

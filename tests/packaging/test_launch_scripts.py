@@ -14,7 +14,7 @@ echo "python $*" >>"$CALLS"
 case "$*" in
   "- "*|--version) exec {python} "$@" ;;
   *"$FAIL_ON"*) echo "pip: no space left"; exit 1 ;;
-  *"-m gpu"*) echo "on $CUDA_VISIBLE_DEVICES" >>"$CALLS" ;;
+  *"-m gpu"*) echo "on $CUDA_VISIBLE_DEVICES, ${{OMP_NUM_THREADS:-all}} threads" >>"$CALLS" ;;
   *pytest*) echo "==== 3 passed in 0.1s ====" ;;
 esac
 """
@@ -33,7 +33,7 @@ def launch(repo_root, tmp_path):
 
     def launch(script, *args, **environment):
         calls.write_text("")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HATA_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HATA_", "OMP_"))}
         done = subprocess.run(
             ["bash", str(copy / "launch" / script), *args],
             env={**inherited, "CALLS": str(calls), "FAIL_ON": "no such words", **environment},
@@ -160,7 +160,11 @@ def test_parts_of_the_gpu_check(launch, gpus, alone):
     assert done.returncode == 0, done.stderr
     assert sum("-m gpu" in call for call in calls) == 3
     on = [call for call in calls if call.startswith("on ")]
-    assert sorted(on) == sorted([f"on {gpus[0]}"] * 2 + [f"on {alone}"])
+    assert sorted(on) == [
+        f"on {gpus[0]}, 1 threads",
+        f"on {gpus[0]}, all threads",
+        f"on {alone}, all threads",
+    ]
     if gpus == "0":  # the other parts begin when it has ended
         parts = [
             line for line in done.stdout.splitlines() if "servers" in line or "kernels" in line
