@@ -148,14 +148,17 @@ def table(rows: list[dict[str, str]]) -> str:
         cells = []
         for place in places:
             here = [r for r in rows if r["feature"] == feature.name and place_of(r) == place]
-            cells.append(", ".join(_cell(row) for row in here) or "not run")
+            cells.append(_cell(here) or "not run")
         lines.append(f"| {feature.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, str]) -> str:
-    inner = f"{row['inner']}: " if row["inner"] else ""
-    return f"{inner}{row['result']} ({row['commit']})"
+def _cell(rows: list[dict[str, str]]) -> str:
+    """What rows of one feature and place say; inner backends with one result share it."""
+    inners: dict[str, list[str]] = {}
+    for row in rows:
+        inners.setdefault(f"{row['result']} ({row['commit']})", []).append(row["inner"])
+    return ", ".join(f"{', '.join(i)}: {r}" if any(i) else r for r, i in inners.items())
 
 
 def in_readme(text: str, rows: list[dict[str, str]]) -> str:
