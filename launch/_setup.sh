@@ -1,6 +1,7 @@
 # Sourced by demo.sh and test.sh; sets nothing up by itself.
 #
 #   hata_setup VENV SGLANG_VERSION    makes the environment and the demo model, whatever is missing
+#   hata_note_commit PYTHON           sets HATA_COMMIT, which rows of validation name
 #
 # Environment:
 #   HATA_PYTHON          interpreter to make the environment with (else the first that fits)
@@ -108,6 +109,13 @@ hata_quietly() {
 # What an environment was made from; a change of it means installing again.
 hata_fingerprint() {
     { cat "$HATA_ROOT/pyproject.toml"; echo "$1 $HATA_ROOT"; } | sha256sum | cut -d' ' -f1
+}
+
+# Note of which commit the rows of a run are, before the first of them changes a file of it.
+# $1: interpreter with hata-sglang
+hata_note_commit() {
+    local words="from hata_sglang.evaluation.provenance import provenance as of; print(of()['commit'])"
+    export HATA_COMMIT="${HATA_COMMIT:-$(cd "$HATA_ROOT" && "$1" -c "$words")}"
 }
 
 hata_setup() {

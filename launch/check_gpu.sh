@@ -22,6 +22,7 @@ else
     python="$HATA_VENV/bin/python"
 fi
 cd "$HATA_ROOT"
+hata_note_commit "$python"
 gpus="${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}"
 first="${gpus%%,*}" last="${gpus##*,}"
 cores="$(nproc)"

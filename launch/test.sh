@@ -14,6 +14,7 @@ hata_setup "$HATA_VENV" "$HATA_SGLANG_VERSION"
 cd "$HATA_ROOT"
 
 rows=(${HATA_VALIDATION:+--validation "$HATA_VALIDATION"})
+[ -z "${HATA_VALIDATION:-}" ] || hata_note_commit "$HATA_VENV/bin/python"
 if [ $# -gt 0 ]; then
     exec "$HATA_VENV/bin/python" -m pytest ${rows[@]+"${rows[@]}"} "$@"
 fi

@@ -1,6 +1,6 @@
 """A budget that covers the context gives what the stock backend gives, token for token.
 
-Nothing is left to the stock backend for that: all layers rank, select and attend.
+Nothing is left to the stock backend for that: all layers encode, select every token and attend.
 """
 
 from __future__ import annotations

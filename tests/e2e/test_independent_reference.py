@@ -10,7 +10,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hata_sglang.config import HataConfig
 from hata_sglang.weights import load_weights
 
 pytestmark = pytest.mark.slow
@@ -102,7 +101,6 @@ def test_a_sparse_server_computes_what_transformers_does_under_its_selections(
     start, connect, make_prompt, log_probabilities, method
 ):
     prompt, weights = make_prompt(PROMPT, 300), load_weights(WEIGHTS[method])
-    HataConfig.parse({"method": method, "weights": WEIGHTS[method], "budget": BUDGET})
     with start(yaml(method)) as server:
         answer = connect(server).post(
             "/generate",
