@@ -10,7 +10,7 @@
 # Environment:
 #   HATA_READY_PYTHON  interpreter that has SGLang, hata-sglang[test] and its plugin: nothing is set up
 #   HATA_WORKERS       processes that compile and run kernels' tests (default: one a core, less one)
-#   HATA_SERVERS       servers' tests at a time (default: 6; each takes 2 cores and 7 GB of GPU memory)
+#   HATA_SERVERS       servers' tests at a time (default: 6; each takes up to 14 GB of GPU memory)
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
@@ -22,6 +22,8 @@ else
     python="$HATA_VENV/bin/python"
 fi
 cd "$HATA_ROOT"
+# Else every server may have to compile SGLang's Python anew, which takes it half a minute.
+unset PYTHONDONTWRITEBYTECODE
 hata_note_commit "$python"
 gpus="${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}"
 first="${gpus%%,*}" last="${gpus##*,}"
