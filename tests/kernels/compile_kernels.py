@@ -18,11 +18,8 @@ from hata_kernels.attend.pages import write_pages
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
-from hata_kernels.score import score_dtype, score_levels
 from hata_kernels.score.exact_triton import exact_score_triton
-from hata_kernels.score.triton import score_triton
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
-from hata_kernels.select.triton import select_triton
 from hata_kernels.tally import SIZE
 
 
@@ -81,28 +78,6 @@ def shared_all() -> None:
         group_rows_triton(zeros(rows, 131072), zeros(rows), longest=131072, groups=groups)
 
 
-def score_all() -> None:
-    """Symmetric and asymmetric planes, with and without scales, int32 and int64 products."""
-    for weights, words in (
-        ((1,), 4), ((1,) * 3, 4), ((1,) * 4, 4), ((1,) * 16, 8), ((1, 2, 4, 8), 4), ((1, 2), 3),
-        (tuple(2**p for p in range(8)), 8), ((3, 1, 5), 1),
-    ):  # fmt: skip
-        for scale_bits, scale_dtype in ((0, None), (8, torch.uint8), (16, torch.int16)):
-            scales = zeros(99, 2, dtype=scale_dtype) if scale_bits else None
-            score_triton(
-                zeros(3, 2 * len(weights), words),
-                zeros(99, 2, words),
-                zeros(3, 700),
-                zeros(3, dtype=torch.int64 if scale_bits else torch.int32),
-                plane_weights=weights,
-                sink=4,
-                recent=16,
-                out=zeros(3, 2, 600, dtype=score_dtype(weights, 32 * words, scale_bits)),
-                scales=scales,
-                scale_bits=scale_bits,
-            )
-
-
 def exact_all() -> None:
     """Every head size, groups of 1 to 16, the dtypes of a KV cache."""
     for dim, group, dtype in (
@@ -122,16 +97,7 @@ def exact_all() -> None:
 
 
 def select_all() -> None:
-    """Counting select for few and many levels; the helper of FlashInfer's; pages."""
-    for weights, bits in (((1,) * 3, 128), ((1, 2, 4, 8), 128), ((1,) * 8, 256), ((1,), 32)):
-        select_triton(
-            zeros(2, 3, 9000, dtype=score_dtype(weights, bits)),
-            zeros(2, 9100),
-            zeros(2, dtype=torch.int64),
-            zeros(2),
-            k_max=300,
-            levels=score_levels(weights, bits),
-        )
+    """The helper of FlashInfer's top-k; pages."""
     _repeat_rows_kernel[(1,)](zeros(4), zeros(32), zeros(32), 32, HEADS=8)
     write_pages(zeros(2, 3, 40), zeros(7), zeros(240))
 
@@ -178,7 +144,7 @@ def dense_all() -> None:
 if __name__ == "__main__":
     start()
     for part in (
-        encode_all, step_all, rank_all, shared_all, score_all, exact_all, select_all, attend_all,
+        encode_all, step_all, rank_all, shared_all, exact_all, select_all, attend_all,
         dense_all, lengths_all,
     ):  # fmt: skip
         part()

@@ -37,9 +37,7 @@ def load_interpreted_kernels() -> None:
     import hata_kernels.rank.triton
     import hata_kernels.rows.groups_triton
     import hata_kernels.rows.triton
-    import hata_kernels.score.exact_triton
-    import hata_kernels.score.triton
-    import hata_kernels.select.triton  # noqa: F401
+    import hata_kernels.score.exact_triton  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
 

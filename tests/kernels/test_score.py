@@ -1,4 +1,4 @@
-"""Scores: the CPU scorer against loops over bits, the Triton one against the CPU one, exactly."""
+"""Scores of the reference against loops over bits, exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hata_kernels.score import (
-    score,
     score_dtype,
     score_levels,
     score_naive,
@@ -16,7 +15,6 @@ from hata_kernels.score import (
 from hata_kernels.score.levels import score_shift
 from hata_kernels.score.naive import vote_planes
 from hata_kernels.score.scoring import Scoring
-from hata_kernels.score.triton import score_triton
 
 SLOTS = 1500
 
@@ -131,58 +129,6 @@ def test_naive_counts_agreeing_bits(
         assert 1024 <= levels <= 2048
 
 
-@SCALE_BITS
-@pytest.mark.parametrize("length_dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize(
-    ("lengths", "width", "kv_heads", "weights", "words", "sink", "recent"), CASES
-)
-def test_triton_equals_naive(
-    device,
-    poison,
-    make_token_slots,
-    length_dtype,
-    lengths,
-    width,
-    kv_heads,
-    weights,
-    words,
-    sink,
-    recent,
-    scale_bits,
-) -> None:
-    codes = random_words(SLOTS, kv_heads, words)
-    q_codes = random_words(len(lengths), kv_heads * len(weights), words)
-    q_codes[:, : len(weights)] = q_codes[:, :1]
-    codes[::7, 0], codes[1::7, 0] = q_codes[0, 0], ~q_codes[0, 0]
-    scales = random_scales(scale_bits, SLOTS, kv_heads)
-    # A wider table than the scores, as a view of SGLang's req_to_token may be.
-    token_slots = make_token_slots(lengths, width + 4, SLOTS)
-    dtype = score_dtype(weights, words * 32, scale_bits)
-    arguments = (q_codes, codes, token_slots, torch.tensor(lengths, dtype=length_dtype))
-    options = {"plane_weights": weights, "sink": sink, "recent": recent, "scale_bits": scale_bits}
-    expected = poison(len(lengths), kv_heads, width, dtype=dtype)
-    score_naive(*arguments, **options, out=expected, scales=scales)
-    out = poison(len(lengths), kv_heads, width, dtype=dtype, device=device)
-    moved = None if scales is None else scales.to(device)
-    score_triton(*(a.to(device) for a in arguments), **options, out=out, scales=moved)
-    torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=0, equal_nan=True)
-
-
-def test_triton_keeps_the_next_row_when_a_length_exceeds_the_width(device, poison) -> None:
-    codes, q_codes = random_words(50, 1, 1), random_words(2, 1, 1)
-    token_slots = torch.randint(0, 50, (2, 40), dtype=torch.int32)
-    out = poison(2, 1, 20, dtype=torch.float16, device=device)
-    lengths = torch.tensor([40, 3])
-    score_triton(
-        *(a.to(device) for a in (q_codes, codes, token_slots, lengths)),
-        plane_weights=(1,),
-        sink=0,
-        recent=0,
-        out=out,
-    )
-    assert out[1, :, 3:].isnan().all()
-
-
 WEIGHTS = st.one_of(
     st.lists(st.just(1), min_size=1, max_size=12),
     st.lists(st.integers(1, 6), min_size=1, max_size=9),
@@ -294,9 +240,8 @@ GOOD = {
     ],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
-    for implementation in (score, score_triton):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**GOOD, **changed})
+    with pytest.raises(ValueError, match=message):
+        score_naive(**{**GOOD, **changed})
 
 
 def test_compiled_kernels_are_told_apart_by_all_that_they_depend_on(monkeypatch) -> None:

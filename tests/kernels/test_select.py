@@ -1,4 +1,4 @@
-"""Selection: CPU against sorting, Triton against the CPU, FlashInfer by the values it keeps."""
+"""Selection: CPU against sorting, PyTorch's top-k against the CPU, FlashInfer by its values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hata_kernels.score import score_levels
 from hata_kernels.select import select, select_naive, select_streaming, select_topk
-from hata_kernels.select import triton as counting
-from hata_kernels.select.triton import select_triton
 
 SLOTS = 3000
 
@@ -112,40 +109,6 @@ def test_naive_result_does_not_depend_on_the_other_rows(make_token_slots) -> Non
         assert torch.equal(alone[0], together[b])
 
 
-@pytest.mark.parametrize("chunk", [64, 4096])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
-def test_triton_equals_naive(
-    device,
-    monkeypatch,
-    poison,
-    make_token_slots,
-    chunk,
-    dtype,
-    lengths,
-    width,
-    kv_heads,
-    highest,
-    budgets,
-) -> None:
-    monkeypatch.setattr(counting, "CHUNK", chunk)
-    scores = make_scores(lengths, width, kv_heads, highest, dtype)
-    token_slots = make_token_slots(lengths, width + 3, SLOTS)
-    arguments = (
-        scores,
-        token_slots,
-        torch.tensor(lengths),
-        torch.tensor(budgets, dtype=torch.int32),
-    )
-    k_max = max(budgets) + 2
-    expected = select_naive(*arguments, k_max=k_max)
-    out = poison(len(lengths), kv_heads, k_max, dtype=torch.int32, device=device)
-    select_triton(
-        *(a.to(device) for a in arguments), k_max=k_max, levels=max(2, highest + 1), out=out
-    )
-    assert torch.equal(out.cpu(), expected)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("k_max", [1, 256, 2048])
 @pytest.mark.parametrize("width", [300, 6000, 40000])
@@ -183,21 +146,11 @@ def assert_best_scores(selected, scores, token_slots, lengths) -> None:
 
 
 @pytest.mark.gpu
-def test_a_tensor_of_budgets_takes_the_counting_select_on_a_gpu(make_token_slots) -> None:
-    lengths, budgets = [900, 30], torch.tensor([100, 100], dtype=torch.int32)
-    scores = make_scores(lengths, 900, 2, 385)
-    arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
-    out = select(*(a.cuda() for a in arguments), k_max=100, levels=score_levels((1,) * 3, 128))
-    assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("levels", [None, 5000], ids=["real", "many-levels"])
-def test_a_tensor_of_budgets_takes_topk_where_counting_cannot(make_token_slots, levels) -> None:
+def test_a_tensor_of_budgets_takes_topk(make_token_slots) -> None:
     lengths, budgets = [900, 30], torch.tensor([100, 7], dtype=torch.int32)
     scores = make_scores(lengths, 900, 2, 4998, torch.float32)
     arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
-    out = select(*(a.cuda() for a in arguments), k_max=100, levels=levels)
+    out = select(*(a.cuda() for a in arguments), k_max=100)
     assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
 
 

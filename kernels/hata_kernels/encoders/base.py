@@ -23,7 +23,7 @@ class Encoder(ABC):
 
     A key becomes r bits per KV head, and with ``scale_bits`` a small integer, its scale. A query
     becomes P planes of r bits per KV head. A token's score is a weighted sum over the planes of
-    the bits that agree with the key's (`hata_kernels.score.score`).
+    the bits that agree with the key's (`hata_kernels.score.score_naive`).
 
     Parameters
     ----------

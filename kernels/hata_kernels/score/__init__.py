@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from .exact import MAX_GROUP, exact_score_naive
@@ -14,47 +12,10 @@ __all__ = [
     "MAX_GROUP",
     "exact_score",
     "exact_score_naive",
-    "score",
     "score_dtype",
     "score_levels",
     "score_naive",
 ]
-
-
-def score(
-    q_codes: torch.Tensor,
-    codes: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    plane_weights: Sequence[int],
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
-    scales: torch.Tensor | None = None,
-    scale_bits: int = 0,
-) -> torch.Tensor:
-    """Score with the implementation for ``codes``'s device; see `score_naive` for the contract.
-
-    On CUDA the launch depends on shapes only (width is ``out.shape[2]``), so it can be captured in
-    a CUDA graph and replayed with other lengths.
-    """
-    if codes.is_cuda:
-        from .triton import score_triton as run
-    else:
-        run = score_naive
-    return run(
-        q_codes,
-        codes,
-        token_slots,
-        seq_lens,
-        plane_weights=plane_weights,
-        sink=sink,
-        recent=recent,
-        out=out,
-        scales=scales,
-        scale_bits=scale_bits,
-    )
 
 
 def exact_score(

@@ -10,9 +10,6 @@ from .topk import select_streaming, select_topk
 
 __all__ = ["select", "select_naive", "select_streaming", "select_topk"]
 
-# More bins than these do not fit the counting select's registers.
-MAX_LEVELS = 4096
-
 
 def select(
     scores: torch.Tensor,
@@ -22,21 +19,17 @@ def select(
     *,
     k_max: int,
     out: torch.Tensor | None = None,
-    levels: int | None = None,
 ) -> torch.Tensor:
     """Select with the implementation for ``scores``'s device; see `select_naive` for the contract.
 
     On CUDA, an integer budget uses FlashInfer's top-k, which breaks ties at the threshold in any
-    way and returns long rows in any order. A tensor of budgets uses the Triton counting select
-    where scores are integers of at most 4,096 levels, else `torch.topk` (`select_topk`); both break
-    ties and order as the reference does. All launches depend on shapes only.
+    way and returns long rows in any order. A tensor of budgets uses `torch.topk` (`select_topk`),
+    which breaks ties and orders as the reference does. All launches depend on shapes only.
 
     Parameters
     ----------
     scores, token_slots, seq_lens, budgets, k_max, out
         As in `select_naive`.
-    levels : int, optional
-        `score_levels`: scores are integers below it. None: they are any numbers of at least 0.
 
     Returns
     -------
@@ -55,10 +48,4 @@ def select(
 
         expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
         return select_flashinfer(scores, token_slots, seq_lens, k_max=k_max, out=out)
-    if levels is None or levels > MAX_LEVELS:
-        return select_topk(scores, token_slots, seq_lens, budgets, k_max=k_max, out=out)
-    from .triton import select_triton
-
-    return select_triton(
-        scores, token_slots, seq_lens, budgets, k_max=k_max, levels=levels, out=out
-    )
+    return select_topk(scores, token_slots, seq_lens, budgets, k_max=k_max, out=out)

@@ -23,8 +23,7 @@ def select_topk(
 ) -> torch.Tensor:
     """Select by `torch.topk`; same contract and result as `select_naive`, for any scores.
 
-    Takes 8 bytes of scratch per score: for scores that the counting select cannot take, such as
-    those of exact attention. Lengths and tensor budgets are trusted.
+    Takes 8 bytes of scratch per score. Lengths and tensor budgets are trusted.
 
     Parameters
     ----------
