@@ -105,7 +105,7 @@ class LayerOverride(BaseModel):
 
 
 class HataConfig(BaseModel):
-    """One YAML file (issue 2). Build it with `load` or `parse`.
+    """One YAML file. Build it with `load` or `parse`.
 
     Attributes
     ----------
@@ -128,9 +128,8 @@ class HataConfig(BaseModel):
         First and last tokens always kept (16 and 64). Streaming keeps `sink` first tokens and
         fills the rest of the budget, `recent` or more, with the last.
     dense_layers : tuple of int
-        Layers that attend to everything (0 and 1). The inner backend decodes them, or hata's own
-        dense kernel where four or more requests decode on a Hopper GPU or a later one: it reads a
-        prefix that they share once.
+        Layers that attend to everything (0 and 1). The inner backend decodes them, or on a Hopper
+        GPU and later ones hata's own dense kernel, which reads a prefix that requests share once.
     inner_backend : str
         Stock SGLang backend of prefill and dense layers.
     layers : dict of str to LayerOverride

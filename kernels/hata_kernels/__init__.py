@@ -1,4 +1,4 @@
-"""Kernels of decoding by hash codes: encoders, encode, score, select, attend.
+"""Kernels of decoding by hash codes: encoders, encode, rank, attend.
 
 Each sub-package holds a readable CPU reference (`naive.py`) beside the GPU kernels, and one
 function of the same signature that picks between them by device; `encoders` gives the methods one
