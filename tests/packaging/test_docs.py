@@ -18,3 +18,28 @@ def test_kernels_without_sglang(repo_root: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "32", "128", "1", "8", "512"]
+
+
+def anchors(text: str) -> set[str]:
+    """How GitHub names the headings of a document."""
+    heads = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_lead_somewhere(repo_root: Path) -> None:
+    documents = [
+        *repo_root.glob("*.md"),
+        *repo_root.glob("docs/*.md"),
+        *repo_root.glob("l*/**/*.md"),
+    ]
+    assert len(documents) > 10
+    for document in documents:
+        text = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.M | re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
+            if path.startswith("http"):
+                continue
+            target = (document.parent / path).resolve() if path else document
+            assert target.exists(), f"{document.name}: {link}"
+            if anchor:
+                assert anchor in anchors(target.read_text("utf-8")), f"{document.name}: {link}"
