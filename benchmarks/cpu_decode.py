@@ -19,7 +19,7 @@ from statistics import median, quantiles
 from rich.console import Console
 
 from hata_sglang.config import HataConfig
-from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
 from hata_sglang.evaluation.hidden_fact import make_prompts

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.evaluation import nll, run_tasks
 from hata_sglang.evaluation.forced import SERVER_FLAGS
 from hata_sglang.evaluation.results import ResultFile

@@ -17,7 +17,7 @@ EXIT_REFUSED = 2
 
 
 def _config_check(argv: Sequence[str], prog: str) -> int:
-    from hata_sglang import config_check
+    from hata_sglang.config import check as config_check
 
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -66,7 +66,7 @@ def _bench(argv: Sequence[str], prog: str) -> int:
 
 
 def _demo_model(argv: Sequence[str], prog: str) -> int:
-    from hata_sglang.demo_model import add_demo_model_arguments, run_demo_model
+    from hata_sglang.demo.model import add_demo_model_arguments, run_demo_model
 
     parser = argparse.ArgumentParser(
         prog=prog, description="Get the demo model, once, and print its folder."
@@ -79,7 +79,7 @@ def _weights(argv: Sequence[str], prog: str) -> int:
     parser = argparse.ArgumentParser(prog=prog, description="List the shipped hash weights.")
     parser.parse_args(argv)
 
-    from hata_sglang.config_check import card_line
+    from hata_sglang.config.check import card_line
     from hata_sglang.weights import load_weights, shipped_weights
 
     # Loaded whole: a set whose checksum is wrong is refused here as it would be by a server.

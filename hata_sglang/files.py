@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -105,3 +106,12 @@ def _refusal(path: str | Path, expected: str, found: str) -> Refusal:
 
 def _unreadable(path: str | Path, expected: str, error: OSError) -> Refusal:
     return _refusal(path, f"{expected} that can be read", error.strerror or str(error))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

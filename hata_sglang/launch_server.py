@@ -73,7 +73,7 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
     ):
         notes.append("not used: another attention backend was asked for")
     if not given(*MODEL_FLAGS):
-        from hata_sglang.demo_model import ensure_demo_model
+        from hata_sglang.demo.model import ensure_demo_model
 
         add("no model given: the demo model", "--model-path", str(ensure_demo_model()))
         if not given("--hata-config") and "HATA_CONFIG" not in os.environ:

@@ -163,7 +163,7 @@ def run_serve(args: argparse.Namespace) -> int:
         make_arms,
         random_arm,
     )
-    from hata_sglang.demo_model import ensure_demo_model
+    from hata_sglang.demo.model import ensure_demo_model
     from hata_sglang.evaluation.arms import demo_config
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.server import exit_on_sigterm

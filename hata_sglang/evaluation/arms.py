@@ -16,11 +16,11 @@ from typing import Any, get_args
 import yaml
 
 from hata_sglang.config import HataConfig
-from hata_sglang.config_rules import MAX_BITS
+from hata_sglang.config.plan import TRAINED_METHODS, Method
+from hata_sglang.config.rules import MAX_BITS
 from hata_sglang.errors import HataError, Problem, Refusal
 from hata_sglang.evaluation.hidden_fact import HiddenFact, Reply, ask, found
 from hata_sglang.evaluation.server import ServerProcess
-from hata_sglang.plan import TRAINED_METHODS, Method
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
 #: `dense` is SGLang as it is; the others are values of the YAML key `method`.

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from hata_sglang.config.layer_ranges import EXPECTED, format_layers, parse_range
 from hata_sglang.errors import HataError, Problem, Refusal
-from hata_sglang.layer_ranges import EXPECTED, format_layers, parse_range
 
 
 def _layers(text: str) -> range:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hata_sglang.budget import Budget
+from hata_sglang.config.budget import Budget
 from hata_sglang.evaluation.capture_cases import visit_layers
 from hata_sglang.evaluation.selection_quality import Judge, Quality
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hata_kernels.encoders import Encoder, dense_scores
-from hata_sglang.demo_model import file_sha256
-from hata_sglang.encoders import random_encoder
+from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.config.plan import LayerPlan
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.evaluation.selectors import (
     AttentionCase,
@@ -27,9 +27,9 @@ from hata_sglang.evaluation.selectors import (
     quest,
     streaming,
 )
-from hata_sglang.layer_ranges import format_layers
-from hata_sglang.plan import LayerPlan
+from hata_sglang.files import file_sha256
 from hata_sglang.weights import Fingerprint, HashWeights, check_against_model, load_weights
+from hata_sglang.weights.encoders import random_encoder
 
 PLAIN = {"exact": exact, "exact_per_head": exact_per_head, "streaming": streaming}
 DEFAULT = ("exact", "exact_per_head", "quest16", "quest32", "loki32", "streaming", "random")

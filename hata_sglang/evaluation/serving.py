@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from hata_sglang.budget import Budget
 from hata_sglang.config import DEFAULT_BITS, HataConfig
+from hata_sglang.config.budget import Budget
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.evaluation.arms import arm_arguments
 from hata_sglang.evaluation.client import Client

@@ -14,8 +14,8 @@ from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
 from hata_kernels.tally import SIZE as TALLY_SIZE
+from hata_sglang.decoding.warm import warm_encoders
 from hata_sglang.seams.session import Session
-from hata_sglang.warm import warm_encoders
 
 
 def make_pool_class(session: Session) -> type[MHATokenToKVPool]:

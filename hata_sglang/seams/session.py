@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
-from hata_sglang.encoders import load_encoders
-from hata_sglang.layer_ranges import format_layers
+from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.weights.encoders import load_encoders
 
 #: Where a server's arguments keep its configuration: a key of SGLang's overrides of the model's
 #: config. Processes get the arguments of their own server, and one environment for all servers.

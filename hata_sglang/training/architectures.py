@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.layer_ranges import format_layers
 
 # Their attention calls the attention interface with q and k after RoPE, each tested in
 # tests/training/test_architectures.py. Names are transformers' `model_type` of the text model.

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.demo_model import MANIFEST, file_sha256
+from hata_sglang.demo.model import MANIFEST
 from hata_sglang.errors import Problem, Refusal
+from hata_sglang.files import file_sha256
 
 
 def read_config(model_dir: Path) -> Any:

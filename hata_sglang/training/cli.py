@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.methods import METHODS
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 

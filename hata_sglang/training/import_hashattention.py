@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from hata_kernels.encoders import Encoder, MlpEncoder
-from hata_sglang.config_problems import shorten
-from hata_sglang.demo_model import file_sha256
+from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.config.problems import shorten
 from hata_sglang.errors import HataError, Problem, Refusal
-from hata_sglang.layer_ranges import format_layers
+from hata_sglang.files import file_sha256
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.checkpoint import model_revision, read_config
 from hata_sglang.training.report import versions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hata_kernels.encoders import Encoder, dense_scores
-from hata_sglang.evaluation.attention_mass import (
+from hata_sglang.training.attention_mass import (
     Budget,
     attention_mass,
     group_attention,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
 
 

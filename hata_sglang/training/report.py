@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from hata_sglang import __version__
-from hata_sglang.demo_model import file_sha256
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.files import file_sha256
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SplitFiles, Splits
 from hata_sglang.training.train_layer import LayerResult

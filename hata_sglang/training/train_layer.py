@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from hata_kernels.encoders import Encoder, make_encoder
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.measured_layer import MeasuredLayer

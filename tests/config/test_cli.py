@@ -10,8 +10,9 @@ import torch
 
 import hata_sglang
 from hata_kernels.encoders import make_encoder
-from hata_sglang import cli, demo_model
-from hata_sglang.config_check import read_model
+from hata_sglang import cli
+from hata_sglang.config.check import read_model
+from hata_sglang.demo import model as demo_model
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.weights import Card, Fingerprint, save_weights
 
@@ -327,7 +328,7 @@ def test_every_bad_set_of_weights_is_reported(yaml, model, weights, capsys):
 
 
 def test_weights_command_lists_what_is_shipped(monkeypatch, capsys, tmp_path, weights):
-    import hata_sglang.weights as module
+    import hata_sglang.weights.store as module
 
     weights()
     load = module.load_weights
@@ -382,7 +383,7 @@ def test_version(capsys):
         ("train", "hata_sglang.training.cli", "train"),
         ("import-hashattention", "hata_sglang.training.import_hashattention", "import"),
         ("eval", "hata_sglang.evaluation.cli", "eval"),
-        ("demo-model", "hata_sglang.demo_model", "demo_model"),
+        ("demo-model", "hata_sglang.demo.model", "demo_model"),
     ],
 )
 def test_a_command_that_refuses(monkeypatch, capsys, command, module, name):
@@ -402,7 +403,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, model):
     def broken(args):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("hata_sglang.config_check.run", broken)
+    monkeypatch.setattr("hata_sglang.config.check.run", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         check("x.yaml", model)
 

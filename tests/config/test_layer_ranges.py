@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hata_sglang.layer_ranges import (
+from hata_sglang.config.layer_ranges import (
     MAX_LAYER,
     format_layers,
     format_range,

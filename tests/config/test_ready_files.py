@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 from hata_sglang.config import HataConfig
-from hata_sglang.encoders import load_encoders
-from hata_sglang.plan import CODED_METHODS, Method
+from hata_sglang.config.plan import CODED_METHODS, Method
+from hata_sglang.weights.encoders import load_encoders
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = sorted((ROOT / "launch" / "configs").glob("*.yaml"))

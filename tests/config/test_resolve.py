@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hata_sglang.config import Budget, HataConfig, LayerPlan
-from hata_sglang.encoders import random_encoder
 from hata_sglang.errors import Refusal
+from hata_sglang.weights.encoders import random_encoder
 
 EXACT = {"method": "exact", "budget": 256}
 RANDOM = {"method": "random", "budget": 256}

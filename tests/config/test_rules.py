@@ -3,8 +3,8 @@
 import pytest
 
 from hata_sglang.config import HataConfig
+from hata_sglang.config.plan import TRAINED_METHODS
 from hata_sglang.errors import Refusal
-from hata_sglang.plan import TRAINED_METHODS
 
 EXACT = {"method": "exact", "budget": 256}
 RANDOM = {"method": "random", "budget": 256}

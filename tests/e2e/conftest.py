@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.evaluation.haystack import document
 from hata_sglang.evaluation.server import ServerProcess
 

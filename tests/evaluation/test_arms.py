@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from hata_sglang.config import HataConfig
+from hata_sglang.config.plan import Method
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation import arms
 from hata_sglang.evaluation.arms import (
@@ -20,7 +21,6 @@ from hata_sglang.evaluation.arms import (
 )
 from hata_sglang.evaluation.hidden_fact import HiddenFact
 from hata_sglang.evaluation.server import ServerProcess
-from hata_sglang.plan import Method
 
 
 def snapshot(steps: int, context: int, attended: int, layers: int = 1) -> dict[str, int]:

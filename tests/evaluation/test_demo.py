@@ -4,7 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hata_sglang import demo
+from hata_sglang.demo import once as demo
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import Measurement, Reading
 from hata_sglang.evaluation.hidden_fact import Reply

@@ -9,12 +9,12 @@ import torch
 
 from hata_kernels.encoders import make_encoder
 from hata_sglang.cli import main
-from hata_sglang.demo_model import file_sha256
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.attention_mass import Budget, attention_mass, group_attention, select
 from hata_sglang.evaluation.capture_cases import visit_layers
 from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
 from hata_sglang.evaluation.report_data import offline_scores, read_rows
+from hata_sglang.files import file_sha256
+from hata_sglang.training.attention_mass import Budget, attention_mass, group_attention, select
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.data import TokenSequence
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hata_kernels.encoders import dense_scores, make_encoder
-from hata_sglang.evaluation.attention_mass import Budget, attention_mass, group_attention, select
 from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import coded, loki_channels, selector_name
 from hata_sglang.evaluation.selectors import (
@@ -19,6 +18,7 @@ from hata_sglang.evaluation.selectors import (
     quest_bounds,
     streaming,
 )
+from hata_sglang.training.attention_mass import Budget, attention_mass, group_attention, select
 
 
 def random_case(*, length=100, queries=5, kv_heads=2, group=3, dim=16, seed=0):

@@ -12,7 +12,7 @@ from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
 from hata_kernels.rows.triton import copy_rows_triton
 from hata_sglang.decoding.gpu_buffers import eager_width
-from hata_sglang.warm import PROMPTS
+from hata_sglang.decoding.warm import PROMPTS
 
 
 def lengths_all() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import encoder_cases as cases
 from hata_kernels.encoders import Encoder, dense_scores
-from hata_kernels.score import score, score_dtype, score_levels
+from hata_kernels.score import score_dtype, score_levels, score_naive
 
 
 def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: int) -> None:
@@ -22,7 +22,7 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
     encoder.encode_keys(k, codes=codes, slots=torch.arange(keys), scales=scales)
     kind = (encoder.plane_weights, encoder.bits, encoder.scale_bits)
     out = torch.full((tokens, heads, keys), float("nan"), dtype=score_dtype(*kind))
-    score(
+    score_naive(
         encoder.encode_queries(q),
         codes,
         torch.arange(keys, dtype=torch.int32).repeat(tokens, 1),

@@ -10,7 +10,7 @@ import torch
 from hata_kernels.rows import SHARE_UNIT, copy_rows, copy_rows_naive
 from hata_kernels.rows import triton as kernels
 from hata_kernels.rows.triton import copy_rows_triton
-from hata_sglang.budget import Budget
+from hata_sglang.config.budget import Budget
 
 RATIOS = ({"ratio": 0.0156, "min": 20, "max": 70}, {"ratio": 0.07, "min": 1, "max": 10**6})
 BUDGETS = [Budget.model_validate(value) for value in RATIOS]

@@ -10,11 +10,11 @@ import torch
 from hata_kernels.bits import pack_bits
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import GpuDecoder
-from hata_sglang.encoders import load_encoders
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
 from hata_sglang.seams.session import ModelShape, Session
+from hata_sglang.weights.encoders import load_encoders
 
 HQ, HKV, DIM, CONTEXT, BUDGET = 4, 2, 64, 512, 40
 SHAPE = ModelShape(num_layers=3, num_heads=HQ, num_kv_heads=HKV, head_dim=DIM, context_len=CONTEXT)

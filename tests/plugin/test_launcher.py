@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hata_sglang import demo_model
+from hata_sglang.demo import model as demo_model
 from hata_sglang.launch_server import complete_arguments
 from hata_sglang.seams import cpu_preview
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hata_kernels.encoders import make_encoder
-from hata_sglang.warm import PROMPTS, warm_encoders
+from hata_sglang.decoding.warm import PROMPTS, warm_encoders
 
 SHAPE = {"num_kv_heads": 2, "group": 3, "head_dim": 64}
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_models as tiny
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training.architectures import ARCHITECTURES, LayerPlan, plan_layers
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.data import TokenSequence

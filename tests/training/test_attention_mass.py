@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hata_kernels.encoders import dense_scores, make_encoder
-from hata_sglang.evaluation.attention_mass import (
+from hata_sglang.training.attention_mass import (
     Budget,
     attention_mass,
     group_attention,

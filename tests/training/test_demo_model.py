@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hata_sglang import demo_model
-from hata_sglang.demo_model import DemoModelError, ensure_demo_model
+from hata_sglang.demo import model as demo_model
+from hata_sglang.demo.model import DemoModelError, ensure_demo_model
 
 GGUF = b"GGUF pretended"
 

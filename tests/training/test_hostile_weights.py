@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from hata_sglang.config_check import card_line
+from hata_sglang.config.check import card_line
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import load_weights, save_weights
 from test_weights import METHODS, make_set

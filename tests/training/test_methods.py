@@ -8,7 +8,7 @@ from rich.console import Console
 from torch.nn.functional import silu
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.hashattention import HashAttentionRecipe, HashAttentionTrainer
 from hata_sglang.training.hata import HataRecipe, HataTrainer

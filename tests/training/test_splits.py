@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hata_kernels.encoders import make_encoder
-from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training import train_layer as train_layer_module
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.data import DataError
 from hata_sglang.training.hata import HataRecipe

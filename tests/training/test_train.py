@@ -5,7 +5,7 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.data import DataError
 from hata_sglang.training.hata import HataRecipe

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.attention_mass import Budget
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
 from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.loss import PaperLoss

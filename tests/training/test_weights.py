@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hata_kernels.encoders import make_encoder
-from hata_sglang.config_check import card_line
+from hata_sglang.config.check import card_line
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import (
     Card,

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.attention_mass import Budget
 from hata_sglang.training import captures as captures_module
 from hata_sglang.training import train as train_module
+from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.train import TrainOptions, train

@@ -3,7 +3,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from hata_sglang.demo_model import ensure_demo_model
+from hata_sglang.demo.model import ensure_demo_model
 
 
 @pytest.fixture(scope="session")

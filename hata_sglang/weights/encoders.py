@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from hata_kernels.encoders import Encoder, make_encoder
+from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.config.plan import LayerPlan
 from hata_sglang.errors import Problem, Refusal
-from hata_sglang.layer_ranges import format_layers
-from hata_sglang.plan import LayerPlan
 from hata_sglang.weights import HashWeights, check_against_model, load_weights
 
 

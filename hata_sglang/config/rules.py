@@ -1,7 +1,7 @@
 """What is wrong between settings of a configuration, each of which may be fine alone.
 
 The rules read the raw mapping and skip what is malformed, so that one run reports it along with
-what `hata_sglang.config_problems` finds in single values.
+what `hata_sglang.config.problems` finds in single values.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from hata_sglang.budget import MAX_TOKENS
-from hata_sglang.config_problems import Namer, shorten
+from hata_sglang.config.budget import MAX_TOKENS
+from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
+from hata_sglang.config.plan import CODED_METHODS, TRAINED_METHODS, Method
+from hata_sglang.config.problems import Namer, shorten
+from hata_sglang.config.yaml_file import KeyPath
 from hata_sglang.errors import Problem
-from hata_sglang.layer_ranges import format_layers, format_range, layers_of, parse_range
-from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, Method
-from hata_sglang.yaml_file import KeyPath
 
 #: Bits per code that a method allows; hashattention, with a word per query head, has no such bound.
 MAX_BITS = 256

@@ -8,7 +8,6 @@ SHA-256 sums, converted once into bf16 safetensors and kept in a cache folder.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from hata_sglang.errors import HataError
+from hata_sglang.files import file_sha256
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MANIFEST = "hata-demo-model.json"
@@ -139,15 +139,6 @@ def find_fault(folder: Path) -> str | None:
         if file_sha256(path) != expected:
             return f"{name} has another SHA-256"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_disk(cache: Path) -> None:

@@ -24,10 +24,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from hata_kernels.encoders import ENCODERS, Encoder, make_encoder
+from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import locate, read_regular
-from hata_sglang.layer_ranges import format_layers
-from hata_sglang.weights_card import (
+from hata_sglang.weights.card import (
     CARD_FILE,
     CARD_VERSION,
     TENSORS_FILE,

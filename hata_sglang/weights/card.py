@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hata_sglang.layer_ranges import MAX_LAYER
+from hata_sglang.config.layer_ranges import MAX_LAYER
 
 TENSORS_FILE = "hash.safetensors"
 CARD_FILE = "card.json"

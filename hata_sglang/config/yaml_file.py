@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hata_sglang.config.yaml_loader import MAX_BYTES, KeyPath, load_document
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.files import read_regular
-from hata_sglang.yaml_loader import MAX_BYTES, KeyPath, load_document
 
 __all__ = ["KeyPath", "Source", "read_mapping"]
 

@@ -29,16 +29,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hata_sglang.budget import EXPECTED as BUDGET_EXPECTED
-from hata_sglang.budget import MAX_TOKENS, Budget
-from hata_sglang.config_problems import schema_problems, shorten
-from hata_sglang.config_rules import rule_problems
+from hata_sglang.config.budget import EXPECTED as BUDGET_EXPECTED
+from hata_sglang.config.budget import MAX_TOKENS, Budget
+from hata_sglang.config.layer_ranges import EXPECTED as RANGE_EXPECTED
+from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
+from hata_sglang.config.plan import CODED_METHODS, TRAINED_METHODS, LayerPlan, Method, PlanRow
+from hata_sglang.config.problems import schema_problems, shorten
+from hata_sglang.config.rules import rule_problems
+from hata_sglang.config.yaml_file import Source, read_mapping
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
-from hata_sglang.layer_ranges import EXPECTED as RANGE_EXPECTED
-from hata_sglang.layer_ranges import format_layers, format_range, layers_of, parse_range
-from hata_sglang.plan import CODED_METHODS, TRAINED_METHODS, LayerPlan, Method, PlanRow
-from hata_sglang.yaml_file import Source, read_mapping
 
 __all__ = [
     "Budget",
@@ -360,7 +360,7 @@ class HataConfig(BaseModel):
         ----------
         plans : sequence of LayerPlan
             What `resolve` returned, with the bits of the weights filled in
-            (`hata_sglang.encoders.load_encoders`).
+            (`hata_sglang.weights.encoders.load_encoders`).
         lengths : sequence of int
             Contexts, in tokens, to give the tokens read at.
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hata_sglang.budget import MAX_TOKENS
 from hata_sglang.config import HataConfig, LayerPlan
-from hata_sglang.config_problems import shorten
-from hata_sglang.demo_model import model_folder
+from hata_sglang.config.budget import MAX_TOKENS
+from hata_sglang.config.layer_ranges import MAX_LAYER, format_layers
+from hata_sglang.config.problems import shorten
+from hata_sglang.demo.model import model_folder
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
-from hata_sglang.layer_ranges import MAX_LAYER, format_layers
 
 if TYPE_CHECKING:
     from hata_sglang.weights import Card
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
     """
     config = HataConfig.load(args.file)
     model = read_model(model_folder(args.model))
-    from hata_sglang.encoders import load_encoders
+    from hata_sglang.weights.encoders import load_encoders
 
     loaded = load_encoders(
         config.resolve(model.num_layers, model.context_len), model, model.hf_config

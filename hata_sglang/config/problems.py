@@ -1,6 +1,6 @@
 """What is wrong with single values of a configuration, in the words of the user.
 
-`hata_sglang.config_rules` has the other source of problems: settings that do not go together.
+`hata_sglang.config.rules` has the other source of problems: settings that do not go together.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from hata_sglang.config.yaml_file import KeyPath
 from hata_sglang.errors import Problem
-from hata_sglang.yaml_file import KeyPath
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

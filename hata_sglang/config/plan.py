@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hata_sglang.budget import Budget
+from hata_sglang.config.budget import Budget
 
 Method = Literal["hata", "hashattention", "asymmetric", "random", "exact", "streaming"]
 
@@ -29,7 +29,8 @@ class LayerPlan:
         What ranks the cached tokens, a `Method`.
     bits : int or None
         Bits per code; 0 where no codes are kept (dense, exact, streaming). None where the YAML
-        leaves it to the weights' card, until `hata_sglang.encoders.load_encoders` has read it.
+        leaves it to the weights' card, until `load_encoders` (`hata_sglang.weights.encoders`) has
+        read it.
     weights : str or None
         Absolute path or shipped name of the hash weights; only for trained methods.
     seed : int or None

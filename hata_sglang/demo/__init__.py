@@ -1,0 +1,1 @@
+"""The demo model, and one question to it."""

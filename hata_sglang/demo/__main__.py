@@ -1,0 +1,7 @@
+"""``python -m hata_sglang.demo``: one question about a hidden fact, hata beside dense."""
+
+import sys
+
+from hata_sglang.demo.once import main
+
+sys.exit(main())
