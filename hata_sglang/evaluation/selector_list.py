@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from hata_kernels.encoders import Encoder, dense_scores
 from hata_sglang.config.layer_ranges import format_layers
-from hata_sglang.config.plan import LayerPlan
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.evaluation.selectors import (
     AttentionCase,
@@ -195,24 +192,13 @@ def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.de
 def _random_encoders(
     model: Fingerprint, layers: Sequence[int], bits: int, seed: int
 ) -> dict[int, Encoder]:
-    # The server's own hyperplanes, which depend on these settings alone.
-    plan = LayerPlan(
-        layer=0,
-        dense=False,
-        method="random",
-        bits=bits,
-        weights=None,
-        seed=seed,
-        budget=None,
-        sink=0,
-        recent=0,
-    )
-    shape = SimpleNamespace(
-        num_heads=model.num_attention_heads,
-        num_kv_heads=model.num_key_value_heads,
-        head_dim=model.head_dim,
-    )
-    return {layer: random_encoder(replace(plan, layer=layer), shape) for layer in layers}
+    """The server's own hyperplanes."""
+    sizes = {
+        "num_kv_heads": model.num_key_value_heads,
+        "group": model.num_attention_heads // model.num_key_value_heads,
+        "head_dim": model.head_dim,
+    }
+    return {layer: random_encoder(bits, seed=seed, layer=layer, **sizes) for layer in layers}
 
 
 def _loki(

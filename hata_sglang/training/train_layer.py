@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from rich.progress import Progress
 
-from hata_kernels.encoders import Encoder, make_encoder
+from hata_kernels.encoders import Encoder
 from hata_sglang.errors import HataError
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture
@@ -16,6 +16,7 @@ from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.methods import LayerTrainer, Recipe, make_trainer
 from hata_sglang.training.options import TrainOptions
+from hata_sglang.weights.encoders import random_encoder
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def train_layer(
     bars.remove_task(task)
     # Only now: what the card reports must have chosen nothing.
     held_out = MeasuredLayer(captures["held_out"], options.measured_queries, device)
-    planes = _random_planes(best, seed)
+    sizes = {"num_kv_heads": best.num_kv_heads, "group": best.group, "head_dim": best.head_dim}
+    planes = random_encoder(best.bits, seed=seed, layer=0, **sizes).to(best.device, torch.float32)
     masses = tuple(
         {
             "exact": held_out.exact(budget),
@@ -139,16 +141,3 @@ def _stored(encoder: Encoder, dtype: str) -> Encoder:
     """The encoder as its file will give it back."""
     kept = getattr(torch, dtype)
     return remake(encoder, {n: t.to(kept).float() for n, t in encoder.tensors().items()})
-
-
-def _random_planes(encoder: Encoder, seed: int) -> Encoder:
-    """Random hyperplanes of as many bits, for comparison."""
-    shape = (encoder.num_kv_heads, encoder.head_dim, encoder.bits)
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return make_encoder(
-        "random",
-        {"weight": weight.to(encoder.device)},
-        num_kv_heads=encoder.num_kv_heads,
-        group=encoder.group,
-        head_dim=encoder.head_dim,
-    )

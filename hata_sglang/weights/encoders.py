@@ -87,7 +87,11 @@ def load_encoders(
         raise Refusal(problems)
     for plan in plans:
         if plan.method == "random":
-            encoders[plan.layer] = random_encoder(plan, model)
+            sizes = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim}
+            group = model.num_heads // model.num_kv_heads
+            encoders[plan.layer] = random_encoder(
+                plan.bits, seed=plan.seed, layer=plan.layer, group=group, **sizes
+            )
     settled = tuple(_settled(plan, encoders.get(plan.layer)) for plan in plans)
     return LoadedEncoders(settled, encoders, sets)
 
@@ -118,22 +122,15 @@ def _settled(plan: LayerPlan, encoder: Encoder | None) -> LayerPlan:
     return replace(plan, bits=encoder.bits, scale_bits=encoder.scale_bits)
 
 
-def random_encoder(plan: LayerPlan, model: AttentionShape) -> Encoder:
-    """Random hyperplanes of ``method: random``, the same in every process.
+def random_encoder(
+    bits: int, *, seed: int, layer: int, num_kv_heads: int, group: int, head_dim: int
+) -> Encoder:
+    """Random hyperplanes of ``method: random``, the same in every process; another for each layer.
 
-    Parameters
-    ----------
-    plan : LayerPlan
-        Its seed, layer and bits count.
-    model : AttentionShape
+    Sizes are those of `hata_kernels.encoders.make_encoder`.
     """
     # The generator takes 32 bits of a seed, and refuses a number of more than 64.
-    generator = torch.Generator().manual_seed((plan.seed * 100_003 + plan.layer) % 2**32)
-    shape = (model.num_kv_heads, model.head_dim, plan.bits)
-    return make_encoder(
-        "random",
-        {"weight": torch.randn(shape, generator=generator)},
-        num_kv_heads=model.num_kv_heads,
-        group=model.num_heads // model.num_kv_heads,
-        head_dim=model.head_dim,
-    )
+    generator = torch.Generator().manual_seed((seed * 100_003 + layer) % 2**32)
+    weight = torch.randn((num_kv_heads, head_dim, bits), generator=generator)
+    sizes = {"num_kv_heads": num_kv_heads, "group": group, "head_dim": head_dim}
+    return make_encoder("random", {"weight": weight}, **sizes)

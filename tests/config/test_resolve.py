@@ -2,7 +2,6 @@
 
 import dataclasses
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,10 +63,10 @@ def test_random_has_a_seed(given, seed):
 
 @pytest.mark.parametrize(("seed", "other"), [(0, 2**32 - 1), (1, 2**31), (2**32 - 2, 2**32 - 1)])
 def test_every_seed_makes_hyperplanes_of_its_own(seed, other):
-    model = SimpleNamespace(num_heads=4, num_kv_heads=2, head_dim=16)
+    sizes = {"num_kv_heads": 2, "group": 2, "head_dim": 16}
+    seeds = [resolve({**RANDOM, "seed": each})[5].seed for each in (seed, other)]
     weights = [
-        random_encoder(resolve({**RANDOM, "seed": each})[5], model).tensors()["weight"]
-        for each in (seed, other)
+        random_encoder(32, seed=each, layer=5, **sizes).tensors()["weight"] for each in seeds
     ]
     assert not torch.equal(*weights)
 

@@ -11,7 +11,7 @@ import torch
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams.session import ModelShape, Session
-from hata_sglang.weights.encoders import load_encoders, random_encoder
+from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, context_len=512)
 
@@ -141,7 +141,7 @@ def test_random_weights_are_the_same_in_every_process():
     first, second = make_session().plans[1:]
 
     def weight(plan):
-        return random_encoder(plan, SHAPE).tensors()["weight"]
+        return load_encoders([plan], SHAPE, None).encoders[plan.layer].tensors()["weight"]
 
     assert torch.equal(weight(first), weight(first))
     assert not torch.equal(weight(first), weight(second))
