@@ -1,9 +1,10 @@
-"""One decode step of the sparse layers: encode q, score, select, attend.
+"""One decode step of the sparse layers: encode, rank, attend.
 
 Nothing here knows SGLang: `hata_sglang.seams.backend` hands over tensors.
 """
 
 from hata_sglang.decoding.cpu import CpuDecoder
 from hata_sglang.decoding.gpu import GpuDecoder
+from hata_sglang.decoding.step import Batch, LayerCache
 
-__all__ = ["CpuDecoder", "GpuDecoder"]
+__all__ = ["Batch", "CpuDecoder", "GpuDecoder", "LayerCache"]

@@ -17,7 +17,7 @@ from hata_kernels.score import exact_score
 from hata_kernels.select import select_naive, select_streaming
 from hata_kernels.tally import count_attended
 from hata_sglang.config import Budget, LayerPlan
-from hata_sglang.decoding.step import Batch, counts
+from hata_sglang.decoding.step import Batch, LayerCache, counts
 
 if TYPE_CHECKING:
     from hata_kernels.cpu import Rows, SparseLayer
@@ -41,9 +41,6 @@ class CpuDecoder:
     tallies : mapping of int to torch.Tensor, optional
         By layer, what its steps are counted in (`hata_kernels.tally`).
     """
-
-    #: `decode` encodes the step's own keys, in the call that encodes its queries.
-    encodes_keys = True
 
     def __init__(
         self,
@@ -84,10 +81,7 @@ class CpuDecoder:
         self,
         plan: LayerPlan,
         q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        codes: torch.Tensor | None,
-        key_scales: torch.Tensor | None,
+        cache: LayerCache,
         new_keys: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
@@ -97,19 +91,14 @@ class CpuDecoder:
         plan : LayerPlan
         q : torch.Tensor
             After RoPE.
-        k_cache, v_cache : torch.Tensor
-            ``[slots, Hkv, D]``.
-        codes : torch.Tensor or None
-            int32 ``[slots, Hkv, bits // 32]``; None where the method keeps no codes.
-        key_scales : torch.Tensor or None
-            uint8 or int16 ``[slots, Hkv]``; None where the layer's encoder has no scales.
+        cache : LayerCache
         new_keys : tuple of torch.Tensor, optional
             The step's keys ``[bs, Hkv, D]``, which are in the cache too, and their slots ``[bs]``:
-            the codes are missing and are written. None: they are there.
+            codes are missing, and are written where the layer keeps codes. None: they are there.
         """
         if plan.layer not in self.encoders:
-            return self._decode_without_codes(plan, q, k_cache, v_cache)
-        layer = self._layer(plan, k_cache, v_cache, codes, key_scales)
+            return self._decode_without_codes(plan, q, cache)
+        layer = self._layer(plan, cache)
         new_slots = None if new_keys is None else new_keys[1]
         encoded = 0 if new_slots is None else new_slots.numel()
         rows, done = self._rows.get((plan.budget, encoded)) or self._share(plan, encoded, layer)
@@ -129,19 +118,19 @@ class CpuDecoder:
         shared = self._rows[plan.budget, encoded] = (rows, done)
         return shared
 
-    def _layer(self, plan: LayerPlan, *buffers: torch.Tensor | None) -> SparseLayer:
+    def _layer(self, plan: LayerPlan, cache: LayerCache) -> SparseLayer:
         """A layer with its buffers; made once, as the pool's stay the same."""
         layer = self._layers.get(plan.layer)
-        if layer is None or not all(map(is_, layer.buffers, buffers)):
+        if layer is None or not all(map(is_, layer.buffers, cache)):
             ends = {"sink": plan.sink, "recent": plan.recent}
             layer = self._layers[plan.layer] = self._kernels.SparseLayer(
-                self.encoders[plan.layer], *buffers, **ends, scale=self.scales[plan.layer]
+                self.encoders[plan.layer], *cache, **ends, scale=self.scales[plan.layer]
             )
         return layer
 
-    def _decode_without_codes(self, plan, q, k_cache, v_cache) -> torch.Tensor:
+    def _decode_without_codes(self, plan, q, cache) -> torch.Tensor:
         """As `decode`, for a layer that ranks by exact scores, or not at all."""
-        where, kv_heads = (self.token_slots, self.seq_lens), k_cache.shape[1]
+        where, kv_heads = (self.token_slots, self.seq_lens), cache.keys.shape[1]
         scale, budgets = self.scales[plan.layer], counts(plan.budget, self.seq_lens)
         k_max = int(budgets.max())
         if plan.method == "streaming":
@@ -151,7 +140,7 @@ class CpuDecoder:
         else:
             scores = torch.empty(q.shape[0], kv_heads, self.width)
             ends = {"sink": plan.sink, "recent": plan.recent}
-            exact_score(q, k_cache, *where, scale=scale, out=scores, **ends)
+            exact_score(q, cache.keys, *where, scale=scale, out=scores, **ends)
             slots = select_naive(scores, *where, budgets, k_max=k_max)
         count_attended(self.tallies.get(plan.layer), slots, self.seq_lens, budgets)
-        return attend_naive(q, k_cache, v_cache, slots, budgets, scale=scale)
+        return attend_naive(q, cache.keys, cache.values, slots, budgets, scale=scale)

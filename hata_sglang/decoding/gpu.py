@@ -24,7 +24,7 @@ from hata_sglang.decoding.gpu_buffers import (
     may_share,
     rank_key,
 )
-from hata_sglang.decoding.step import Batch
+from hata_sglang.decoding.step import Batch, LayerCache
 
 
 class GpuDecoder:
@@ -55,9 +55,6 @@ class GpuDecoder:
     tallies : mapping of int to torch.Tensor, optional
         By layer, on the device, what its steps are counted in (`hata_kernels.tally`).
     """
-
-    #: `decode` encodes the step's own keys, in the launch that encodes its queries.
-    encodes_keys = True
 
     def __init__(
         self,
@@ -140,77 +137,65 @@ class GpuDecoder:
         self,
         plan: LayerPlan,
         q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        codes: torch.Tensor | None,
-        key_scales: torch.Tensor | None,
+        cache: LayerCache,
         new_keys: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
-        No host synchronisation; safe to capture after `prepare` with ``graph=True``.
-
-        Parameters
-        ----------
-        plan, q, k_cache, v_cache, codes, key_scales
-            As in `CpuDecoder.decode`.
-        new_keys : tuple of torch.Tensor, optional
-            The step's keys ``[bs, Hkv, D]`` and their slots ``[bs]``, of which the codes are
-            missing and are written. None: they are there.
+        No host synchronisation; safe to capture after `prepare` with ``graph=True``. Parameters are
+        those of `CpuDecoder.decode`.
         """
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], buffers.budgets[plan.budget][:bs])
         k = k_max(plan.budget, self.context_len, where[0].shape[1])
         encoder, tally = self.encoders.get(plan.layer), self.tallies.get(plan.layer)
         if encoder is None:
-            slots = self._select_without_codes(plan, q, k_cache, where, k)
+            slots = self._select_without_codes(plan, q, cache.keys, where, k)
         else:
             slots = rank(
-                self._encode(encoder, q, codes, key_scales, new_keys, tally),
-                codes,
+                self._encode(encoder, q, cache, new_keys, tally),
+                cache.codes,
                 *where,
                 plane_weights=encoder.plane_weights,
                 sink=plan.sink,
                 recent=plan.recent,
                 k_max=k,
-                scales=key_scales,
+                scales=cache.scales,
                 scale_bits=encoder.scale_bits,
                 buffers=buffers.rank[rank_key(encoder)],
                 groups=self.groups,
             )
-        tokens = (q, k_cache, v_cache, slots, *where[1:])
+        tokens = (q, cache.keys, cache.values, slots, *where[1:])
         scale = self.scales[plan.layer]
         return attend(*tokens, scale=scale, buffers=self.buffers.attend, tally=tally)
 
-    def decode_dense(
-        self, layer: int, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
-    ) -> torch.Tensor:
+    def decode_dense(self, layer: int, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its whole context: ``[bs, Hq, D]``.
 
         Safe to capture, as `decode`, of a layer that `decodes_dense` names.
         """
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], self.groups)
-        tokens = (q, k_cache, v_cache)
+        tokens = (q, cache.keys, cache.values)
         return attend_dense(*tokens, *where, scale=self.scales[layer], buffers=buffers.dense)
 
-    def _encode(self, encoder, q, codes, key_scales, new_keys, tally) -> torch.Tensor:
+    def _encode(self, encoder, q, cache, new_keys, tally) -> torch.Tensor:
         """Codes of the queries; those of the step's keys go to their slots."""
         if new_keys is None:
             return encoder.encode_queries(q)
         keys, slots = new_keys
         scratch = self._scratch.get(encoder_kind(encoder)) if self.graph else None
-        where = {"codes": codes, "slots": slots, "scales": key_scales, "tally": tally}
+        where = {"codes": cache.codes, "slots": slots, "scales": cache.scales, "tally": tally}
         return encoder.encode_step(q, keys, **where, scratch=scratch)
 
-    def _select_without_codes(self, plan, q, k_cache, where, k: int) -> torch.Tensor:
+    def _select_without_codes(self, plan, q, keys, where, k: int) -> torch.Tensor:
         """Slots of a layer that ranks by exact scores, or not at all."""
         if plan.method == "streaming":
-            return select_streaming(*where, kv_heads=k_cache.shape[1], k_max=k, sink=plan.sink)
+            return select_streaming(*where, kv_heads=keys.shape[1], k_max=k, sink=plan.sink)
         scores = self.buffers.scores[: self.bs]
         scale, rows = self.scales[plan.layer], where[:2]
         ends = {"sink": plan.sink, "recent": plan.recent}
-        exact_score(q, k_cache, *rows, scale=scale, out=scores, **ends)
+        exact_score(q, keys, *rows, scale=scale, out=scores, **ends)
         # One budget for all rows lets `select` use FlashInfer's top-k.
         budgets = k if plan.budget.is_fixed else where[2]
         return select(scores, *rows, budgets, k_max=k)

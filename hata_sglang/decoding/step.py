@@ -1,8 +1,9 @@
-"""What the layers of one decode step share."""
+"""What one decode step works on: the rows that its layers share, and what a layer keeps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,25 @@ class Batch:
     rows: torch.Tensor
     seq_lens: torch.Tensor
     seq_lens_cpu: torch.Tensor
+
+
+class LayerCache(NamedTuple):
+    """What one layer keeps of every token, by slot.
+
+    Attributes
+    ----------
+    keys, values : torch.Tensor
+        ``[slots, Hkv, D]``; keys after RoPE.
+    codes : torch.Tensor or None
+        int32 ``[slots, Hkv, bits // 32]``; None where the method keeps no codes.
+    scales : torch.Tensor or None
+        uint8 or int16 ``[slots, Hkv]`` beside the codes; None where the encoder has no scales.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    codes: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
 
 
 def counts(budget: Budget, seq_lens: torch.Tensor) -> torch.Tensor:

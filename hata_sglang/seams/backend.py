@@ -1,7 +1,7 @@
 """The attention backend: a stock SGLang backend whose sparse layers decode through hata.
 
-So do dense layers on a GPU, whose attention is plain. Of a captured step in which no layer is the
-stock backend's, that plans nothing.
+So do dense layers on a GPU whose attention is plain. If hata decodes every layer of a captured step,
+the stock backend's planning is skipped.
 
 The stock backend is built by its own factory and then given a subclass of its own class. That
 keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from hata_sglang.decoding import CpuDecoder, GpuDecoder
-from hata_sglang.decoding.step import Batch
+from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
@@ -129,44 +128,28 @@ def _make_subclass(base: type) -> type:
             )
 
         def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-            plan = self.hata_plans.get(layer.layer_id)
             _require_keys(self, layer, k, save_kv_cache)
-            decoder, pool = self.hata_decoder, self.hata_pool
-            shape = (-1, layer.tp_q_head_num, layer.head_dim)
-            flat = layer.tp_q_head_num * layer.head_dim
+            plan = self.hata_plans.get(layer.layer_id)
             # Whatever else a layer hands over is for the inner backend to know.
             plain = k is not None and save_kv_cache and not kwargs
-            if plan is None and plain and decoder.decodes_dense(layer.layer_id):
-                pool.set_kv_buffer(layer, versions.write_loc(forward_batch), k, v)
-                caches = pool.get_kv_buffer(layer.layer_id)
-                out = decoder.decode_dense(layer.layer_id, q.reshape(shape), *caches)
-                return out.reshape(-1, flat)
-            if plan is None:
+            if plan is None and not (plain and self.hata_decoder.decodes_dense(layer.layer_id)):
                 self.hata_alone.discard(forward_batch.batch_size)
                 return super().forward_decode(
                     q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
                 )
-            if more := [name for name, value in kwargs.items() if value is not None]:
-                found = ", ".join(more)
-                raise HataError(f"layer {plan.layer}: expected plain attention, found {found}")
-            where = versions.write_loc(forward_batch)
-            new_keys = {}
-            # Ranking does not wait for codes of the step's own keys: these have to be kept anyway.
-            if decoder.encodes_keys and plan.recent > 0 and layer.layer_id in pool.codes:
-                pool_shape = (layer.tp_k_head_num, layer.head_dim)
-                slots = pool.set_kv_without_codes(layer, where, k, v)
-                new_keys["new_keys"] = (k.reshape(-1, *pool_shape), slots)
+            _require_plain(layer, kwargs)
+            # Ranking does not wait for the codes of keys that are kept anyway: the decoder writes
+            # them with those of the queries.
+            late = plan is not None and plan.recent > 0
+            where, pool = versions.write_loc(forward_batch), self.hata_pool
+            new_keys = pool.write_step(layer, where, k, v, codes=not late)
+            cache = pool.layer_cache(layer.layer_id)
+            heads = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
+            if plan is None:
+                out = self.hata_decoder.decode_dense(layer.layer_id, heads, cache)
             else:
-                pool.set_kv_buffer(layer, where, k, v)
-            out = decoder.decode(
-                plan,
-                q.reshape(shape),
-                *pool.get_kv_buffer(layer.layer_id),
-                pool.codes.get(layer.layer_id),
-                pool.scales.get(layer.layer_id),
-                **new_keys,
-            )
-            return out.reshape(-1, flat)
+                out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
+            return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
 
     HataAttnBackend.__name__ = f"Hata{base.__name__}"
     HataAttnBackend.__qualname__ = HataAttnBackend.__name__
@@ -180,3 +163,9 @@ def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None
             f"layer {layer.layer_id}: expected the attention backend to write the keys, "
             "found a model that writes them by itself; hata cannot keep codes for it"
         )
+
+
+def _require_plain(layer: Any, more: dict[str, Any]) -> None:
+    """Stop where a layer asks for more than softmax attention over its keys and values."""
+    if found := ", ".join(name for name, value in more.items() if value is not None):
+        raise HataError(f"layer {layer.layer_id}: expected plain attention, found {found}")

@@ -14,6 +14,7 @@ from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, unwrap_write_loc
 
 from hata_kernels.tally import SIZE as TALLY_SIZE
+from hata_sglang.decoding import LayerCache
 from hata_sglang.decoding.warm import warm_encoders
 from hata_sglang.seams.session import Session
 
@@ -93,10 +94,19 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             )
             super().set_kv_buffer(layer, loc_info, cache_k, cache_v, *args, **kwargs)
 
-        def set_kv_without_codes(self, layer, loc_info, cache_k, cache_v) -> torch.Tensor:
-            """Write keys and values whose codes the decoder is about to write; their slots."""
-            super().set_kv_buffer(layer, loc_info, cache_k, cache_v)
-            return unwrap_write_loc(loc_info)[0]
+        def write_step(self, layer, loc_info, cache_k, cache_v, *, codes: bool):
+            """Write keys and values of a decode step, and codes unless the decoder will.
+
+            Returns the keys ``[bs, Hkv, D]`` and their slots ``[bs]``.
+            """
+            write = self.set_kv_buffer if codes else super().set_kv_buffer
+            write(layer, loc_info, cache_k, cache_v)
+            return cache_k.reshape(-1, self.head_num, self.head_dim), unwrap_write_loc(loc_info)[0]
+
+        def layer_cache(self, layer_id: int) -> LayerCache:
+            """What a layer keeps, codes beside keys."""
+            beside = (self.codes.get(layer_id), self.scales.get(layer_id))
+            return LayerCache(*self.get_kv_buffer(layer_id), *beside)
 
         def encode_keys(self, layer_id: int, slots: torch.Tensor, keys: torch.Tensor) -> None:
             """Write codes and scales of ``keys [T, Hkv, D]`` to ``slots [T]`` of a coded layer."""

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hata_sglang.decoding import CpuDecoder, GpuDecoder
-from hata_sglang.decoding.step import Batch
+from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache
 
 HQ, HKV, DIM, SHARED, ROWS = 4, 2, 64, 1024, 5
 SCALE = 0.125
@@ -35,14 +34,14 @@ class Pool:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
         self.caches = [torch.randn(3000, HKV, DIM, generator=generator) for _ in "kv"]
-        self.codes, self.scales = {}, {}
 
-    def set_kv_buffer(self, layer, where, k, v) -> None:
+    def write_step(self, layer, where, k, v, *, codes):
         for cache, new in zip(self.caches, (k, v), strict=True):
             cache[where] = new.view(-1, HKV, DIM)
+        return k.view(-1, HKV, DIM), where
 
-    def get_kv_buffer(self, layer_id):
-        return self.caches
+    def layer_cache(self, layer_id):
+        return LayerCache(*self.caches)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from hata_kernels.bits import pack_bits
 from hata_sglang.config import HataConfig
-from hata_sglang.decoding import GpuDecoder
+from hata_sglang.decoding import Batch, GpuDecoder
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
@@ -82,8 +82,6 @@ class Server:
 
     def step(self, padding: int = 0) -> dict[int, tuple]:
         """One decode step over all layers; queries, keys and answers by layer."""
-        from hata_sglang.decoding.step import Batch
-
         rows = len(LENGTHS) + padding
         table = torch.zeros(rows, CONTEXT, dtype=torch.int32)
         for row, slots in enumerate(PROMPTS):

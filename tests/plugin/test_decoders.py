@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
-from hata_sglang.decoding import CpuDecoder, GpuDecoder, gpu_buffers
+from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, gpu_buffers
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
-from hata_sglang.decoding.step import Batch
 
 HQ, HKV, DIM, LAYER = 6, 2, 64, 0
 GROUP, SINK, RECENT = HQ // HKV, 4, 8
@@ -99,7 +98,11 @@ class Step:
 
     def decode(self, decoder, **prepare):
         decoder.prepare(self.batch, **prepare)
-        return decoder.decode(self.plan, self.q, self.k, self.v, self.codes, self.scales)
+        return decoder.decode(self.plan, self.q, self.cache)
+
+    @property
+    def cache(self):
+        return LayerCache(self.k, self.v, self.codes, self.scales)
 
     @property
     def encoders(self):
@@ -190,7 +193,7 @@ def test_layers_of_all_methods_share_one_step():
     )
     decoder.prepare(first.batch)
     for step in steps:
-        out = decoder.decode(step.plan, step.q, step.k, step.v, step.codes, step.scales)
+        out = decoder.decode(step.plan, step.q, step.cache)
         torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
 
 
@@ -217,7 +220,7 @@ def test_a_layer_on_a_cpu_is_a_few_calls(name, rows, most):
     decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
     step.decode(decoder)  # the first layer of a step makes what others share
     with Operations() as operations:
-        out = decoder.decode(step.plan, step.q, step.k, step.v, step.codes, step.scales)
+        out = decoder.decode(step.plan, step.q, step.cache)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     assert len(operations.names) <= most, operations.names
 
@@ -301,11 +304,9 @@ def test_a_step_encodes_its_keys(name, device):
         decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders)
     else:
         decoder = make_gpu_decoder([step], "cpu")
-    assert decoder.encodes_keys
     decoder.prepare(step.batch, graph=False)
     new_keys = (step.k[newest], newest)
-    tokens = (step.q, step.k, step.v, step.codes, step.scales)
-    out = decoder.decode(step.plan, *tokens, new_keys=new_keys)
+    out = decoder.decode(step.plan, step.q, step.cache, new_keys)
     assert torch.equal(step.codes, codes)
     assert scales is None or torch.equal(step.scales, scales)
     torch.testing.assert_close(out, step.expected(), atol=1e-5, rtol=1e-4)
@@ -380,7 +381,7 @@ def test_users_of_one_document_decode_a_dense_layer():
         assert decoder.groups.shared[:6].tolist() == [1024] * 5 + [0]
         assert decoder.decodes_dense(1)
         assert not decoder.decodes_dense(2)
-        out = decoder.decode_dense(1, step.q, *caches)
+        out = decoder.decode_dense(1, step.q, LayerCache(*caches))
         for place, (row, length) in enumerate(zip(step.rows, lengths, strict=True)):
             slots = table[row, :length].expand(HKV, -1)[None].contiguous()
             counts = lengths[place : place + 1]
@@ -397,7 +398,7 @@ def test_rows_that_share_nothing_decode_a_dense_layer(graph):
         decoder.allocate_static(len(LENGTHS) + 3)
     step.decode(decoder, graph=graph)
     assert decoder.groups is None  # shorter than what a group shares
-    out = decoder.decode_dense(1, step.q, step.k, step.v)
+    out = decoder.decode_dense(1, step.q, step.cache)
     expected = step.expected(every_token=True)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
@@ -416,7 +417,7 @@ def test_gpu_attends_over_what_the_method_chooses(name, budget, graph):
         step.decode(decoder, graph=True, real_rows=0)  # compiles before the capture
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
-            out = decoder.decode(step.plan, step.q, step.k, step.v, step.codes, step.scales)
+            out = decoder.decode(step.plan, step.q, step.cache)
         step.batch = real
         decoder.prepare(real, graph=True)
         captured.replay()
