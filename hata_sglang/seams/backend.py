@@ -1,7 +1,7 @@
 """The attention backend: a stock SGLang backend whose sparse layers decode through hata.
 
-So do dense layers on a GPU whose attention is plain. If hata decodes every layer of a captured step,
-the stock backend's planning is skipped.
+So do dense layers on a GPU whose attention is plain. If hata decodes every layer of a captured
+step, the stock backend's planning is skipped.
 
 The stock backend is built by its own factory and then given a subclass of its own class. That
 keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
@@ -69,91 +69,111 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     return backend
 
 
+class HataMethods:
+    """What a stock backend gets: these methods, in a subclass of its own class (`_subclass`)."""
+
+    #: That subclass.
+    hata_class: type
+
+    @property
+    def hata_stock(self) -> Any:
+        """The stock backend's own methods."""
+        return super(self.hata_class, self)
+
+    def init_forward_metadata(self, forward_batch):
+        """Make an eager step ready: the stock backend's way, and hata's where it decodes."""
+        # Some bases' eager entry calls the out-of-graph method below as a part of itself.
+        self._hata_eager = True
+        try:
+            self.hata_stock.init_forward_metadata(forward_batch)
+        finally:
+            self._hata_eager = False
+        if forward_batch.forward_mode.is_decode():
+            self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=False)
+
+    def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
+        """Make ready a step that is captured, or replayed."""
+        bs = forward_batch.batch_size
+        decode = forward_batch.forward_mode.is_decode() and not self._hata_eager
+        # A replay without kernels of the stock backend needs none of its plan: FlashInfer's
+        # lists the slots of all tokens, 130 us for a request of 130,000 on an H200.
+        if in_capture or not decode or bs not in self.hata_alone:
+            self.hata_stock.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        if not decode:
+            return
+        if in_capture:
+            self.hata_alone.add(bs)  # until a layer of the capture says otherwise
+        self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=True)
+
+    def init_cuda_graph_state(self, max_bs, max_num_tokens, *args, **kwargs):
+        """Allocate what captured steps of up to `max_bs` rows read."""
+        self.hata_stock.init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
+        self.hata_decoder.allocate_static(max_bs)
+
+    def get_fused_kv_write_buffers(self, *args, **kwargs):
+        """None (0.5.23): a model that writes keys by itself would skip the codes."""
+        return None
+
+    def _hata_batch(self, forward_batch):
+        bs = forward_batch.batch_size
+        return Batch(
+            self.hata_requests.req_to_token,
+            forward_batch.req_pool_indices[:bs],
+            forward_batch.seq_lens[:bs],
+            forward_batch.seq_lens_cpu[:bs],
+        )
+
+    def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        """Prefill one layer: the stock backend attends, the pool writes codes beside keys."""
+        _require_keys(self, layer, k, save_kv_cache)
+        return self.hata_stock.forward_extend(
+            q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
+        )
+
+    def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        """Decode one layer of a step, by hata or by the stock backend.
+
+        ``q [bs, Hq * D]``, ``k`` and ``v`` ``[bs, Hkv * D]`` after RoPE; returns ``[bs, Hq * D]``.
+        """
+        _require_keys(self, layer, k, save_kv_cache)
+        plan = self.hata_plans.get(layer.layer_id)
+        # Whatever else a layer hands over is for the inner backend to know.
+        plain = k is not None and save_kv_cache and not kwargs
+        if plan is None and not (plain and self.hata_decoder.decodes_dense(layer.layer_id)):
+            self.hata_alone.discard(forward_batch.batch_size)
+            return self.hata_stock.forward_decode(
+                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
+            )
+        _require_plain(layer, kwargs)
+        # Ranking does not wait for the codes of keys that are kept anyway: the decoder writes
+        # them with those of the queries.
+        late = plan is not None and plan.recent > 0
+        where, pool = versions.write_loc(forward_batch), self.hata_pool
+        new_keys = pool.write_step(layer, where, k, v, codes=not late)
+        cache = pool.layer_cache(layer.layer_id)
+        heads = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
+        if plan is None:
+            out = self.hata_decoder.decode_dense(layer.layer_id, heads, cache)
+        else:
+            out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
+        return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
+
+
 _SUBCLASSES: dict[type, type] = {}
 
 
 def _subclass(base: type) -> type:
-    """Subclass of a stock backend class; one per base, so that isinstance checks agree."""
+    """Subclass of a stock backend class with `HataMethods`; one per base, so isinstance agrees.
+
+    The methods are copied: CPython refuses to retype an instance to a class of two bases.
+    """
     if base not in _SUBCLASSES:
-        _SUBCLASSES[base] = _make_subclass(base)
+        members = {
+            k: v for k, v in vars(HataMethods).items() if k not in ("__dict__", "__weakref__")
+        }
+        made = type(f"Hata{base.__name__}", (base,), members)
+        made.hata_class = _SUBCLASSES[base] = made
     return _SUBCLASSES[base]
-
-
-def _make_subclass(base: type) -> type:
-    # Single inheritance: CPython refuses to retype an instance to a class with a mixin.
-    class HataAttnBackend(base):
-        def init_forward_metadata(self, forward_batch):
-            # Some bases' eager entry calls the out-of-graph method below as a part of itself.
-            self._hata_eager = True
-            try:
-                super().init_forward_metadata(forward_batch)
-            finally:
-                self._hata_eager = False
-            if forward_batch.forward_mode.is_decode():
-                self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=False)
-
-        def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
-            bs = forward_batch.batch_size
-            decode = forward_batch.forward_mode.is_decode() and not self._hata_eager
-            # A replay without kernels of the stock backend needs none of its plan: FlashInfer's
-            # lists the slots of all tokens, 130 us for a request of 130,000 on an H200.
-            if in_capture or not decode or bs not in self.hata_alone:
-                super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
-            if not decode:
-                return
-            if in_capture:
-                self.hata_alone.add(bs)  # until a layer of the capture says otherwise
-            self.hata_decoder.prepare(self._hata_batch(forward_batch), graph=True)
-
-        def init_cuda_graph_state(self, max_bs, max_num_tokens, *args, **kwargs):
-            super().init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
-            self.hata_decoder.allocate_static(max_bs)
-
-        def get_fused_kv_write_buffers(self, *args, **kwargs):
-            return None  # 0.5.23: a model that writes keys by itself would skip the codes
-
-        def _hata_batch(self, forward_batch):
-            bs = forward_batch.batch_size
-            return Batch(
-                self.hata_requests.req_to_token,
-                forward_batch.req_pool_indices[:bs],
-                forward_batch.seq_lens[:bs],
-                forward_batch.seq_lens_cpu[:bs],
-            )
-
-        def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-            _require_keys(self, layer, k, save_kv_cache)
-            return super().forward_extend(
-                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
-            )
-
-        def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-            _require_keys(self, layer, k, save_kv_cache)
-            plan = self.hata_plans.get(layer.layer_id)
-            # Whatever else a layer hands over is for the inner backend to know.
-            plain = k is not None and save_kv_cache and not kwargs
-            if plan is None and not (plain and self.hata_decoder.decodes_dense(layer.layer_id)):
-                self.hata_alone.discard(forward_batch.batch_size)
-                return super().forward_decode(
-                    q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
-                )
-            _require_plain(layer, kwargs)
-            # Ranking does not wait for the codes of keys that are kept anyway: the decoder writes
-            # them with those of the queries.
-            late = plan is not None and plan.recent > 0
-            where, pool = versions.write_loc(forward_batch), self.hata_pool
-            new_keys = pool.write_step(layer, where, k, v, codes=not late)
-            cache = pool.layer_cache(layer.layer_id)
-            heads = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
-            if plan is None:
-                out = self.hata_decoder.decode_dense(layer.layer_id, heads, cache)
-            else:
-                out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
-            return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
-
-    HataAttnBackend.__name__ = f"Hata{base.__name__}"
-    HataAttnBackend.__qualname__ = HataAttnBackend.__name__
-    return HataAttnBackend
 
 
 def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None:

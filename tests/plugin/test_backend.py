@@ -63,7 +63,7 @@ def backend(monkeypatch, seam):
     monkeypatch.setattr(seam.versions, "write_loc", lambda batch: NEWEST[: batch.batch_size])
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
     plan = HataConfig.parse(settings).resolve(3, 4096)[2]
-    made = seam._make_subclass(Inner)()
+    made = seam._subclass(Inner)()
     made.hata_plans, made.hata_pool = {2: plan}, Pool()
     made.hata_alone, made._hata_eager = set(), False
     made.hata_decoder = GpuDecoder(
