@@ -4,4 +4,5 @@ import sys
 
 from hata_sglang.demo.once import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

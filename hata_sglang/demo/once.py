@@ -163,7 +163,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"the demo failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -328,7 +328,7 @@ def test_every_bad_set_of_weights_is_reported(yaml, model, weights, capsys):
 
 
 def test_weights_command_lists_what_is_shipped(monkeypatch, capsys, tmp_path, weights):
-    import hata_sglang.weights.store as module
+    import hata_sglang.weights as module
 
     weights()
     load = module.load_weights
