@@ -82,7 +82,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts that choose each layer's step (default: a tenth of --data, likewise)",
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
-    need.add_argument("--method", choices=list(METHODS), default="hata")
+    need.add_argument(
+        "--method", choices=list(METHODS), default="asymmetric", help="default: asymmetric"
+    )
     need.add_argument(
         "--bits",
         type=int,

@@ -28,7 +28,7 @@ def test_command_line_trains_and_prints_the_mass(model_dir, text_file, tmp_path,
     arguments = f"--model {model_dir} --data {text_file} --validation {other}"
     arguments += f" --out {out} --bits 64 --steps 5 --seed 3"
     arguments += " --sequence-length 200 --minimum-length 100 --budget 24:2:2 --dtype float16"
-    arguments += " --option keys_per_step=64 --option scale_bits=8"
+    arguments += " --method hata --option keys_per_step=64 --option scale_bits=8"
     assert run_train(parse(arguments)) == 0
     printed = capsys.readouterr().out
     assert "held-out attention mass at k = 24: exact 0." in printed
