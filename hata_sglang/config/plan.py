@@ -23,7 +23,7 @@ class LayerPlan:
     layer : int
         Number of the layer, from 0.
     dense : bool
-        Left to the inner backend. Then method, weights, seed and budget are None and the
+        Attends to everything. Then method, weights, seed and budget are None and the
         numbers are 0.
     method : str or None
         What ranks the cached tokens, a `Method`.

@@ -46,7 +46,6 @@ class GpuDecoder:
     encoders : mapping of int to hata_kernels.encoders.Encoder
         On the device, by sparse layer, of those whose method keeps codes.
     num_heads, num_kv_heads, head_dim : int
-        Of this rank.
     context_len : int
         Longest context in tokens; the width of the static buffers.
     device : torch.device

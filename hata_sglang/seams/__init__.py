@@ -1,8 +1,9 @@
-"""Everything that touches SGLang, and nothing else does.
+"""Everything that touches SGLang while it serves; the launchers of this package start it.
 
 `plugin` registers with SGLang, `activation` turns the backend name ``hata`` into an inner
-backend plus this package, `hooks` lists the patched places, `validate` says what cannot be
-served, `refusing` how that reaches the caller, `pool` keeps the codes, `backend` decodes,
-`cpu_preview` makes SGLang import on a machine without a CUDA driver, `versions` holds what differs
-between SGLang releases.
+backend plus this package, `session` holds what one server was asked for, `hooks` lists the patched
+places, `validate` says what cannot be served, `layers` looks at the model's attention layers,
+`refusing` says how a refusal reaches the caller, `workspace` counts memory beside the pool, `pool`
+keeps the codes, `backend` decodes, `cpu_preview` makes SGLang import on a machine without a CUDA
+driver, `versions` holds what differs between SGLang releases.
 """

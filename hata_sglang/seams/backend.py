@@ -65,7 +65,7 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     # Sizes of captured batches of which no layer is the stock backend's.
     backend.hata_alone = set()
     backend._hata_eager = False
-    METRICS.serve(session.facts(), pool.tallies, tuple(session.weights))
+    METRICS.serve(session.facts(), pool.tallies, tuple(session.encoders))
     return backend
 
 

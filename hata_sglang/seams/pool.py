@@ -25,7 +25,7 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
     Parameters
     ----------
     session : Session
-        Its `weights` say which layers are coded, with how many bits, and whether with scales.
+        Its `encoders` say which layers are coded, with how many bits, and whether with scales.
 
     Returns
     -------
@@ -48,13 +48,13 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
                     layer: torch.zeros(
                         slots, e.num_kv_heads, e.words, dtype=torch.int32, device=self.device
                     )
-                    for layer, e in session.weights.items()
+                    for layer, e in session.encoders.items()
                 }
                 self.scales = {
                     layer: torch.zeros(
                         slots, e.num_kv_heads, dtype=e.scale_dtype, device=self.device
                     )
-                    for layer, e in session.weights.items()
+                    for layer, e in session.encoders.items()
                     if e.scale_bits
                 }
             # Not released with the keys: what was counted stays.
@@ -66,7 +66,7 @@ def make_pool_class(session: Session) -> type[MHATokenToKVPool]:
             on_cpu = torch.device(self.device).type == "cpu"
             self.encoders = {
                 layer: e.to(self.device, torch.float32 if on_cpu else self.dtype)
-                for layer, e in session.weights.items()
+                for layer, e in session.encoders.items()
             }
             super()._create_buffers()
             if not on_cpu:

@@ -47,7 +47,7 @@ def carried(model_config: Any) -> HataConfig | None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that hata needs, as one tensor-parallel rank sees them."""
+    """The numbers of a model that hata needs."""
 
     num_layers: int
     num_heads: int
@@ -82,14 +82,14 @@ class Session:
     shape : ModelShape
     plans : tuple of LayerPlan
         One per layer of the model, index = layer number.
-    weights : dict of int to hata_kernels.encoders.Encoder
+    encoders : dict of int to hata_kernels.encoders.Encoder
         Of every sparse layer whose method keeps codes; float32, on the CPU.
     """
 
     config: HataConfig
     shape: ModelShape
     plans: tuple[LayerPlan, ...]
-    weights: dict[int, Encoder]
+    encoders: dict[int, Encoder]
 
     @cached_property
     def sparse_plans(self) -> tuple[LayerPlan, ...]:
@@ -99,7 +99,7 @@ class Session:
     @cached_property
     def code_bytes_per_token(self) -> int:
         """Bytes of codes and scales that one token takes over all coded layers."""
-        return sum(e.num_kv_heads * e.code_bytes for e in self.weights.values())
+        return sum(e.num_kv_heads * e.code_bytes for e in self.encoders.values())
 
     def facts(self) -> dict[str, Any]:
         """What is served, for people: JSON values; lists where layers differ."""

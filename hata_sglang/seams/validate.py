@@ -264,7 +264,7 @@ def device_limits(session: Session) -> list[Problem]:
             problems.append(
                 Problem(setting, f"at most {most} for {name} on a GPU", str(shape.group))
             )
-    most = min((most_tokens(e) for e in session.weights.values()), default=shape.context_len)
+    most = min((most_tokens(e) for e in session.encoders.values()), default=shape.context_len)
     if shape.context_len > most:
         expected = f"at most {most} tokens with these codes on a GPU"
         problems.append(Problem("--context-length", expected, str(shape.context_len)))

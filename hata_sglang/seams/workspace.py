@@ -28,7 +28,7 @@ def workspace_bytes(configurator: Any, session: Session) -> int:
     most = args.max_running_requests or 0
     rows = [captured] if most <= captured else [captured, most]
     dtype = configurator.model_config.dtype
-    encoders = sum(encoder.bytes_in(dtype) for encoder in session.weights.values())
+    encoders = sum(encoder.bytes_in(dtype) for encoder in session.encoders.values())
     return encoders + sum(_step_bytes(session, bs, device) for bs in rows if bs)
 
 
@@ -42,7 +42,7 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
     some_dense = len(session.sparse_plans) < shape.num_layers
     sizes = BufferSizes.of(
         session.sparse_plans,
-        session.weights,
+        session.encoders,
         bs=bs,
         width=shape.context_len,
         context_len=shape.context_len,
@@ -51,4 +51,4 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
         head_dim=shape.head_dim,
         dense=some_dense and fits_dense(*heads, device),
     )
-    return sizes.nbytes + scratch_bytes(session.weights, bs)
+    return sizes.nbytes + scratch_bytes(session.encoders, bs)

@@ -133,7 +133,7 @@ def check_step(server, padding: int = 0) -> None:
     assert totals(server) == {**zeros, "tokens_encoded": prompts}
     found = server.step(padding)
     for layer in (1, 2):
-        encoder, (q, k, out) = server.session.weights[layer], found[layer]
+        encoder, (q, k, out) = server.session.encoders[layer], found[layer]
         codes = pack_bits(encoder.key_bits(k[: len(NEWEST)]))
         assert torch.equal(server.pool.codes[layer][NEWEST], codes)
         keys, values = server.pool.get_kv_buffer(layer)
@@ -192,5 +192,5 @@ def test_who_encodes_the_new_keys_of_a_gpu(monkeypatch, recent):
     found = server.step()
     assert encoded == ([] if recent else [1, 2])
     for layer in (1, 2):
-        codes = pack_bits(server.session.weights[layer].key_bits(found[layer][1]))
+        codes = pack_bits(server.session.encoders[layer].key_bits(found[layer][1]))
         assert torch.equal(server.pool.codes[layer][NEWEST], codes)

@@ -75,7 +75,7 @@ def write(pool, layer: int, slots: torch.Tensor) -> torch.Tensor:
 
 def has_codes_of(pool, session, layer, slots, keys) -> bool:
     """Whether these slots hold what the layer's encoder makes of the keys, scales included."""
-    encoder = session.weights[layer]
+    encoder = session.encoders[layer]
     same = torch.equal(pool.codes[layer][slots], pack_bits(encoder.key_bits(keys)))
     if not encoder.scale_bits:
         assert layer not in pool.scales
@@ -104,7 +104,7 @@ def test_dense_layers_keep_no_codes(pool):
 
 def test_codes_and_scales_are_in_the_size_that_sglang_reports(pool, session):
     k_bytes, v_bytes = pool.get_kv_size_bytes()
-    scale_bytes = session.weights[1].scale_bits // 8
+    scale_bytes = session.encoders[1].scale_bits // 8
     assert k_bytes - v_bytes == 2 * (SLOTS + 1) * HEADS * (BITS // 8 + scale_bytes)
 
 
@@ -147,7 +147,7 @@ def test_codes_count_in_sglangs_bytes_per_token(session, monkeypatch):
 
     monkeypatch.setattr(hooks.Session, "of", lambda model_config: session)
     target = SimpleNamespace(is_draft_worker=False, model_config=None)
-    more = {0: 32, 8: 36, 16: 40}[session.weights[1].scale_bits]
+    more = {0: 32, 8: 36, 16: 40}[session.encoders[1].scale_bits]
     assert hooks._cell_size(1000, None, target, 3) == 1000 + more
     draft = SimpleNamespace(is_draft_worker=True, model_config=None)
     assert hooks._cell_size(1000, None, draft, 3) is None  # keep SGLang's number

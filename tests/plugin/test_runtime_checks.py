@@ -68,7 +68,7 @@ def test_other_attention_passes_in_a_dense_layer(layers):
     dense = HataConfig.parse({"method": "random", "budget": 128, "dense_layers": [0, 1]})
     plans = dense.resolve(3, 512)
     model = make_layers(layers, logit_cap=30.0)
-    layers.check_layers(model, Session(dense, SHAPE, plans, session.weights))
+    layers.check_layers(model, Session(dense, SHAPE, plans, session.encoders))
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_limits_of_a_gpu(changed, problems):
 
 def test_a_longest_context_can_be_ranked():
     session = make_session(context_len=2**21 - 1)
-    for encoder in session.weights.values():
+    for encoder in session.encoders.values():
         gpu_buffers.rank_sizes(encoder, gpu_buffers.most_tokens(encoder), 512)
         with pytest.raises(ValueError, match="width"):
             gpu_buffers.rank_sizes(encoder, gpu_buffers.most_tokens(encoder) + 1, 512)
@@ -218,7 +218,7 @@ def test_memory_beside_the_pool(monkeypatch, method, captured, requests):
         model_config=SimpleNamespace(dtype=torch.bfloat16),
     )
     found = workspace.workspace_bytes(configurator, session)
-    encoders = [e.to("cpu", torch.bfloat16) for e in session.weights.values()]
+    encoders = [e.to("cpu", torch.bfloat16) for e in session.encoders.values()]
     expected = sum(t.nbytes for e in encoders for t in e._tensors.values())
     for rows in {captured, max(captured, requests or 0)} - {0}:
         expected += workspace._step_bytes(session, rows, torch.device("cuda"))
