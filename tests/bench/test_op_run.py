@@ -31,7 +31,8 @@ def stages(rows, **columns):
     return [r["stage"] for r in rows if all(r[name] == str(v) for name, v in columns.items())]
 
 
-def test_rows_of_a_run(run, scenarios, fake_meter):
+def test_rows_of_a_run(monkeypatch, run, scenarios, fake_meter):
+    monkeypatch.setattr("sys.argv", ["bin/hata-sglang", "bench", "op"])
     meter = fake_meter()
     rows, said, result = run(scenarios, meter)
     assert not said
@@ -50,7 +51,7 @@ def test_rows_of_a_run(run, scenarios, fake_meter):
     assert float(layer["share_of_copy"]) == pytest.approx(1, abs=0.01)
     for column in ("commit", "date", "device", "torch", "triton", "sglang", "flashinfer"):
         assert layer[column], column
-    assert "pytest" in layer["command"]
+    assert layer["command"] == "hata-sglang bench op"
 
 
 def test_a_peer_that_fails_has_a_row_that_says_so(run, scenarios, fake_meter):
