@@ -87,15 +87,20 @@ def test_a_newer_run_replaces_the_row_of_its_key(tmp_path):
 def test_the_table_says_what_was_not_run():
     inners = [("fa3", "passed"), ("flashinfer", "failed"), ("triton", "passed")]
     gpu = validation.rows_of([(COVERING, *each, 1) for each in inners], ORIGIN)
+    older = validation.rows_of(
+        [("tests/gpu/test_servers.py::test_method_in_a_server[hata]", "", "passed", 1)],
+        ORIGIN | {"commit": "def5678"},
+    )
     cpu = validation.rows_of(
         [("tests/kernels/test_rank.py::test_x", "", "passed", 1)],
         ORIGIN | {"device": "Intel, 2 cores"},
     )
-    head, _, *lines = validation.table(gpu + cpu).splitlines()
-    assert head == "| | CPU, SGLang 0.5.16 | NVIDIA H200, SGLang 0.5.16 |"
-    both = "fa3, triton: passed (abc1234), flashinfer: 1 failed (abc1234)"
-    assert f"| {FEATURE} | not run | {both} |" in lines
-    assert lines[0].endswith("| passed (abc1234) | not run |")
+    head, _, *lines = validation.table(gpu + older + cpu).splitlines()
+    places = "CPU, SGLang 0.5.16 (abc1234) | NVIDIA H200, SGLang 0.5.16 (abc1234)"
+    assert head == f"| | {places} |"
+    assert f"| {FEATURE} | not run | fa3, triton: passed, flashinfer: 1 failed |" in lines
+    assert "| every method in a server | not run | passed (def5678) |" in lines
+    assert lines[0].endswith("| passed | not run |")
     assert len(lines) == len(validation.FEATURES)
 
 

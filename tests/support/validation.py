@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -141,23 +142,34 @@ def place_of(row: Mapping[str, str]) -> str:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The README's table: features down, devices across; what was not run says so."""
+    """The README's table: features down, devices across; what was not run says so.
+
+    The commit of most rows of a device stands above them, others beside their results.
+    """
     places = sorted({place_of(row) for row in rows})
-    lines = ["| | " + " | ".join(places) + " |", "| --- |" + " --- |" * len(places)]
+    commits = {
+        place: Counter(row["commit"] for row in rows if place_of(row) == place).most_common(1)[0][0]
+        for place in places
+    }
+    lines = [
+        "| | " + " | ".join(f"{place} ({commits[place]})" for place in places) + " |",
+        "| --- |" + " --- |" * len(places),
+    ]
     for feature in FEATURES:
         cells = []
         for place in places:
             here = [r for r in rows if r["feature"] == feature.name and place_of(r) == place]
-            cells.append(_cell(here) or "not run")
+            cells.append(_cell(here, commits[place]) or "not run")
         lines.append(f"| {feature.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(rows: list[dict[str, str]]) -> str:
+def _cell(rows: list[dict[str, str]], commit: str) -> str:
     """What rows of one feature and place say; inner backends with one result share it."""
     inners: dict[str, list[str]] = {}
     for row in rows:
-        inners.setdefault(f"{row['result']} ({row['commit']})", []).append(row["inner"])
+        other = "" if row["commit"] == commit else f" ({row['commit']})"
+        inners.setdefault(row["result"] + other, []).append(row["inner"])
     return ", ".join(f"{', '.join(i)}: {r}" if any(i) else r for r, i in inners.items())
 
 
