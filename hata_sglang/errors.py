@@ -102,6 +102,11 @@ class Refusal(HataError):
         headline = f"hata cannot run: {count} problem{'s' if count != '1' else ''}"
         super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
 
+    @classmethod
+    def of(cls, setting: object, expected: str, found: str) -> Refusal:
+        """A refusal of one problem; `setting` is written by `str`."""
+        return cls([Problem(str(setting), expected, found)])
+
     def __reduce__(self):
         # Exceptions rebuild themselves from `args` (the message); a refusal raised in a
         # scheduler process has to cross to the launcher with its problems instead.

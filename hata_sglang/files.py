@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -48,14 +48,14 @@ def open_regular(path: str | Path, expected: str, limit: int) -> Iterator[Binary
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             found = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise _refusal(path, f"{expected} (a regular file)", found)
+            raise Refusal.of(path, f"{expected} (a regular file)", found)
         if status.st_size > limit:
             found = f"{status.st_size:,} bytes"
-            raise _refusal(path, f"{expected} of at most {limit:,} bytes", found)
+            raise Refusal.of(path, f"{expected} of at most {limit:,} bytes", found)
         file = open(path, "rb")  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError, ValueError):
         # ValueError: no file has a name with a NUL or half a character in it.
-        raise _refusal(path, expected, "no such file") from None
+        raise Refusal.of(path, expected, "no such file") from None
     except OSError as error:
         raise _unreadable(path, expected, error) from error
     with file:
@@ -73,7 +73,7 @@ def read_regular(path: str | Path, expected: str, limit: int) -> bytes:
         content = file.read(size + 1)
     if len(content) > size:
         # It grows, or is one of /proc's, which say that they are empty.
-        raise _refusal(path, f"{expected} of a known size", f"more than its {size:,} bytes")
+        raise Refusal.of(path, f"{expected} of a known size", f"more than its {size:,} bytes")
     return content
 
 
@@ -100,12 +100,8 @@ def locate(path: str | Path, base: str | Path = ".") -> str:
         return os.path.join(base, path)
 
 
-def _refusal(path: str | Path, expected: str, found: str) -> Refusal:
-    return Refusal([Problem(str(path), expected, found)])
-
-
 def _unreadable(path: str | Path, expected: str, error: OSError) -> Refusal:
-    return _refusal(path, f"{expected} that can be read", error.strerror or str(error))
+    return Refusal.of(path, f"{expected} that can be read", error.strerror or str(error))
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams import cpu_preview
 
 MODEL_FLAGS = ("--model-path", "--model")
@@ -107,7 +107,7 @@ def require_plugin() -> None:
     if "hata" not in ATTENTION_BACKEND_CHOICES:
         allowed = os.environ.get("SGLANG_PLUGINS") or "nothing, and no entry point of hata-sglang"
         setting = "environment variable SGLANG_PLUGINS"
-        print(Refusal([Problem(setting, "none, or hata in it", allowed)]), file=sys.stderr)
+        print(Refusal.of(setting, "none, or hata in it", allowed), file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 DPI = 130
 
@@ -31,7 +31,7 @@ def pyplot(instead: str = "") -> Any:
         expected = 'installed for plots: pip install "hata-sglang[plot]"'
         if instead:
             expected += f" (or {instead})"
-        raise Refusal([Problem("package matplotlib", expected, "no such package")]) from None
+        raise Refusal.of("package matplotlib", expected, "no such package") from None
     matplotlib.use("Agg")  # no display on servers
     from matplotlib import pyplot
 

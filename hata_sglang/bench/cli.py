@@ -50,7 +50,7 @@ def run_bench(args: argparse.Namespace) -> int:
         `HataError`.
     """
     if args.out is None and not getattr(args, "list", False):
-        raise Refusal([Problem("--out", "a CSV file", "nothing")])
+        raise Refusal.of("--out", "a CSV file", "nothing")
     code = args.action(args)
     if getattr(args, "plots", None) is not None:
         draw([args.out], args.plots)

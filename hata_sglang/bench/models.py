@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -104,6 +104,6 @@ def read_config(model: Path) -> dict[str, Any]:
     if not path.is_file():
         found = "no config.json in it" if model.is_dir() else "no such folder"
         expected = "a model's folder, with config.json"
-        raise Refusal([Problem("--model", expected, f"{model}: {found}")])
+        raise Refusal.of("--model", expected, f"{model}: {found}")
     config = json.loads(path.read_text())
     return config.get("text_config", config)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hata_sglang.bench.presets import FIXED, METHODS, PRESETS, make_scenarios
 from hata_sglang.bench.shapes import SHAPES, Shape
 from hata_sglang.bench.workloads import read_count, read_tokens
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 
 def read_shape(text: str) -> Shape:
@@ -106,7 +106,7 @@ def run_op(args: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         found = "torch.cuda.is_available() is False"
-        raise Refusal([Problem("bench op", "a CUDA GPU (bench serve runs on a CPU too)", found)])
+        raise Refusal.of("bench op", "a CUDA GPU (bench serve runs on a CPU too)", found)
     from hata_sglang.bench.op_meter import GpuMeter
     from hata_sglang.bench.op_rows import COLUMNS, KEYS
     from hata_sglang.bench.op_run import OpRun

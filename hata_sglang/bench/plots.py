@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.plotting import pyplot
 
 Row = Mapping[str, str]
@@ -40,8 +40,7 @@ def read_rows(files: Iterable[Path]) -> tuple[list[Row], list[Row]]:
             else:
                 expected = "columns of `bench op` (stage, p50_us) or `bench serve` (workload, ...)"
                 problems.append(Problem(str(path), expected, ", ".join(names[:6]) or "no columns"))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     return op, serve
 
 

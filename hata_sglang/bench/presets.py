@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hata_sglang.bench.shapes import SHAPES, Scenario, Shape, grid, headline, scaling
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 
 METHODS = ("asymmetric", "hata")
 #: First and last tokens that are always kept; a budget has room for more.
@@ -97,12 +97,11 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     if preset in FIXED:
         if given:
             flags = ", ".join(f"--{name}" for name in given)
-            raise Refusal([Problem("--preset", "grid or quick, with lists", f"{preset}, {flags}")])
+            raise Refusal.of("--preset", "grid or quick, with lists", f"{preset}, {flags}")
         return in_order(FIXED[preset]())
     axes = replace(PRESETS[preset], **given)
     problems = [Problem("--bits", "multiples of 32", str(bits)) for bits in axes.bits if bits % 32]
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     every = [
         scenario
         for scenario in grid(**vars(axes))
@@ -111,8 +110,8 @@ def make_scenarios(preset: str | None, **lists: Sequence) -> list[Scenario]:
     low = sorted({scenario.k for scenario in every if scenario.k <= FORCED})
     if low:
         expected = f"more than {FORCED} tokens, those that are always kept"
-        raise Refusal([Problem("--budgets", expected, ", ".join(map(str, low)))])
+        raise Refusal.of("--budgets", expected, ", ".join(map(str, low)))
     if not every:
         budgets = ", ".join(f"{budget:g}" for budget in axes.budgets)
-        raise Refusal([Problem("--budgets", "one that is not longer than every context", budgets)])
+        raise Refusal.of("--budgets", "one that is not longer than every context", budgets)
     return in_order(every)

@@ -10,7 +10,7 @@ import yaml
 
 from hata_sglang.bench.workloads import Workload
 from hata_sglang.config import HataConfig
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.arms import arm_settings
 
 STOCK = "stock"
@@ -85,7 +85,7 @@ def check_server_args(words: Sequence[str]) -> None:
     found = sorted({flag for word in words if (flag := word.partition("=")[0]) in OWN_FLAGS})
     if found:
         expected = "flags that all arms have in common (the others have options of their own)"
-        raise Refusal([Problem("--server-args", expected, ", ".join(found))])
+        raise Refusal.of("--server-args", expected, ", ".join(found))
 
 
 def context_length(workloads: Sequence[Workload]) -> int:

@@ -19,7 +19,7 @@ from hata_sglang.bench.workloads import (
     read_size,
     read_tokens,
 )
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 
 #: Sizes for a CPU, and for the demo model, whose context is 8,192.
 SMALL = {
@@ -128,8 +128,7 @@ def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
         problems.append(Problem("--output-tokens", "at least 2", str(output)))
     if args.repeats < 1:
         problems.append(Problem("--repeats", "at least 1", str(args.repeats)))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     defaults = SMALL if small else DEFAULTS
     made = []
     for name in args.workloads:
@@ -149,7 +148,7 @@ def check_model(config: dict[str, Any], needed: int) -> None:
     longest = config.get("max_position_embeddings")
     if longest is not None and needed > longest:
         expected = f"requests of at most {longest} tokens, the context of the model"
-        raise Refusal([Problem("--one, --unrelated, --shared, --short", expected, str(needed))])
+        raise Refusal.of("--one, --unrelated, --shared, --short", expected, str(needed))
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -173,11 +172,11 @@ def run_serve(args: argparse.Namespace) -> int:
     check_server_args(more)
     has_gpu = has_cuda_driver()
     if args.device == "cuda" and not has_gpu:
-        raise Refusal([Problem("--device", "cpu or auto on a machine without a GPU", "cuda")])
+        raise Refusal.of("--device", "cpu or auto on a machine without a GPU", "cuda")
     if args.model is not None and args.config is None:
-        raise Refusal([Problem("--config", "a YAML file for this model", "none")])
+        raise Refusal.of("--config", "a YAML file for this model", "none")
     if args.bits and (args.shape is None or args.config is not None):
-        raise Refusal([Problem("--bits", "--shape without --config", "another model's codes")])
+        raise Refusal.of("--bits", "--shape without --config", "another model's codes")
     on_cpu = args.device == "cpu" or not has_gpu
     demo = args.model is None and args.shape is None
     asked = make_workloads(args, small=on_cpu or demo)

@@ -82,7 +82,7 @@ def read_model(folder: str | Path) -> ModelFacts:
     if not os.path.isfile(folder / "config.json"):
         found = "no config.json in it" if os.path.isdir(folder) else "no such folder"
         expected = "a model's folder, with config.json"
-        raise Refusal([Problem("--model", expected, f"{printable(str(folder), 300)}: {found}")])
+        raise Refusal.of("--model", expected, f"{printable(str(folder), 300)}: {found}")
     with open_regular(folder / "config.json", "a model's config.json", MAX_CONFIG_BYTES):
         pass  # transformers reads it, whatever its size
 
@@ -94,7 +94,7 @@ def read_model(folder: str | Path) -> ModelFacts:
     except Exception as error:  # whatever transformers meets in a malformed file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         expected = f"a config.json that transformers can read ({folder})"
-        raise Refusal([Problem("--model", expected, reason)]) from error
+        raise Refusal.of("--model", expected, reason) from error
     text = whole.get_text_config()
 
     needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")

@@ -40,16 +40,6 @@ from hata_sglang.config.yaml_file import Source, read_mapping
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
 
-__all__ = [
-    "Budget",
-    "HataConfig",
-    "InnerBackend",
-    "LayerOverride",
-    "LayerPlan",
-    "Method",
-    "PlanRow",
-]
-
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 
 #: Of method random; a trained method has the bits of its weights.

@@ -70,7 +70,7 @@ def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
         text = content.decode()
     except UnicodeDecodeError as error:
         found = f"byte {error.start} that is not UTF-8"
-        raise Refusal([Problem(str(path), "a UTF-8 text file", found)]) from None
+        raise Refusal.of(str(path), "a UTF-8 text file", found) from None
 
     value, lines, duplicates = load_document(text, path)
     if value is None:
@@ -79,7 +79,7 @@ def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
         )
     if not isinstance(value, dict):
         found = f"a {type(value).__name__}"
-        raise Refusal([Problem(str(path), "a mapping of settings (method, budget, ...)", found)])
+        raise Refusal.of(str(path), "a mapping of settings (method, budget, ...)", found)
 
     source = Source(origin=str(path), lines=lines)
     problems = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 KeyPath = tuple[str, ...]
 
@@ -177,7 +177,7 @@ def load_document(
     except yaml.reader.ReaderError as error:
         where = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
         found = f"the character U+{error.character:04X}"
-        raise Refusal([Problem(where, "printable characters", found)]) from None
+        raise Refusal.of(where, "printable characters", found) from None
     except yaml.MarkedYAMLError as error:
         raise _syntax_refusal(path, error) from None
     except (ValueError, OverflowError):
@@ -202,4 +202,4 @@ def _syntax_refusal(path: Path, error: yaml.MarkedYAMLError) -> Refusal:
 
 def _refusal(path: Path, mark: yaml.Mark | None, expected: str, found: str) -> Refusal:
     where = str(path) if mark is None else f"{path}:{mark.line + 1}"
-    return Refusal([Problem(where, expected, found)])
+    return Refusal.of(where, expected, found)

@@ -18,7 +18,7 @@ import yaml
 from hata_sglang.config import HataConfig
 from hata_sglang.config.plan import TRAINED_METHODS, Method
 from hata_sglang.config.rules import MAX_BITS
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.hidden_fact import HiddenFact, Reply, ask, found
 from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.seams.cpu_preview import has_cuda_driver
@@ -85,7 +85,7 @@ def arm_settings(
     if arm != base.method or arm in weights:
         if arm in TRAINED_METHODS and arm not in weights:
             expected = f"a folder or shipped name of weights for arm {arm}"
-            raise Refusal([Problem("weights", expected, f"only those of {base.method}")])
+            raise Refusal.of("weights", expected, f"only those of {base.method}")
         dropped = {key: settings.pop(key, None) for key in METHOD_KEYS}
         settings = {"method": arm, **settings}
         if arm in weights:
@@ -140,7 +140,7 @@ def arm_arguments(
         If `arm` is not in `ARMS`, or as `arm_settings`.
     """
     if arm not in ARMS:
-        raise Refusal([Problem("arm", f"one of {', '.join(ARMS)}", repr(arm))])
+        raise Refusal.of("arm", f"one of {', '.join(ARMS)}", repr(arm))
     base = ["--model-path", str(model)]
     if arm == "dense":
         yield [*base, "--attention-backend", dense_backend()]

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity, steps_of
@@ -77,7 +77,7 @@ def read_text(path: str | Path | None = None) -> tuple[str, str]:
     try:
         return Path(path).stem, Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal([Problem("--text", "a readable file in UTF-8", str(error))]) from None
+        raise Refusal.of("--text", "a readable file in UTF-8", str(error)) from None
 
 
 def make_chunks(
@@ -111,7 +111,7 @@ def make_chunks(
         ("--continuation", continuation, 1),
     ):
         if value < least:
-            raise Refusal([Problem(name, f"at least {least}", str(value))])
+            raise Refusal.of(name, f"at least {least}", str(value))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # What the tokenizer puts before any text (Llama's and Gemma's first token), and nothing else.
     first = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1]
@@ -120,7 +120,7 @@ def make_chunks(
     size = context + continuation - len(first)
     if len(ids) < count * size:
         expected = f"at least {count} x {size} tokens of text"
-        raise Refusal([Problem("--chunks", expected, f"{len(ids)} tokens")])
+        raise Refusal.of("--chunks", expected, f"{len(ids)} tokens")
     stride = (len(ids) - size) // max(count - 1, 1)
     chunks = []
     for index in range(count):

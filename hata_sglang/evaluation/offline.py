@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hata_sglang.config.layer_ranges import EXPECTED, format_layers, parse_range
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Problem, refuse_any
 
 
 def _layers(text: str) -> range:
@@ -138,8 +138,7 @@ def _check(args: argparse.Namespace, head_dim: int, full_layers: Sequence[int]) 
     if set(wanted) <= dense:
         expected = "some of the layers left for the averages"
         problems.append(Problem("--dense-layers", expected, f"all of {format_layers(wanted)}"))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     return list(wanted)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Problem, refuse_any
 
 #: Scores by group (a task at a length, a text) and sample.
 Scores = dict[object, dict[object, float]]
@@ -82,8 +82,7 @@ def read_rows(paths: Iterable[Path]) -> Rows:
             problems.append(Problem(str(path), expected, found))
             continue
         getattr(rows, kind).extend(content)
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     return rows
 
 

@@ -55,7 +55,7 @@ class ResultFile:
             reader = csv.DictReader(stream)
             if reader.fieldnames != self._header:
                 found = ", ".join(reader.fieldnames or ())
-                raise Refusal([Problem(str(self.path), ", ".join(self._header), found)])
+                raise Refusal.of(str(self.path), ", ".join(self._header), found)
             return list(reader)
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:

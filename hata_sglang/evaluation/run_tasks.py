@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Answer, Client
 from hata_sglang.evaluation.metrics import METRICS
 from hata_sglang.evaluation.results import ResultFile
@@ -69,7 +69,7 @@ def task_names(words: Iterable[str]) -> list[str]:
             found = [name for name in TASKS if name.startswith(f"{word}/")]
         else:
             known = sorted({"ruler", *groups, *(name for name in TASKS if "/" not in name)})
-            raise Refusal([Problem("--tasks", f"some of {', '.join(known)}", repr(word))])
+            raise Refusal.of("--tasks", f"some of {', '.join(known)}", repr(word))
         names.update(dict.fromkeys(found))
     return list(names)
 

@@ -13,7 +13,7 @@ import torch
 
 from hata_kernels.encoders import Encoder, dense_scores
 from hata_sglang.config.layer_ranges import format_layers
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.evaluation.selectors import (
     AttentionCase,
     KeyStatistics,
@@ -110,8 +110,7 @@ def load_sets(
             found = f"{card.name} twice; the name of a set is in its {ref}/card.json"
             problems.append(Problem("--weights", "sets with different names", found))
         sets.append(weights)
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     return sets
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hata_sglang.config import DEFAULT_BITS, HataConfig
 from hata_sglang.config.budget import Budget
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.evaluation.arms import arm_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
@@ -96,8 +96,7 @@ def check_where(args: Namespace) -> None:
             problems.append(Problem("--config", "a YAML file for the sparse arms", "nothing"))
     elif args.budgets:
         problems.append(Problem("--budgets", "no --url beside it", "both"))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
 
 
 @contextmanager
@@ -172,4 +171,4 @@ def tokenizer_of(args: Namespace) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise Refusal([Problem("--model", "a folder with a tokenizer", reason)]) from None
+        raise Refusal.of("--model", "a folder with a tokenizer", reason) from None

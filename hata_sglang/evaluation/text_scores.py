@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
 #: One prediction against one reference.
@@ -37,7 +37,7 @@ def optional_package(name: str) -> ModuleType:
         if error.name != package:
             raise
         expected = 'installed for this metric: pip install "hata-sglang[eval]"'
-        raise Refusal([Problem(f"package {package}", expected, "no such package")]) from None
+        raise Refusal.of(f"package {package}", expected, "no such package") from None
 
 
 def words(text: str) -> list[str]:

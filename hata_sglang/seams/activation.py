@@ -13,7 +13,7 @@ import logging
 import os
 from typing import Any
 
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams import cpu_preview, refusing, versions
 from hata_sglang.seams.session import Session
 
@@ -75,7 +75,7 @@ def resolve(original, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         if BACKEND not in asked:
             found = next((name for name in asked if name), "none")
-            raise Refusal([Problem("--attention-backend", f"{BACKEND}, because of {FLAG}", found)])
+            raise Refusal.of("--attention-backend", f"{BACKEND}, because of {FLAG}", found)
         config = check_asked(server_args, named or os.environ.get(CONFIG_ENV))
         _swap_names(server_args, config.inner_backend)
         os.environ[ACTIVE_ENV] = "1"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
@@ -77,8 +77,8 @@ def _require_attached(result, self, *args, **kwargs) -> None:
     """Stop a scheduler whose server asked for hata and whose attention backend is a stock one."""
     if Session.of(self.model_config) is not None and not METRICS.serving:
         names = ", ".join(INNER_BACKENDS)
-        problem = Problem(f"sglang {versions.SGLANG}", f"a decode backend among {names}", "another")
-        raise Refusal([problem])
+        setting = f"sglang {versions.SGLANG}"
+        raise Refusal.of(setting, f"a decode backend among {names}", "another")
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -134,5 +134,4 @@ def _find(place: str) -> Any:
 
 def _refuse(places: list[str], purpose: str) -> None:
     setting = f"sglang {versions.SGLANG}"
-    if places:
-        raise Refusal(Problem(setting, f"{place} {purpose}", "not so") for place in places)
+    refuse_any(Problem(setting, f"{place} {purpose}", "not so") for place in places)

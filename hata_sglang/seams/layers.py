@@ -8,7 +8,7 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 from hata_kernels.attend import fits_dense
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.seams.session import Session
 
 
@@ -104,5 +104,4 @@ def check_layers(model: torch.nn.Module, session: Session) -> None:
                     f"{layer.qk_head_dim} and {layer.v_head_dim}",
                 )
             )
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)

@@ -10,7 +10,7 @@ import torch
 from hata_kernels import attend, score
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding.gpu_buffers import most_tokens
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session, carry
 
@@ -117,8 +117,7 @@ def check_asked(server_args: Any, path: str | None) -> HataConfig:
         problems += _model(model_config)
         if config is not None and not problems:
             Session.of(model_config)  # refuses weights and layers that do not fit
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     assert config is not None
     return config
 
@@ -134,7 +133,7 @@ def _model_path(path: str) -> list[Problem]:
 def _load(path: str | None) -> HataConfig:
     if not path:
         setting = "--hata-config (or the environment variable HATA_CONFIG)"
-        raise Refusal([Problem(setting, "the path of a YAML file", "nothing")])
+        raise Refusal.of(setting, "the path of a YAML file", "nothing")
     return HataConfig.load(path)
 
 
@@ -168,8 +167,7 @@ def check_resolved(server_args: Any) -> Session:
             problems += device_limits(session) + _graphs(args)
     except Refusal as refusal:
         problems += refusal.problems
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     assert session is not None
     return session
 
@@ -293,15 +291,8 @@ def check_runner(runner: Any, session: Session) -> None:
     from hata_sglang.seams.layers import check_layers
 
     if not hasattr(runner.token_to_kv_pool, "codes"):
-        raise Refusal(
-            [
-                Problem(
-                    "KV pool", "MHATokenToKVPool with codes", type(runner.token_to_kv_pool).__name__
-                )
-            ]
-        )
+        found = type(runner.token_to_kv_pool).__name__
+        raise Refusal.of("KV pool", "MHATokenToKVPool with codes", found)
     check_layers(runner.model, session)
     if runner.kv_cache_dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise Refusal(
-            [Problem("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))]
-        )
+        raise Refusal.of("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hata_sglang.config.layer_ranges import format_layers
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 
 # Their attention calls the attention interface with q and k after RoPE, each tested in
 # tests/training/test_architectures.py. Names are transformers' `model_type` of the text model.
@@ -79,14 +79,13 @@ def plan_layers(hf_config: Any) -> LayerPlan:
                 str(cap),
             )
         )
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     layers = range(config.num_hidden_layers)
     skipped = tuple(layer for layer in layers if _slides(config, layer))
     trained = tuple(layer for layer in layers if layer not in skipped)
     if not trained:
         found = f"a sliding window of {config.sliding_window} tokens in every layer"
-        raise Refusal([Problem("model, layers", "at least one with full attention", found)])
+        raise Refusal.of("model, layers", "at least one with full attention", found)
     return LayerPlan(trained, skipped)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SPLITS, Splits
@@ -56,7 +56,7 @@ def group_layers(
     if size < 1:
         expected = f"at least {bytes_per_layer / 1e9:.4f} GB, the captures of one layer"
         found = f"{max_bytes / 1e9:g} GB; raise it, or give fewer or shorter texts"
-        raise Refusal([Problem("--max-disk", expected, found)])
+        raise Refusal.of("--max-disk", expected, found)
     return [list(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 

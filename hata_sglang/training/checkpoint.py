@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hata_sglang.demo.model import MANIFEST
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.files import file_sha256
 
 
@@ -22,12 +22,12 @@ def read_config(model_dir: Path) -> Any:
     from transformers import AutoConfig
 
     if not (model_dir / "config.json").is_file():
-        raise Refusal([Problem("model", "a folder with a Hugging Face checkpoint", str(model_dir))])
+        raise Refusal.of("model", "a folder with a Hugging Face checkpoint", str(model_dir))
     try:
         return AutoConfig.from_pretrained(model_dir)
     except ValueError as error:
         expected = "a config.json that transformers can read"
-        raise Refusal([Problem("model", expected, str(error).splitlines()[0])]) from error
+        raise Refusal.of("model", expected, str(error).splitlines()[0]) from error
 
 
 def model_revision(model_dir: Path) -> str:
@@ -49,7 +49,7 @@ def model_revision(model_dir: Path) -> str:
         return "gguf-sha256:" + json.loads(manifest.read_text(encoding="utf-8"))["gguf_sha256"]
     files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("*.bin"))
     if not files:
-        raise Refusal([Problem("model", "*.safetensors or *.bin", f"none in {model_dir}")])
+        raise Refusal.of("model", "*.safetensors or *.bin", f"none in {model_dir}")
     sums = [file_sha256(path) for path in files]
     return "weights-sha256:" + (sums[0] if len(sums) == 1 else "+".join(sums))
 

@@ -158,14 +158,14 @@ def read_layers(file: Path) -> LayerTensors:
     # Whatever else goes wrong is a structure that nobody described.
     except Exception as error:
         found = f"another structure ({type(error).__name__}: {error})"
-        raise _refusal(file, f"{_format(file)} of HashAttention", found) from error
+        raise Refusal.of(file, f"{_format(file)} of HashAttention", found) from error
 
 
 def _format(file: Path) -> str:
     formats = {".pt": "state dict", ".pth": "state dict", ".bin": "state dict"}
     formats[".pkl"] = "converted weights"
     if file.suffix not in formats:
-        raise _refusal(file, f"a name that ends in {', '.join(formats)}", repr(file.suffix))
+        raise Refusal.of(file, f"a name that ends in {', '.join(formats)}", repr(file.suffix))
     return formats[file.suffix]
 
 
@@ -173,14 +173,14 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
     found: dict[tuple[int, str, int, str], dict[int, torch.Tensor]] = {}
     state = load_state_dict(file)
     if not isinstance(state, Mapping) or not state:
-        raise _refusal(file, "a dict of tensors (a state dict)", _kind(state))
+        raise Refusal.of(file, "a dict of tensors (a state dict)", _kind(state))
     for name, value in state.items():
         match = _STATE_KEY.fullmatch(str(name))
         if match is None:
             expected = (
                 "names LAYER.learning_to_hash_transformation_(q|k).HEAD.(0|2|4).(weight|bias)"
             )
-            raise _refusal(file, expected, shorten(name))
+            raise Refusal.of(file, expected, shorten(name))
         tensor = _tensor(value, room)
         place = (int(match[1]), _SIDES[match[2]], int(match[4]) // 2, match[5])
         # nn.Linear keeps [out, in].
@@ -189,7 +189,7 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
     layers: LayerTensors = {}
     for (layer, side, n, kind), heads in found.items():
         if sorted(heads) != list(range(len(heads))):
-            raise _refusal(
+            raise Refusal.of(
                 file, f"heads 0 to {len(heads) - 1} in layer {layer}", format_layers(heads)
             )
         stacked = torch.stack([heads[head] for head in range(len(heads))])
@@ -200,14 +200,14 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
 def _from_pickle(file: Path, room: Room) -> LayerTensors:
     content = load_tensor_pickle(file)
     if not isinstance(content, Mapping) or not content:
-        raise _refusal(file, "a dict of layers", _kind(content))
+        raise Refusal.of(file, "a dict of layers", _kind(content))
     layers: LayerTensors = {}
     wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _FIELDS}
     for layer, lists in content.items():
         if not isinstance(layer, int) or not isinstance(lists, Mapping) or set(lists) != wanted:
             expected = f"layer numbers with {', '.join(sorted(wanted))}"
             names = shorten(sorted(map(str, lists))) if isinstance(lists, Mapping) else _kind(lists)
-            raise _refusal(file, expected, f"{shorten(layer)} with {names}")
+            raise Refusal.of(file, expected, f"{shorten(layer)} with {names}")
         tensors = layers[layer] = {}
         for name, values in lists.items():
             side, field = name.split("_")
@@ -249,8 +249,4 @@ def _encoder(
             f"MLPs of {fingerprint.num_attention_heads} query heads from {fingerprint.head_dim} "
             "numbers to 32 bits, as the model has"
         )
-        raise _refusal(f"{file}, layer {layer}", expected, str(error)) from error
-
-
-def _refusal(setting: str | Path, expected: str, found: str) -> Refusal:
-    return Refusal([Problem(str(setting), expected, found)])
+        raise Refusal.of(f"{file}, layer {layer}", expected, str(error)) from error

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from hata_kernels.encoders import Encoder
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.training.asymmetric import AsymmetricRecipe, AsymmetricTrainer
 from hata_sglang.training.hashattention import (
     BITS_PER_HEAD,
@@ -53,7 +53,7 @@ def check_method(method: str) -> None:
     Refusal
     """
     if method not in METHODS:
-        raise Refusal([Problem("method", f"one of {', '.join(METHODS)}", repr(method))])
+        raise Refusal.of("method", f"one of {', '.join(METHODS)}", repr(method))
 
 
 def resolve_bits(method: str, bits: int | None, group: int) -> int:
@@ -76,11 +76,11 @@ def resolve_bits(method: str, bits: int | None, group: int) -> int:
         fixed = BITS_PER_HEAD * group
         if bits not in (None, fixed):
             expected = f"{fixed}, {BITS_PER_HEAD} for each of the {group} query heads of a KV head"
-            raise Refusal([Problem("bits", expected, str(bits))])
+            raise Refusal.of("bits", expected, str(bits))
         return fixed
     bits = DEFAULT_BITS if bits is None else bits
     if bits < 32 or bits % 32:
-        raise Refusal([Problem("bits", "a positive multiple of 32", str(bits))])
+        raise Refusal.of("bits", "a positive multiple of 32", str(bits))
     return bits
 
 
@@ -97,5 +97,5 @@ def make_trainer(
     check_method(method)
     recipe_type, trainer_type = METHODS[method]
     if not isinstance(recipe, recipe_type):
-        raise Refusal([Problem("recipe", recipe_type.__name__, type(recipe).__name__)])
+        raise Refusal.of("recipe", recipe_type.__name__, type(recipe).__name__)
     return trainer_type(data, bits, recipe, seed)

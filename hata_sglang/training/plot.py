@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.weights import Card
 
 
@@ -23,8 +23,7 @@ def check_plotting(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         found = "none; install it with: pip install 'hata-sglang[plot]'"
         problems.append(Problem("--plot", "the package matplotlib", found))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
 
 
 def plot_masses(card: Card, path: Path) -> None:

@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, refuse_any
 
 R = TypeVar("R")
 
@@ -68,8 +68,7 @@ def make_recipe(recipe_type: type[R], options: Sequence[str]) -> R:
                 values[name] = _parse(fields[name], text)
             except ValueError:
                 problems.append(Problem(setting, describe(fields[name]), repr(text)))
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     return _build(recipe_type, values)
 
 

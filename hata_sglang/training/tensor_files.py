@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.files import open_regular
 from hata_sglang.training.safe_pickle import ForbiddenName, Room, TensorUnpickler
 
@@ -68,7 +68,7 @@ def _load(path: Path, expected: str, read: Callable[[BinaryIO, Room], Any]) -> A
         # Damaged files raise whatever their opcodes and lengths run into.
         except Exception as error:
             found = f"damage ({type(error).__name__}: {error})"
-    raise Refusal([Problem(str(path), expected, found)])
+    raise Refusal.of(str(path), expected, found)
 
 
 def _read_pickle(file: BinaryIO, room: Room) -> Any:

@@ -14,7 +14,7 @@ import torch
 from hata_kernels.encoders import Encoder, make_encoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.plan import LayerPlan
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.weights import HashWeights, check_against_model, load_weights
 
 
@@ -83,8 +83,7 @@ def load_encoders(
                 encoders |= {plan.layer: sets[ref].encoder(plan.layer) for plan in users}
         except Refusal as refusal:
             problems += refusal.problems
-    if problems:
-        raise Refusal(problems)
+    refuse_any(problems)
     for plan in plans:
         if plan.method == "random":
             sizes = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim}

@@ -33,23 +33,8 @@ from hata_sglang.weights.card import (
     TENSORS_FILE,
     Card,
     Fingerprint,
-    HeldOut,
-    TrainingData,
     Versioned,
 )
-
-__all__ = [
-    "Card",
-    "Fingerprint",
-    "HashWeights",
-    "HeldOut",
-    "TrainingData",
-    "check_against_model",
-    "load_weights",
-    "read_card",
-    "save_weights",
-    "shipped_weights",
-]
 
 DTYPES = (torch.float32, torch.float16)
 #: A card of 128 layers and ten budgets has 200 KB; a set for 126 layers of 128 heads, 5 GB.
@@ -92,7 +77,7 @@ class HashWeights:
         card, model = self.card, self.card.fingerprint
         setting = f"hash weights {card.name}, layer {layer}"
         if card.method not in ENCODERS:
-            raise _refusal(setting, f"a method among {', '.join(ENCODERS)}", repr(card.method))
+            raise Refusal.of(setting, f"a method among {', '.join(ENCODERS)}", repr(card.method))
         try:
             encoder = make_encoder(
                 card.method,
@@ -104,9 +89,9 @@ class HashWeights:
             )
         except (TypeError, ValueError, OverflowError) as error:
             expected = f"tensors and options of method {card.method} for {card.model}"
-            raise _refusal(setting, expected, str(error)) from error
+            raise Refusal.of(setting, expected, str(error)) from error
         if encoder.bits != card.bits:
-            raise _refusal(setting, f"{card.bits} bits, as in the card", f"{encoder.bits}")
+            raise Refusal.of(setting, f"{card.bits} bits, as in the card", f"{encoder.bits}")
         return encoder
 
 
@@ -220,7 +205,7 @@ def load_weights(ref: str | Path) -> HashWeights:
     content = read_regular(folder / TENSORS_FILE, expected, _largest_file(card))
     found = hashlib.sha256(content).hexdigest()
     if found != card.sha256:
-        raise _refusal(
+        raise Refusal.of(
             folder / TENSORS_FILE,
             f"SHA-256 {card.sha256} as in its card",
             f"{found}; the file is damaged or belongs to another card",
@@ -228,17 +213,13 @@ def load_weights(ref: str | Path) -> HashWeights:
     try:
         named = load_tensors(content)
     except SafetensorError as error:
-        raise _refusal(folder / TENSORS_FILE, "a safetensors file", str(error)) from error
+        raise Refusal.of(folder / TENSORS_FILE, "a safetensors file", str(error)) from error
     refuse_any(_tensor_problems(card, named))
     layers = {
         layer: {name: named[f"layers.{layer}.{name}"].float() for name in card.shapes}
         for layer in card.layers
     }
     return HashWeights(card, layers)
-
-
-def _refusal(setting: str | Path, expected: str, found: str) -> Refusal:
-    return Refusal([Problem(str(setting), expected, found)])
 
 
 def _find(ref: str | Path) -> Path:
@@ -253,7 +234,7 @@ def _find(ref: str | Path) -> Path:
         if ref in shipped:
             return Path(str(root / ref))
         tried.append(printable(str(root / ref), 300))
-    raise _refusal(
+    raise Refusal.of(
         "weights",
         f"a folder of hash weights or a shipped name ({', '.join(shipped) or 'none'})",
         f"{printable(str(ref), 300)!r} (tried {', '.join(tried)}). Train a set with: "
@@ -271,9 +252,9 @@ def _read_card(folder: Path) -> Card:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = printable(".".join(str(part) for part in first["loc"]), 200) or "the file"
-        raise _refusal(path, "a card of hash weights", f"{where}: {first['msg']}") from error
+        raise Refusal.of(path, "a card of hash weights", f"{where}: {first['msg']}") from error
     if card.version != CARD_VERSION:
-        raise _refusal(path, f"version {CARD_VERSION}", f"version {card.version}")
+        raise Refusal.of(path, f"version {CARD_VERSION}", f"version {card.version}")
     return card
 
 
