@@ -71,7 +71,7 @@ class CpuDecoder:
         self.seq_lens = batch.seq_lens
         self.width = int(batch.seq_lens_cpu.max())
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
-        self._rows: dict[tuple[Budget, int], tuple[Rows, torch.Tensor]] = {}
+        self._rows: dict[Budget, Rows] = {}
 
     def decodes_dense(self, layer: int) -> bool:
         """False: dense layers are the inner backend's."""
@@ -99,24 +99,12 @@ class CpuDecoder:
         if plan.layer not in self.encoders:
             return self._decode_without_codes(plan, q, cache)
         layer = self._layer(plan, cache)
+        if (rows := self._rows.get(plan.budget)) is None:
+            kept, heads = counts(plan.budget, self.seq_lens), layer.encoder.num_kv_heads
+            rows = self._kernels.Rows(self.token_slots, self.seq_lens, kept, heads)
+            self._rows[plan.budget] = rows
         new_slots = None if new_keys is None else new_keys[1]
-        encoded = 0 if new_slots is None else new_slots.numel()
-        rows, done = self._rows.get((plan.budget, encoded)) or self._share(plan, encoded, layer)
-        out = layer(q, rows, new_slots)
-        if (tally := self.tallies.get(plan.layer)) is not None:
-            tally += done
-        return out
-
-    def _share(
-        self, plan: LayerPlan, encoded: int, layer: SparseLayer
-    ) -> tuple[Rows, torch.Tensor]:
-        """What layers of one budget share in a step: its rows, and what each adds to its tally."""
-        kept = counts(plan.budget, self.seq_lens)
-        rows = self._kernels.Rows(self.token_slots, self.seq_lens, kept, layer.encoder.num_kv_heads)
-        # Without CUDA graphs no row is padding.
-        done = torch.tensor([encoded, 1, int(self.seq_lens.sum()), int(kept.sum())])
-        shared = self._rows[plan.budget, encoded] = (rows, done)
-        return shared
+        return layer(q, rows, new_slots, self.tallies.get(plan.layer))
 
     def _layer(self, plan: LayerPlan, cache: LayerCache) -> SparseLayer:
         """A layer with its buffers; made once, as the pool's stay the same."""

@@ -13,6 +13,7 @@ from hata_kernels.attend import attend_naive
 from hata_kernels.bits import unpack_bits
 from hata_kernels.cpu import Rows, SparseLayer
 from hata_kernels.rank import rank_naive
+from hata_kernels.tally import SIZE
 
 SCALE = 0.125
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -236,6 +237,21 @@ def test_weights_that_vanish(make_token_slots, dtype) -> None:
         torch.testing.assert_close(out[0, head].double(), expected, atol=close, rtol=close)
 
 
+@pytest.mark.parametrize("method", ["hata", "asymmetric", "hashattention"])
+def test_what_a_step_did_is_counted(make_token_slots, method) -> None:
+    bits = 64 if method == "hashattention" else 96
+    encoder = cases.make(method, 2, 2, 64, bits)
+    layer = Layer(encoder, [1, 40, 300], [10, 40, 33], make_token_slots)
+    made, tally = layer.make(), torch.full((SIZE,), 2**40)
+    made(layer.q, layer.rows(), None, tally)
+    assert (tally - 2**40).tolist() == [0, 1, 341, 1 + 40 + 33]
+    made(layer.q, layer.rows(), torch.tensor([3, 7, 5]), tally)
+    assert (tally - 2**40).tolist() == [3, 2, 682, 2 * (1 + 40 + 33)]
+    for row in range(2):  # a context within its budget alone, one of which all is kept
+        made(layer.q[row : row + 1], layer.rows([row]), None, tally)
+    assert (tally - 2**40).tolist() == [3, 4, 682 + 41, 2 * 74 + 41]
+
+
 def test_wrong_arguments_are_named(make_token_slots) -> None:
     layer = Layer(cases.make("hata", 2, 3, 64), [90, 300], [20, 30], make_token_slots)
     made, codes = layer.make(), layer.codes.clone()
@@ -249,6 +265,8 @@ def test_wrong_arguments_are_named(make_token_slots) -> None:
         ((q, layer.rows(), slots[:, None]), r"slots\.shape: expected \[any\]"),
         ((q, layer.rows(), slots - 4), r"slots: expected 0 to 349"),
         ((q, layer.rows(), slots + 345), r"slots: expected 0 to 349"),
+        ((q, layer.rows(), slots, torch.zeros(3).long()), r"tally\.shape: expected \[4\]"),
+        ((q, layer.rows(), slots, torch.zeros(4)), r"tally\.dtype: expected torch\.int64"),
     ):
         with pytest.raises(ValueError, match=message):
             made(*wrong)

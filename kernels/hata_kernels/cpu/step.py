@@ -10,12 +10,13 @@ from ..checks import expect, expect_lengths, expect_table, expect_tensor
 from ..encoders import Encoder
 from ..score.arguments import LENGTHS
 from ..score.levels import full_score, score_levels, score_shift
+from ..tally import check_tally
 from .compiling import KINDS, MISFIT_ERRORS
 from .encoding import encoding_of
 from .step_kernels import BAD_SLOT, DONE, GIVEN, decode_layer
 
 _NO_SCALES, _NO_NUMBERS = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.uint16)
-_NO_PLANES = np.empty((0, 0, 0, 0), np.int32)
+_NO_PLANES, _NO_TALLY = np.empty((0, 0, 0, 0), np.int32), np.empty(0, np.int64)
 
 
 class Rows:
@@ -148,7 +149,11 @@ class SparseLayer:
         )
 
     def __call__(
-        self, q: torch.Tensor, rows: Rows, new_slots: torch.Tensor | None = None
+        self,
+        q: torch.Tensor,
+        rows: Rows,
+        new_slots: torch.Tensor | None = None,
+        tally: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Encode a step's keys and queries, select the best tokens of every row, attend to them.
 
@@ -166,6 +171,8 @@ class SparseLayer:
         new_slots : torch.Tensor, optional
             int32 or int64 ``[any]``: slots of keys of which codes and scales are missing and are
             written.
+        tally : torch.Tensor, optional
+            See `hata_kernels.tally`: counts the keys, the rows' contexts and what is attended.
 
         Returns
         -------
@@ -195,12 +202,13 @@ class SparseLayer:
                 _words(out) if ranked else _NO_NUMBERS,
                 *rows.arrays,
                 *self._arguments,
+                _NO_TALLY if tally is None else tally.numpy(),
             )
         except MISFIT_ERRORS:
-            self._check(q, rows, slots)
+            self._check(q, rows, slots, tally)
             raise
         if status != DONE:
-            self._check(q, rows, slots)
+            self._check(q, rows, slots, tally)
             expect(status != BAD_SLOT, "slots", f"0 to {len(self.buffers[0]) - 1}", "others")
         rows.planes = planes
         if not rows.whole:
@@ -230,8 +238,11 @@ class SparseLayer:
             self.encoder.encode_keys(keys, codes=codes, slots=slots, scales=scales)
         return self.encoder.encode_queries(q)
 
-    def _check(self, q: torch.Tensor, rows: Rows, slots: torch.Tensor) -> None:
+    def _check(
+        self, q: torch.Tensor, rows: Rows, slots: torch.Tensor, tally: torch.Tensor | None
+    ) -> None:
         """Raise for what does not fit."""
+        check_tally(tally, self.buffers[0].device)
         cache, heads = self.buffers[0], self._planes[0]
         shape = (len(rows.selected), heads * self.encoder.group, cache.shape[2])
         expect_tensor("q", q, shape=shape, dtypes=(cache.dtype,), device=cache.device)

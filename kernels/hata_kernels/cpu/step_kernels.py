@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ..tally import ATTENDED, CONTEXT, ENCODED, SIZE, STEPS
 from .compiling import FLAGS, compiled
 from .encode_kernels import encode_asymmetric, encode_linear
 from .numbers import exp, load, prefetch, store
@@ -142,7 +143,7 @@ def _rank(planes, codes, scales, slots, budget, numbers, selected):
     "int32[:,::1], int64[::1], int32[::1], int64, uint16[:,:,::1], uint16[:,:,::1], "
     "int32[:,:,::1], uint8[:,::1], int64, float32[:,:,::1], float32[:,::1], "
     "float32[:,:,::1], float32[:,:,::1], float32[:,::1], float64, float32[::1], int64[::1], "
-    "int64, int64, int64, int64, int64, float64)"
+    "int64, int64, int64, int64, int64, float64, int64[::1])"
 )
 def decode_layer(
     q,
@@ -173,6 +174,7 @@ def decode_layer(
     sink,
     recent,
     scale,
+    tally,
 ):
     """Compiled part of `SparseLayer`; says how it went.
 
@@ -209,6 +211,8 @@ def decode_layer(
     sink, recent : int
     scale : float
         Softmax scale.
+    tally : int64 [SIZE], or [0]
+        `hata_kernels.tally`; added to, where there is one. No row is padding.
     """
     batch, heads, size = len(table), codes.shape[1], keys.shape[2]
     group, ranked = q.shape[1] // heads, lengths > budgets
@@ -223,6 +227,8 @@ def decode_layer(
     if method == ASYMMETRIC and query_weight.shape[1] * (2 if kind == 2 else 1) != group * size:
         return MISFIT
     if method == LINEAR and group != len(shifts):
+        return MISFIT
+    if len(tally) not in (0, SIZE):
         return MISFIT
     for slot in new_slots:
         if not 0 <= slot < len(codes):
@@ -242,8 +248,14 @@ def decode_layer(
         encode_asymmetric(q, keys, kind, *of_keys, *of_queries, *where)
     numbers = (shifts, full, levels, scale_shift, sink, recent)
     attended = np.empty((group, size // 2 if kind == 2 else size), np.float32)
+    if len(tally) > 0:
+        tally[ENCODED] += len(new_slots)
+        tally[STEPS] += 1
     for b in range(batch):
         length, budget = lengths[b], np.int64(budgets[b])
+        if len(tally) > 0:
+            tally[CONTEXT] += length
+            tally[ATTENDED] += min(length, budget)
         selected[b, :, min(length, budget) :] = -1
         if not ranked[b]:
             for h in range(heads):
