@@ -35,6 +35,22 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """Folder of the demo model."""
+    from hata_sglang.demo.model import ensure_demo_model
+
+    return ensure_demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer(demo_model):
+    """The tokenizer of a real model: tokens are parts of words, and counting them takes time."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_model)
+
+
+@pytest.fixture(scope="session")
 def bounded() -> Callable[..., AbstractContextManager[None]]:
     """Run a block within 10 seconds of processor time and 1 GB of memory more than there is now."""
 

@@ -8,11 +8,9 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.evaluation.haystack import document
 from hata_sglang.evaluation.server import ServerProcess
 
@@ -88,31 +86,18 @@ def connect():
 
 
 @pytest.fixture(scope="session")
-def model() -> Path:
-    """Folder of the demo model."""
-    return ensure_demo_model()
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
-
-
-@pytest.fixture(scope="session")
-def make_prompt(tokenizer):
+def make_prompt(demo_tokenizer):
     """Function of (tokens, seed): that many ids of prose."""
 
     def make(tokens: int, seed: int) -> list[int]:
-        text = document(tokenizer, tokens + 64, seed)
-        return tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+        text = document(demo_tokenizer, tokens + 64, seed)
+        return demo_tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def start(model, tmp_path_factory):
+def start(demo_model, tmp_path_factory):
     """Function that makes a ServerProcess: YAML text for hata, None for the stock backend."""
 
     def make(yaml: str | None, *flags: str, module: str = "hata_sglang.launch_server"):
@@ -122,7 +107,14 @@ def start(model, tmp_path_factory):
         else:
             (folder / "hata.yaml").write_text(yaml)
             arguments = ["--hata-config", str(folder / "hata.yaml")]
-        arguments += ["--model-path", str(model), "--max-total-tokens", "40000", *FLAGS, *flags]
+        arguments += [
+            "--model-path",
+            str(demo_model),
+            "--max-total-tokens",
+            "40000",
+            *FLAGS,
+            *flags,
+        ]
         return ServerProcess(
             arguments,
             module=module,

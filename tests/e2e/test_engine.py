@@ -18,13 +18,13 @@ pytestmark = [
 ]
 
 
-def test_the_example_script_answers_sparsely(repo_root, model, tmp_path):
+def test_the_example_script_answers_sparsely(repo_root, demo_model, tmp_path):
     script = repo_root / "launch" / "engine.py"
     assert "import hata" not in script.read_text()
     environment = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
     environment["HATA_CONFIG"] = str(files("hata_sglang") / "configs" / "demo.yaml")
     done = subprocess.run(
-        [sys.executable, script, model],
+        [sys.executable, script, demo_model],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

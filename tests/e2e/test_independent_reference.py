@@ -76,11 +76,11 @@ class Masked:
 
 
 @pytest.fixture(scope="module")
-def log_probabilities(model):
+def log_probabilities(demo_model):
     """Function of (prompt, tokens, weights): float32 ``[len(tokens), vocabulary]``."""
     from transformers import AttentionInterface, AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
 
     @torch.no_grad()
     def compute(prompt, tokens, weights):

@@ -45,7 +45,7 @@ dense_layers: [0]
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))
-def checkpoint(request, tokenizer, tmp_path_factory):
+def checkpoint(request, demo_tokenizer, tmp_path_factory):
     """A small model with random weights whose attention is uneven, with the demo's tokenizer."""
     # Not at the top: models import Triton, which tests/kernels has to be the first to import.
     import transformers
@@ -53,7 +53,7 @@ def checkpoint(request, tokenizer, tmp_path_factory):
     config, model_type, more = MODELS[request.param]
     torch.manual_seed(0)
     # Grammars need to know how an answer ends, as any released model says.
-    more = more | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    more = more | {"vocab_size": len(demo_tokenizer), "eos_token_id": demo_tokenizer.eos_token_id}
     config = getattr(transformers, config)(**SHAPE, **more)
     model = getattr(transformers, model_type)(config)
     for module in model.modules():
@@ -64,7 +64,7 @@ def checkpoint(request, tokenizer, tmp_path_factory):
             module.k_proj.weight.data *= 12
     folder = tmp_path_factory.mktemp(request.param) / f"small-{request.param}"
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    demo_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
-from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.evaluation.haystack import document
 from hata_sglang.evaluation.hidden_fact import make_prompts
 from hata_sglang.evaluation.server import ServerProcess
@@ -18,26 +14,13 @@ SHARED += ("--cuda-graph-max-bs-decode", "32")
 
 
 @pytest.fixture(scope="session")
-def model() -> Path:
-    """Folder of the demo model."""
-    return ensure_demo_model()
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
-
-
-@pytest.fixture(scope="session")
-def make_ids(tokenizer):
+def make_ids(demo_tokenizer):
     """Function of (tokens, seed): that many ids of prose."""
-    return lambda n, seed: tokenizer(document(tokenizer, n + 64, seed))["input_ids"][:n]
+    return lambda n, seed: demo_tokenizer(document(demo_tokenizer, n + 64, seed))["input_ids"][:n]
 
 
 @pytest.fixture(scope="session")
-def model_log_probabilities(model):
+def model_log_probabilities(demo_model):
     """Function of (prompt, answer), ids both: the answer's log-probabilities.
 
     By transformers in float32 on the CPU, which shares no kernel with any server.
@@ -45,7 +28,7 @@ def model_log_probabilities(model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    net = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def log_probabilities(prompt: list[int], answer: list[int]) -> list[float]:
@@ -57,29 +40,26 @@ def model_log_probabilities(model):
 
 
 @pytest.fixture(scope="session")
-def facts(tokenizer):
+def facts(demo_tokenizer):
     """Ten questions about facts hidden in five documents of 6,000 tokens."""
-    return make_prompts(tokenizer, 10, 6000, documents=5)
+    return make_prompts(demo_tokenizer, 10, 6000, documents=5)
 
 
 @pytest.fixture(scope="session")
-def facts_of_one_document(tokenizer):
+def facts_of_one_document(demo_tokenizer):
     """Ten questions about one document of 6,000 tokens."""
-    return make_prompts(tokenizer, 10, 6000, seed=1, documents=1)
+    return make_prompts(demo_tokenizer, 10, 6000, seed=1, documents=1)
 
 
 @pytest.fixture(scope="session")
-def serve(model, tmp_path_factory):
-    """Function that makes a server: a YAML's text for hata, None for the stock backend.
-
-    ``HATA_CHECK_FLAGS`` adds flags to every server that shares the GPU.
-    """
+def serve(demo_model, tmp_path_factory):
+    """Function that makes a server: a YAML's text for hata, None for the stock backend."""
 
     def make(yaml: str | None, *flags: str, shared: bool = True, **options) -> ServerProcess:
         folder = tmp_path_factory.mktemp("server")
-        arguments = ["--model-path", str(model), *flags]
+        arguments = ["--model-path", str(demo_model), *flags]
         if shared:
-            arguments += [*SHARED, *os.environ.get("HATA_CHECK_FLAGS", "").split()]
+            arguments += SHARED
         if yaml is not None:
             (folder / "my.yaml").write_text(yaml)
             arguments += ["--hata-config", str(folder / "my.yaml")]

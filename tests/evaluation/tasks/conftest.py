@@ -1,15 +1,6 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer
-
-from hata_sglang.demo.model import ensure_demo_model
-
-
-@pytest.fixture(scope="session")
-def demo_tokenizer():
-    """The tokenizer of a real model: tokens are parts of words, and counting them takes time."""
-    return AutoTokenizer.from_pretrained(ensure_demo_model())
 
 
 @pytest.fixture
