@@ -18,8 +18,7 @@ from pathlib import Path
 PLACEHOLDER_FOLDER = str(Path(__file__).with_name("without_driver"))
 #: Of torch. SGLang and llguidance decorate a few small functions of sampling with `torch.compile`:
 #: repetition penalties, grammars' masks, seeded sampling. On a CPU the first request that needs one
-#: would wait half a minute or more for a C++ compiler, and all others with it, to save about a
-#: millisecond of a step of four requests.
+#: would wait for a C++ compiler, and all others with it, to save a small part of a step.
 NO_COMPILER = "TORCH_COMPILE_DISABLE"
 #: Set for this process and those it spawns, unless the user set them. With the first one SGLang
 #: takes its CPU path.
