@@ -159,15 +159,20 @@ def is_clear(numbers: torch.Tensor) -> torch.Tensor:
     return (numbers.abs() > 1e-4 * numbers.abs().mean()) | (numbers == 0)
 
 
+def mostly(clear: torch.Tensor, share: float = 0.99) -> bool:
+    """Whether a comparison of the clear ones says something; of a few, chance has any share."""
+    return clear.numel() < 2000 or clear.double().mean().item() > share
+
+
 def assert_key_bits(bits: torch.Tensor, encoder: Encoder, k: torch.Tensor) -> None:
     numbers = key_numbers(encoder, k)
     clear = is_clear(numbers)
-    assert clear.double().mean() > 0.99
+    assert mostly(clear)
     if encoder.options().get("stages") == 2:
         first, second = clear.chunk(2, dim=-1)
         # A first-stage sign within rounding of zero moves the whole second stage of its key.
         clear = torch.cat([first, second & first.all(dim=-1, keepdim=True)], dim=-1)
-        assert clear.double().mean() > 0.9
+        assert mostly(clear, 0.9)
     assert torch.equal(bits[clear], (numbers > 0)[clear])
 
 
@@ -175,7 +180,7 @@ def assert_query_bits(planes: torch.Tensor, encoder: Encoder, q: torch.Tensor) -
     numbers = query_numbers(encoder, q)
     if encoder.method != "asymmetric":
         clear = is_clear(numbers)
-        assert clear.double().mean() > 0.99
+        assert mostly(clear)
         assert torch.equal(planes[clear], (numbers > 0)[clear])
         return
     half = 2 ** (encoder.query_bits - 1)
@@ -183,7 +188,7 @@ def assert_query_bits(planes: torch.Tensor, encoder: Encoder, q: torch.Tensor) -
     levels = (planes * weights).sum(dim=2) - half
     numbers = numbers.squeeze(2)
     clear = (numbers - numbers.round()).abs() > CLOSE * half * 2
-    assert clear.double().mean() > 0.97
+    assert mostly(clear, 0.97)
     assert torch.equal(levels[clear].double(), numbers.floor().clamp(-half, half - 1)[clear])
     assert bool((levels - numbers.floor().clamp(-half, half - 1)).abs().le(1).all())
 

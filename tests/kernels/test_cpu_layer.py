@@ -225,7 +225,8 @@ def test_no_row_depends_on_the_others(make_token_slots, method) -> None:
 def test_weights_that_vanish(make_token_slots, dtype) -> None:
     """Logits hundreds apart: most weights are below the smallest float."""
     layer = Layer(cases.make("hata", 2, 3, 64), [500], [100], make_token_slots, dtype)
-    layer.q = (layer.q.float() * 60).to(dtype)
+    reach = (layer.k.float() @ layer.q[0].float().T * SCALE).abs().amax((0, 1))  # of a head
+    layer.q = (layer.q.float() * (400 / reach)[:, None]).to(dtype)
     rows = layer.rows()
     out = layer.make()(layer.q, rows)
     for head in range(6):
@@ -233,7 +234,7 @@ def test_weights_that_vanish(make_token_slots, dtype) -> None:
         logits = layer.k[slots, head // 3].double() @ layer.q[0, head].double() * SCALE
         assert logits.max() - logits.min() > 200
         expected = logits.softmax(0) @ layer.v[slots, head // 3].double()
-        close = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 2e-5}[dtype]
+        close = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 5e-4}[dtype]
         torch.testing.assert_close(out[0, head].double(), expected, atol=close, rtol=close)
 
 
