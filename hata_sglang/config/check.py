@@ -20,6 +20,7 @@ from hata_sglang.config.problems import shorten
 from hata_sglang.demo.model import model_folder
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
+from hata_sglang.shape import ModelShape
 
 if TYPE_CHECKING:
     from hata_sglang.weights import Card
@@ -32,7 +33,7 @@ MAX_CONFIG_BYTES = 2**24
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(ModelShape):
     """What a checkpoint's ``config.json`` says about its attention.
 
     Attributes
@@ -40,9 +41,6 @@ class ModelFacts:
     hf_config : transformers.PretrainedConfig
         The text part, where the file nests one.
     architecture : str
-    num_layers, num_heads, num_kv_heads, head_dim : int
-    context_len : int
-        In tokens.
     dtype : str
         Of the weights, and by default of K and V.
     kv_bytes : int
@@ -51,11 +49,6 @@ class ModelFacts:
 
     hf_config: Any
     architecture: str
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    context_len: int
     dtype: str
     kv_bytes: int
 

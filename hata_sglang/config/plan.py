@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hata_sglang.config.budget import Budget
-
-Method = Literal["hata", "hashattention", "asymmetric", "random", "exact", "streaming"]
-
-#: Methods whose codes come from trained weights, and all that keep a code beside every key.
-TRAINED_METHODS = ("hata", "hashattention", "asymmetric")
-CODED_METHODS = (*TRAINED_METHODS, "random")
+from hata_sglang.methods import methods
 
 
 @dataclass(frozen=True)
@@ -26,15 +21,15 @@ class LayerPlan:
         Attends to everything. Then method, weights, seed and budget are None and the
         numbers are 0.
     method : str or None
-        What ranks the cached tokens, a `Method`.
+        Name of the `Method` that chooses tokens.
     bits : int or None
-        Bits per code; 0 where no codes are kept (dense, exact, streaming). None where the YAML
+        Bits per code; 0 where no codes are kept. None where the YAML
         leaves it to the weights' card, until `load_encoders` (`hata_sglang.weights.encoders`) has
         read it.
     weights : str or None
         Absolute path or shipped name of the hash weights; only for trained methods.
     seed : int or None
-        Seed of the random hyperplanes; only for method random.
+        Only for methods that draw their weights.
     budget : Budget or None
         Tokens attended per KV head.
     sink, recent : int
@@ -45,7 +40,7 @@ class LayerPlan:
 
     layer: int
     dense: bool
-    method: Method | None
+    method: str | None
     bits: int | None
     weights: str | None
     seed: int | None
@@ -53,6 +48,11 @@ class LayerPlan:
     sink: int
     recent: int
     scale_bits: int = 0
+
+    @property
+    def ranks(self) -> Literal["codes", "scores", "positions"] | None:
+        """What tokens are ranked by; None where the layer is dense."""
+        return None if self.method is None else methods()[self.method].ranks
 
     @property
     def code_bytes(self) -> int:

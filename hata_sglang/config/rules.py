@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from hata_sglang.config.budget import MAX_TOKENS
 from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
-from hata_sglang.config.plan import CODED_METHODS, TRAINED_METHODS, Method
 from hata_sglang.config.problems import Namer, shorten
 from hata_sglang.config.yaml_file import KeyPath
 from hata_sglang.errors import Problem
-
-#: Bits per code that a method allows; hashattention, with a word per query head, has no such bound.
-MAX_BITS = 256
-NO_BITS = {
-    "exact": "which ranks by the true scores and keeps no codes",
-    "streaming": "which keeps the first and last tokens and no codes",
-}
-_UNTRAINED = set(get_args(Method)) - set(TRAINED_METHODS)
-_WITHOUT_SEED = set(get_args(Method)) - {"random"}
+from hata_sglang.methods import MAX_BITS, WORD_BITS, Method, choice, method_names, methods
 
 
 def rule_problems(
@@ -78,47 +69,55 @@ def _level_problems(path: KeyPath, own: Mapping, merged: Mapping, name: Namer) -
                 "also " + ", ".join(others),
             )
         return
-    method = _word(merged.get("method"))
+    method = _method(merged.get("method"))
     names_method = not path or "method" in own
-    if method in TRAINED_METHODS and merged.get("weights") is None and names_method:
+    if method is not None:
+        missing = merged.get("weights") is None and names_method
+        yield from _weights_problems(path, own, method, missing, name)
+        if names_method or "bits" in own:
+            yield from _bits_problems(path, own, merged, method, name)
+    if names_method or own.keys() & {"budget", "sink", "recent"}:
+        yield from _floor_problems(path, merged, method, name)
+
+
+def _method(value: Any) -> Method | None:
+    """The method of that name; what names none is reported as a single value."""
+    return methods().get(value) if isinstance(value, str) else None
+
+
+def _weights_problems(
+    path: KeyPath, own: Mapping, method: Method, missing: bool, name: Namer
+) -> Iterator[Problem]:
+    if method.trained and missing:
         yield Problem(
             name((*path, "weights")),
-            f"trained weights for method {method}: a path, or a name that `hata-sglang weights` "
-            "lists",
+            f"trained weights for method {method.name}: a path, or a name that "
+            "`hata-sglang weights` lists",
             "nothing",
         )
-    if method in _UNTRAINED and own.get("weights") is not None:
-        yield Problem(
-            name((*path, "weights")), f"no weights with method {method}", shorten(own["weights"])
-        )
-    if method in NO_BITS and own.get("bits") is not None:
-        yield Problem(
-            name((*path, "bits")),
-            f"no bits with method {method}, {NO_BITS[method]}",
-            shorten(own["bits"]),
-        )
-    if names_method or "bits" in own:
-        yield from _bits_problems(path, merged, name)
-    if names_method or own.keys() & {"budget", "sink", "recent"}:
-        yield from _floor_problems(path, merged, name)
+    if not method.trained and own.get("weights") is not None:
+        expected = f"no weights with method {method.name}"
+        yield Problem(name((*path, "weights")), expected, shorten(own["weights"]))
 
 
-def _word(value: Any) -> str | None:
-    """`value` where it can be a method's name; a list would not even hash."""
-    return value if isinstance(value, str) else None
-
-
-def _bits_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Problem]:
-    method, bits = _word(merged.get("method")), merged.get("bits")
-    if method not in CODED_METHODS or method == "hashattention" or not isinstance(bits, int):
+def _bits_problems(
+    path: KeyPath, own: Mapping, merged: Mapping, method: Method, name: Namer
+) -> Iterator[Problem]:
+    if not method.coded:
+        if own.get("bits") is not None:
+            expected = f"no bits with method {method.name}, which keeps no codes"
+            yield Problem(name((*path, "bits")), expected, shorten(own["bits"]))
         return
+    bits = merged.get("bits")
     # What is malformed for every method is reported as a single value.
-    if MAX_BITS < bits <= 1024 and bits % 32 == 0:
-        expected = f"a multiple of 32 from 32 to {MAX_BITS} with method {method}"
+    if isinstance(bits, int) and method.max_bits < bits <= MAX_BITS and bits % WORD_BITS == 0:
+        expected = f"a multiple of 32 from 32 to {method.max_bits} with method {method.name}"
         yield Problem(name((*path, "bits")), expected, str(bits))
 
 
-def _floor_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Problem]:
+def _floor_problems(
+    path: KeyPath, merged: Mapping, method: Method | None, name: Namer
+) -> Iterator[Problem]:
     budget, sink, recent = merged.get("budget"), merged["sink"], merged["recent"]
     key: KeyPath = ("budget",)
     if isinstance(budget, Mapping):
@@ -126,7 +125,7 @@ def _floor_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Pro
     numbers = (budget, sink, recent)
     # Others are reported as single values.
     if all(type(number) is int and 0 <= number <= MAX_TOKENS for number in numbers):
-        if merged.get("method") == "streaming":
+        if method is not None and method.ranks == "positions":
             # Chooses nothing: the rest of the budget goes to more recent tokens.
             least, sum_ = max(1, sink + recent), f"sink {sink} + recent {recent}"
         else:
@@ -138,14 +137,15 @@ def _floor_problems(path: KeyPath, merged: Mapping, name: Namer) -> Iterator[Pro
 def _seed_problems(
     merged: Mapping, overrides: Mapping[str, Mapping], name: Namer
 ) -> Iterator[Problem]:
-    methods = {
-        _word(merged.get("method")),
-        *(_word(own["method"]) for own in overrides.values() if "method" in own),
-    }
-    if merged.get("seed") is not None and methods <= _WITHOUT_SEED:
-        yield Problem(
-            name(("seed",)), "no seed unless a layer's method is random", shorten(merged["seed"])
-        )
+    if merged.get("seed") is None:
+        return
+    levels = (merged, *overrides.values())
+    named = [_method(level["method"]) for level in levels if "method" in level]
+    # A method that is none may have been meant as one with a seed.
+    if all(method is not None and not method.seeded for method in named):
+        seeded = choice(method_names(seeded=True))
+        expected = f"no seed unless a layer's method is {seeded}"
+        yield Problem(name(("seed",)), expected, shorten(merged["seed"]))
 
 
 def _ranges(values: Any) -> Iterator[tuple[Any, range]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,20 +34,26 @@ from hata_sglang.config.budget import EXPECTED as BUDGET_EXPECTED
 from hata_sglang.config.budget import MAX_TOKENS, Budget
 from hata_sglang.config.layer_ranges import EXPECTED as RANGE_EXPECTED
 from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
-from hata_sglang.config.plan import CODED_METHODS, TRAINED_METHODS, LayerPlan, Method, PlanRow
-from hata_sglang.config.problems import schema_problems, shorten
+from hata_sglang.config.plan import LayerPlan, PlanRow
+from hata_sglang.config.problems import nearest, schema_problems, shorten
 from hata_sglang.config.rules import rule_problems
 from hata_sglang.config.yaml_file import Source, read_mapping
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
+from hata_sglang.methods import MAX_BITS, WORD_BITS, choice, method_names, methods
 
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 
-#: Of method random; a trained method has the bits of its weights.
-DEFAULT_BITS = 128
 #: Torch's generator on a CPU takes 32 bits of a seed; a longer one would repeat a shorter one's
 #: hyperplanes.
 MAX_SEED = 2**32 - 1
+
+
+def _known(name: str) -> str:
+    if name not in methods():
+        expected = f"{_METHOD} ({nearest(name, methods())})"
+        raise PydanticCustomError("hata", "no method", {"expected": expected})
+    return name
 
 
 def _layer_key(value: Any) -> str:
@@ -71,12 +78,13 @@ def _layer_list(value: Any) -> tuple[int, ...]:
     return tuple(layers_of(spans))
 
 
-_METHOD = "hata, hashattention, asymmetric, random, exact or streaming"
-_BITS = "a multiple of 32 from 32 to 256 (to 1024 for hashattention)"
+_METHOD = choice(method_names())
+_BITS = f"a multiple of 32 from 32 to {MAX_BITS}, or less by the method"
 _WEIGHTS = "a path or the name of shipped weights"
 _COUNT = "a number of tokens (integer, 0 to 2**31 - 1)"
 
-Bits = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+Bits = Annotated[int, Field(ge=WORD_BITS, le=MAX_BITS, multiple_of=WORD_BITS)]
+MethodName = Annotated[str, AfterValidator(_known)]
 Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
@@ -85,7 +93,7 @@ class LayerOverride(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    method: Method | None = Field(None, description=_METHOD)
+    method: MethodName | None = Field(None, description=_METHOD)
     bits: Bits | None = Field(None, description=_BITS)
     weights: str | None = Field(None, min_length=1, description=_WEIGHTS)
     budget: Budget | None = Field(None, description=BUDGET_EXPECTED)
@@ -99,19 +107,16 @@ class HataConfig(BaseModel):
 
     Attributes
     ----------
-    method : {"hata", "hashattention", "asymmetric", "random", "exact", "streaming"}
-        Trained hash codes (HATA, arXiv 2506.02572, or HashAttention, arXiv 2412.14468), trained
-        codes of keys against queries of a few bits, random hyperplanes (the floor of all codes),
-        the true attention scores (the ceiling), or the first and last tokens alone (StreamingLLM,
-        arXiv 2309.17453).
+    method : str
+        How tokens are chosen: the name of a `hata_sglang.methods.Method`.
     bits : int or None
-        Bits per code and KV head, a multiple of 32 up to 256, for hashattention (32 per query head
-        of the group) up to 1024. None stands for the bits of the weights, or 128 for random. Not
-        with exact and streaming.
+        Bits per code and KV head, a multiple of 32 up to the method's most. None stands for the
+        bits of the weights, or the method's own number where it has no weights. Not with methods
+        that keep no codes.
     weights : str or None
-        Hash weights: required for the three trained methods, refused for the others.
+        Hash weights: required for trained methods, refused for the others.
     seed : int or None
-        0 to 2**32 - 1, only with method random; None stands for 0.
+        0 to 2**32 - 1, only with methods that draw their weights; None stands for 0.
     budget : Budget
         Tokens attended per KV head.
     sink, recent : int
@@ -133,7 +138,7 @@ class HataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    method: Method = Field(description=_METHOD)
+    method: MethodName = Field(description=_METHOD)
     bits: Bits | None = Field(None, description=_BITS)
     weights: str | None = Field(None, min_length=1, description=_WEIGHTS)
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="an integer, 0 to 2**32 - 1")
@@ -321,24 +326,19 @@ class HataConfig(BaseModel):
             value = getattr(own, key)
             return getattr(self, key) if value is None else value
 
-        method = pick("method")
+        method = methods()[pick("method")]
+        bits = pick("bits") if method.coded else 0
         return LayerPlan(
             layer=layer,
             dense=False,
-            method=method,
-            bits=self._bits(method, pick("bits")),
-            weights=pick("weights") if method in TRAINED_METHODS else None,
-            seed=(self.seed or 0) if method == "random" else None,
+            method=method.name,
+            bits=method.default_bits if bits is None and not method.trained else bits,
+            weights=pick("weights") if method.trained else None,
+            seed=(self.seed or 0) if method.tensors is not None else None,
             budget=pick("budget"),
             sink=pick("sink"),
             recent=pick("recent"),
         )
-
-    @staticmethod
-    def _bits(method: Method, given: int | None) -> int | None:
-        if method not in CODED_METHODS:
-            return 0
-        return DEFAULT_BITS if given is None and method == "random" else given
 
     @staticmethod
     def describe(

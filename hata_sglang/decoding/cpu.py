@@ -121,7 +121,7 @@ class CpuDecoder:
         where, kv_heads = (self.token_slots, self.seq_lens), cache.keys.shape[1]
         scale, budgets = self.scales[plan.layer], counts(plan.budget, self.seq_lens)
         k_max = int(budgets.max())
-        if plan.method == "streaming":
+        if plan.ranks == "positions":
             slots = select_streaming(
                 *where, budgets, kv_heads=kv_heads, k_max=k_max, sink=plan.sink
             )

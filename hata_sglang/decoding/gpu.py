@@ -25,6 +25,7 @@ from hata_sglang.decoding.gpu_buffers import (
     rank_key,
 )
 from hata_sglang.decoding.step import Batch, LayerCache
+from hata_sglang.shape import ModelShape
 
 
 class GpuDecoder:
@@ -45,9 +46,8 @@ class GpuDecoder:
         Softmax scale per layer.
     encoders : mapping of int to hata_kernels.encoders.Encoder
         On the device, by sparse layer, of those whose method keeps codes.
-    num_heads, num_kv_heads, head_dim : int
-    context_len : int
-        Longest context in tokens; the width of the static buffers.
+    shape : ModelShape
+        The width of the static buffers is its longest context.
     device : torch.device
     dense : collection of int
         Dense layers that it may decode: plain softmax attention in bfloat16 or float16.
@@ -60,11 +60,8 @@ class GpuDecoder:
         plans: Sequence[LayerPlan],
         scales: dict[int, float],
         encoders: Mapping[int, Encoder],
+        shape: ModelShape,
         *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        context_len: int,
         device: torch.device,
         dense: Collection[int] = (),
         tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
@@ -73,24 +70,18 @@ class GpuDecoder:
         self.plans, self.scales, self.encoders = plans, scales, encoders
         self.tallies = tallies
         self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
-        self.context_len, self.device = context_len, device
-        self.shape = {
-            "context_len": context_len,
-            "num_kv_heads": num_kv_heads,
-            "group": num_heads // num_kv_heads,
-            "head_dim": head_dim,
-        }
+        self.shape, self.device = shape, device
         self._static: Buffers | None = None
         self._scratch: dict[tuple, Any] = {}
 
     def _make_buffers(self, bs: int, width: int) -> Buffers:
-        kinds = (self.plans, self.encoders)
-        sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=bool(self.dense), **self.shape)
+        kinds = (self.plans, self.encoders, self.shape)
+        sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=bool(self.dense))
         return Buffers(sizes, self.budgets, self.device)
 
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows read."""
-        self._static = self._make_buffers(max_bs, self.context_len)
+        self._static = self._make_buffers(max_bs, self.shape.context_len)
         kinds = {encoder_kind(encoder): encoder for encoder in self.encoders.values()}
         self._scratch = {kind: encoder.step_scratch(max_bs) for kind, encoder in kinds.items()}
 
@@ -113,7 +104,7 @@ class GpuDecoder:
             assert self._static is not None, "SGLang calls init_cuda_graph_state before capture"
             self.buffers = self._static
         else:
-            self.buffers = self._make_buffers(bs, eager_width(longest, self.context_len))
+            self.buffers = self._make_buffers(bs, eager_width(longest, self.shape.context_len))
         self.bs, self.graph = bs, graph
         copy_rows(
             batch.req_to_token,
@@ -146,7 +137,7 @@ class GpuDecoder:
         """
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], buffers.budgets[plan.budget][:bs])
-        k = k_max(plan.budget, self.context_len, where[0].shape[1])
+        k = k_max(plan.budget, self.shape.context_len, where[0].shape[1])
         encoder, tally = self.encoders.get(plan.layer), self.tallies.get(plan.layer)
         if encoder is None:
             slots = self._select_without_codes(plan, q, cache.keys, where, k)
@@ -189,7 +180,7 @@ class GpuDecoder:
 
     def _select_without_codes(self, plan, q, keys, where, k: int) -> torch.Tensor:
         """Slots of a layer that ranks by exact scores, or not at all."""
-        if plan.method == "streaming":
+        if plan.ranks == "positions":
             return select_streaming(*where, kv_heads=keys.shape[1], k_max=k, sink=plan.sink)
         scores = self.buffers.scores[: self.bs]
         scale, rows = self.scales[plan.layer], where[:2]

@@ -13,6 +13,7 @@ from hata_kernels.rank import RankBuffers, RankSizes, shared_values
 from hata_kernels.rows import RowGroups
 from hata_kernels.score import score_levels
 from hata_sglang.config import Budget, LayerPlan
+from hata_sglang.shape import AttentionShape, ModelShape
 
 #: Bytes per exact score that top-k by PyTorch takes while it runs: sort keys and a copy of them.
 TOPK_BYTES = 16
@@ -74,9 +75,9 @@ class BufferSizes:
 
     Attributes
     ----------
+    shape : AttentionShape
     bs, width : int
         Rows, and tokens of the longest context.
-    num_kv_heads, group, head_dim : int
     most : int
         Slots of the largest selection.
     rank : dict of int to RankSizes
@@ -88,11 +89,9 @@ class BufferSizes:
         Whether dense layers are decoded too.
     """
 
+    shape: AttentionShape
     bs: int
     width: int
-    num_kv_heads: int
-    group: int
-    head_dim: int
     most: int
     rank: dict[int, RankSizes]
     exact: bool
@@ -104,13 +103,10 @@ class BufferSizes:
         cls,
         plans: Sequence[LayerPlan],
         encoders: Mapping[int, Encoder],
+        shape: ModelShape,
         *,
         bs: int,
         width: int,
-        context_len: int,
-        num_kv_heads: int,
-        group: int,
-        head_dim: int,
         dense: bool,
     ) -> BufferSizes:
         """Sizes for all of a decoder's layers together."""
@@ -120,13 +116,12 @@ class BufferSizes:
             if encoder is None:
                 continue
             key = rank_key(encoder)
-            sizes = rank_sizes(encoder, width, k_max(plan.budget, context_len, width), bs)
+            sizes = rank_sizes(encoder, width, k_max(plan.budget, shape.context_len, width), bs)
             rank[key] = sizes.with_room_for(rank.get(key, sizes))
-        exact = [plan for plan in plans if plan.method == "exact"]
-        most = max(k_max(plan.budget, context_len, width) for plan in plans)
+        exact = [plan for plan in plans if plan.ranks == "scores"]
+        most = max(k_max(plan.budget, shape.context_len, width) for plan in plans)
         topk = any(not plan.budget.is_fixed for plan in exact)
-        shape = (bs, width, num_kv_heads, group, head_dim)
-        return cls(*shape, most, rank, bool(exact), topk, dense)
+        return cls(shape, bs, width, most, rank, bool(exact), topk, dense)
 
     @property
     def grouped(self) -> bool:
@@ -138,15 +133,15 @@ class BufferSizes:
     @property
     def heads(self) -> tuple[int, int, int]:
         """Query heads, KV heads and their size."""
-        return self.group * self.num_kv_heads, self.num_kv_heads, self.head_dim
+        return self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_dim
 
     @property
     def nbytes(self) -> int:
         """Bytes of `Buffers`, selections and the scratch of exact layers included."""
-        rows = self.bs * self.num_kv_heads
+        rows, shape = self.bs * self.shape.num_kv_heads, self.shape
         scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
         rank = sum(sizes.bytes_for(rows) for sizes in self.rank.values())
-        attend = AttendBuffers.bytes_for(rows, self.group, self.head_dim, self.most)
+        attend = AttendBuffers.bytes_for(rows, shape.group, shape.head_dim, self.most)
         groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
         rank += rows * (4 * self.most + scores * self.width)
         dense = DenseBuffers.bytes_for(self.bs, *self.heads) if self.dense else 0
@@ -165,7 +160,7 @@ class Buffers:
     """
 
     def __init__(self, sizes: BufferSizes, budgets: Sequence[Budget], device: torch.device):
-        rows, most = sizes.bs * sizes.num_kv_heads, sizes.most
+        shape, rows, most = sizes.shape, sizes.bs * sizes.shape.num_kv_heads, sizes.most
         make = {"dtype": torch.int32, "device": device}
         self.token_slots = torch.empty(sizes.bs, sizes.width, **make)
         self.seq_lens = torch.ones(sizes.bs, **make)
@@ -181,6 +176,7 @@ class Buffers:
         self.groups = RowGroups(sizes.bs, sizes.width, device) if sizes.grouped else None
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
         self.dense = DenseBuffers(sizes.bs, *sizes.heads, device) if sizes.dense else None
-        self.attend = AttendBuffers(rows, sizes.group, sizes.head_dim, most, device)
-        shape = (sizes.bs, sizes.num_kv_heads, sizes.width)
-        self.scores = torch.empty(shape, device=device) if sizes.exact else None
+        self.attend = AttendBuffers(rows, shape.group, shape.head_dim, most, device)
+        self.scores = None
+        if sizes.exact:
+            self.scores = torch.empty(sizes.bs, shape.num_kv_heads, sizes.width, device=device)

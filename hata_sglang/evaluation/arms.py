@@ -11,20 +11,19 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from hata_sglang.config import HataConfig
-from hata_sglang.config.plan import TRAINED_METHODS, Method
-from hata_sglang.config.rules import MAX_BITS
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.hidden_fact import HiddenFact, Reply, ask, found
 from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
 #: `dense` is SGLang as it is; the others are values of the YAML key `method`.
-ARMS = ("dense", *get_args(Method))
+ARMS = ("dense", *method_names())
 #: YAML keys that belong to a method; all others are what arms have in common.
 METHOD_KEYS = ("method", "weights", "bits", "seed")
 
@@ -83,7 +82,7 @@ def arm_settings(
     settings = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     layers: dict[str, dict] = settings.pop("layers", {})
     if arm != base.method or arm in weights:
-        if arm in TRAINED_METHODS and arm not in weights:
+        if methods()[arm].trained and arm not in weights:
             expected = f"a folder or shipped name of weights for arm {arm}"
             raise Refusal.of("weights", expected, f"only those of {base.method}")
         dropped = {key: settings.pop(key, None) for key in METHOD_KEYS}
@@ -91,7 +90,8 @@ def arm_settings(
         if arm in weights:
             folder = Path(weights[arm]).expanduser()
             settings["weights"] = str(folder.resolve()) if folder.is_dir() else weights[arm]
-        if arm == "random" and dropped["bits"] and dropped["bits"] <= MAX_BITS:
+        own = methods()[arm]
+        if own.coded and not own.trained and dropped["bits"] and dropped["bits"] <= own.max_bits:
             settings["bits"] = dropped["bits"]
         layers = {key: _without(own, METHOD_KEYS) for key, own in layers.items()}
     if budget is not None:
@@ -140,7 +140,7 @@ def arm_arguments(
         If `arm` is not in `ARMS`, or as `arm_settings`.
     """
     if arm not in ARMS:
-        raise Refusal.of("arm", f"one of {', '.join(ARMS)}", repr(arm))
+        raise Refusal.of("arm", choice(ARMS), repr(arm))
     base = ["--model-path", str(model)]
     if arm == "dense":
         yield [*base, "--attention-backend", dense_backend()]
@@ -165,9 +165,10 @@ def arm_weights(text: str) -> tuple[str, str]:
         If there is no such arm among the trained ones, or nothing behind the sign.
     """
     arm, _, ref = text.partition("=")
-    if arm not in TRAINED_METHODS or not ref:
+    trained = method_names(trained=True)
+    if arm not in trained or not ref:
         raise ArgumentTypeError(
-            f"expected ARM=WEIGHTS with an arm of {', '.join(TRAINED_METHODS)}, found {text!r}"
+            f"expected ARM=WEIGHTS with an arm of {choice(trained)}, found {text!r}"
         )
     return arm, ref
 

@@ -98,9 +98,7 @@ def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
         default=[range(2)],
         help="served dense: in the CSV, but not in the printed averages (0-1)",
     )
-    how.add_argument(
-        "--bits-of-random", nargs="+", type=_bits, default=[32, 64, 128], metavar="BITS"
-    )
+    how.add_argument("--bits", nargs="+", type=_bits, default=[32, 64, 128], metavar="BITS")
     how.add_argument("--seed", type=int, default=0, help="of the hyperplanes and the queries (0)")
     how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 
@@ -177,7 +175,7 @@ def run_offline(args: argparse.Namespace) -> int:
         sink=args.sink,
         recent=args.recent,
         queries=args.queries,
-        random_bits=tuple(dict.fromkeys(args.bits_of_random)),
+        untrained_bits=tuple(dict.fromkeys(args.bits)),
         seed=args.seed,
     )
     # As training captures: float32 on a CPU, bfloat16 on a GPU.

@@ -40,7 +40,7 @@ class Study:
     sink, recent : int
     queries : int
         Of each sequence.
-    random_bits : tuple of int
+    untrained_bits : tuple of int
     seed : int
     """
 
@@ -51,7 +51,7 @@ class Study:
     sink: int
     recent: int
     queries: int
-    random_bits: tuple[int, ...]
+    untrained_bits: tuple[int, ...]
     seed: int
 
     def tokens(self, budget: int | float, contexts: torch.Tensor) -> torch.Tensor:
@@ -156,7 +156,7 @@ def measure(
             study.sets,
             shape,
             study.layers,
-            random_bits=study.random_bits,
+            untrained_bits=study.untrained_bits,
             seed=study.seed,
             statistics=statistics,
             device=model.device,

@@ -25,8 +25,8 @@ from hata_sglang.evaluation.selectors import (
     streaming,
 )
 from hata_sglang.files import file_sha256
+from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.weights import Fingerprint, HashWeights, check_against_model, load_weights
-from hata_sglang.weights.encoders import random_encoder
 
 PLAIN = {"exact": exact, "exact_per_head": exact_per_head, "streaming": streaming}
 DEFAULT = ("exact", "exact_per_head", "quest16", "quest32", "loki32", "streaming", "random")
@@ -43,10 +43,11 @@ def selector_name(text: str) -> str:
     argparse.ArgumentTypeError
         If no selector has it.
     """
-    if text in PLAIN or text == "random" or _SIZED.fullmatch(text):
+    untrained = method_names(coded=True, trained=False)
+    if text in (*PLAIN, *untrained) or _SIZED.fullmatch(text):
         return text
-    names = ", ".join([*PLAIN, "random", "quest16 (or another page)", "loki32 (or other channels)"])
-    raise ArgumentTypeError(f"expected one of {names}, found {text!r}")
+    names = [*PLAIN, *untrained, "quest16 (or another page)", "loki32 (or other channels)"]
+    raise ArgumentTypeError(f"expected {choice(names)}, found {text!r}")
 
 
 def loki_channels(names: Sequence[str]) -> list[int]:
@@ -120,7 +121,7 @@ def make_selectors(
     model: Fingerprint,
     layers: Sequence[int],
     *,
-    random_bits: Sequence[int],
+    untrained_bits: Sequence[int],
     seed: int,
     statistics: KeyStatistics,
     device: torch.device,
@@ -135,10 +136,10 @@ def make_selectors(
         From `load_sets`.
     model : Fingerprint
     layers : sequence of int
-    random_bits : sequence of int
-        Of the hyperplanes, for ``random``: one selector each.
+    untrained_bits : sequence of int
+        Of methods without training, such as ``random``: one selector each.
     seed : int
-        Of the hyperplanes, which are those of a server with this seed.
+        Of their weights, which are those of a server with this seed.
     statistics : KeyStatistics
         Of the calibration texts; needed for Loki alone.
     device : torch.device
@@ -154,9 +155,14 @@ def make_selectors(
         sized = _SIZED.fullmatch(name)
         if name in PLAIN:
             found.append(Selector(name, name, "", PLAIN[name]))
-        elif name == "random":
-            planes = {bits: _random_encoders(model, layers, bits, seed) for bits in random_bits}
-            found += [coded(name, name, encoders, device) for encoders in planes.values()]
+        elif sized is None:
+            method, sizes = methods()[name], model.shape.sizes
+            for bits in untrained_bits:
+                made = {
+                    layer: method.untrained_encoder(bits, seed=seed, layer=layer, **sizes)
+                    for layer in layers
+                }
+                found.append(coded(name, name, made, device))
         elif sized[1] == "quest":
             page = int(sized[2])
             bits = f"{2 * VALUE_BITS * dim / page:g}"
@@ -186,18 +192,6 @@ def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.de
         return dense_scores(here[case.layer], case.q, case.k)
 
     return Selector(name, method, str(8 * any_encoder.code_bytes), scores)
-
-
-def _random_encoders(
-    model: Fingerprint, layers: Sequence[int], bits: int, seed: int
-) -> dict[int, Encoder]:
-    """The server's own hyperplanes."""
-    sizes = {
-        "num_kv_heads": model.num_key_value_heads,
-        "group": model.num_attention_heads // model.num_key_value_heads,
-        "head_dim": model.head_dim,
-    }
-    return {layer: random_encoder(bits, seed=seed, layer=layer, **sizes) for layer in layers}
 
 
 def _loki(

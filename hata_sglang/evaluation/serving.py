@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from hata_sglang.config import DEFAULT_BITS, HataConfig
+from hata_sglang.config import HataConfig
 from hata_sglang.config.budget import Budget
 from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.evaluation.arms import arm_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.methods import methods
 from hata_sglang.weights import read_card
 
 #: Upper bound of a budget that is a share of the context: none that a model reaches.
@@ -61,11 +62,11 @@ def describe(name: str, config: HataConfig) -> Arm:
 
     Bits and budget are those of the file's top level, not of its overrides per layer.
     """
-    bits = ""
-    if config.weights is not None:
+    method, bits = methods()[config.method], ""
+    if method.trained:
         bits = str(read_card(config.weights).bits)
-    elif config.method == "random":
-        bits = str(config.bits or DEFAULT_BITS)
+    elif method.coded:
+        bits = str(config.bits or method.default_bits)
     return Arm(name, config.method, bits, budget_name(config.budget))
 
 

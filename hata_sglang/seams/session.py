@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
 
 #: Where a server's arguments keep its configuration: a key of SGLang's overrides of the model's
@@ -45,31 +46,15 @@ def carried(model_config: Any) -> HataConfig | None:
     return HataConfig.parse(content["settings"], base_dir=Path(origin).parent, origin=origin)
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers of a model that hata needs."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    context_len: int
-
-    @property
-    def group(self) -> int:
-        """Query heads per KV head."""
-        return self.num_heads // self.num_kv_heads
-
-    @classmethod
-    def of(cls, model_config: Any) -> ModelShape:
-        """Read them from SGLang's ``ModelConfig`` (``sglang/srt/configs/model_config.py``)."""
-        return cls(
-            num_layers=model_config.num_hidden_layers,
-            num_heads=model_config.num_attention_heads,
-            num_kv_heads=model_config.get_num_kv_heads(1),
-            head_dim=model_config.head_dim,
-            context_len=model_config.context_len,
-        )
+def model_shape(model_config: Any) -> ModelShape:
+    """Read the shape off SGLang's ``ModelConfig`` (``sglang/srt/configs/model_config.py``)."""
+    return ModelShape(
+        num_heads=model_config.num_attention_heads,
+        num_kv_heads=model_config.get_num_kv_heads(1),
+        head_dim=model_config.head_dim,
+        num_layers=model_config.num_hidden_layers,
+        context_len=model_config.context_len,
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +125,7 @@ class Session:
 
     @classmethod
     def _open(cls, config: HataConfig, model_config: Any) -> Session:
-        shape = ModelShape.of(model_config)
+        shape = model_shape(model_config)
         plans = config.resolve(shape.num_layers, shape.context_len)
         loaded = load_encoders(plans, shape, model_config.hf_config)
         return cls(config, shape, loaded.plans, loaded.encoders)

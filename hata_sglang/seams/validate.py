@@ -255,7 +255,7 @@ def device_limits(session: Session) -> list[Problem]:
         problems.append(Problem("model's head_dim", expected, str(shape.head_dim)))
     for name, most, layers in (
         ("a sparse layer", attend.MAX_GROUP, session.sparse_plans),
-        ("method exact", score.MAX_GROUP, [p for p in session.sparse_plans if p.method == "exact"]),
+        ("method exact", score.MAX_GROUP, [p for p in session.sparse_plans if p.ranks == "scores"]),
     ):
         if layers and shape.group > most:
             setting = "model's query heads per KV head"

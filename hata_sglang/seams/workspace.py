@@ -43,12 +43,9 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
     sizes = BufferSizes.of(
         session.sparse_plans,
         session.encoders,
+        shape,
         bs=bs,
         width=shape.context_len,
-        context_len=shape.context_len,
-        num_kv_heads=shape.num_kv_heads,
-        group=shape.group,
-        head_dim=shape.head_dim,
         dense=some_dense and fits_dense(*heads, device),
     )
     return sizes.nbytes + scratch_bytes(session.encoders, bs)

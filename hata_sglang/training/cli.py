@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from hata_sglang.errors import HataError
+from hata_sglang.methods import method_names, methods
 from hata_sglang.training.attention_mass import Budget
-from hata_sglang.training.methods import METHODS
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
 
@@ -47,7 +47,7 @@ class _ListOptions(argparse.Action):
     """Print what ``--option`` takes for the method named so far, and stop."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        print("\n".join(option_lines(METHODS[namespace.method][0])))
+        print("\n".join(option_lines(methods()[namespace.method].recipe)))
         parser.exit()
 
 
@@ -83,7 +83,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
     need.add_argument(
-        "--method", choices=list(METHODS), default="asymmetric", help="default: asymmetric"
+        "--method",
+        choices=method_names(trainable=True),
+        default="asymmetric",
+        help="default: asymmetric",
     )
     need.add_argument(
         "--bits",
@@ -184,7 +187,7 @@ def run_train(args: argparse.Namespace) -> int:
         args.out,
         validation_files=args.validation,
         method=args.method,
-        recipe=make_recipe(METHODS[args.method][0], texts + args.option),
+        recipe=make_recipe(methods()[args.method].recipe, texts + args.option),
         options=TrainOptions(
             bits=args.bits,
             seed=args.seed,

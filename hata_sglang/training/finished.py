@@ -12,9 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hata_kernels.encoders import make_encoder
 from hata_sglang import __version__
-from hata_sglang.training.methods import Recipe
+from hata_sglang.methods import Recipe, methods
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.train_layer import LayerResult
 from hata_sglang.weights import Fingerprint
@@ -58,10 +57,7 @@ class FinishedLayers:
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self.folder = folder / f"{method}-{bits}b-{digest[:16]}"
-        self.method = method
-        self.heads = fingerprint.num_key_value_heads
-        self.group = fingerprint.num_attention_heads // self.heads
-        self.head_dim = fingerprint.head_dim
+        self.method, self.shape = method, fingerprint.shape
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:03d}.safetensors"
@@ -90,14 +86,8 @@ class FinishedLayers:
         with safe_open(self._path(layer), framework="pt") as file:
             content = json.loads(file.metadata()["result"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        encoder = make_encoder(
-            self.method,
-            tensors,
-            num_kv_heads=self.heads,
-            group=self.group,
-            head_dim=self.head_dim,
-            **content["options"],
-        )
+        make = methods()[self.method].encoder.from_tensors
+        encoder = make(tensors, **self.shape.sizes, **content["options"])
         return LayerResult(
             encoder,
             content["loss"],

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hata_sglang.errors import Refusal
+from hata_sglang.methods import Recipe, trainable
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.captures import (
     captures_digest,
@@ -20,7 +22,6 @@ from hata_sglang.training.captures import (
 from hata_sglang.training.checkpoint import load_tokenizer, model_revision, read_config
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.finished import FinishedLayers
-from hata_sglang.training.methods import METHODS, Recipe, check_method, resolve_bits
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.report import Cost, held_out_masses, training_data, versions
 from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
@@ -60,7 +61,7 @@ def train(
     out : path
         Folder of the weights; its name is the name of the set.
     method : str
-        A key of `METHODS`.
+        Name of one that can be trained.
     recipe : Recipe, optional
         Options of the method; default: those of its recipe class.
     options : TrainOptions, optional
@@ -86,13 +87,14 @@ def train(
     """
     options = options or TrainOptions()
     cost = Cost(options.device)
-    check_method(method)
-    recipe = recipe if recipe is not None else METHODS[method][0]()
+    trained = trainable(method)
+    recipe = recipe if recipe is not None else trained.recipe()
+    if not isinstance(recipe, trained.recipe):
+        raise Refusal.of("recipe", trained.recipe.__name__, type(recipe).__name__)
     model_dir, out = Path(model_dir), Path(out)
     config = read_config(model_dir)
     plan, fingerprint = plan_layers(config), Fingerprint.of(config)
-    group = fingerprint.num_attention_heads // fingerprint.num_key_value_heads
-    bits = resolve_bits(method, options.bits, group)
+    bits = trained.resolve_bits(options.bits, fingerprint.shape.group)
     files = SplitFiles(train=data_files, validation=validation_files, held_out=held_out_files)
     splits = read_splits(files, load_tokenizer(model_dir), options, fingerprint.vocab_size)
     per_layer = layer_bytes(fingerprint, splits, options.sampling)

@@ -10,13 +10,12 @@ from rich.progress import Progress
 
 from hata_kernels.encoders import Encoder
 from hata_sglang.errors import HataError
+from hata_sglang.methods import LayerTrainer, Recipe, methods, trainable
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.measured_layer import MeasuredLayer
-from hata_sglang.training.methods import LayerTrainer, Recipe, make_trainer
 from hata_sglang.training.options import TrainOptions
-from hata_sglang.weights.encoders import random_encoder
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def train_layer(
         ``train``, ``validation`` (chooses the step), ``held_out`` (measured once, at the end).
     layer : int
     method : str
-        A key of `methods.METHODS`.
+        Name of one that can be trained.
     bits : int
         Per token and KV head.
     recipe : Recipe
@@ -84,7 +83,7 @@ def train_layer(
     validation = MeasuredLayer(captures["validation"], options.measured_queries, device)
     # One seed per layer, so that a layer's weights do not depend on the layers before it.
     seed = options.seed * 1_000_003 + layer
-    trainer = make_trainer(method, data, bits, recipe, seed)
+    trainer = trainable(method).trainer(data, bits, recipe, seed)
     task = bars.add_task(f"  layer {layer} (steps)", total=recipe.steps, note="")
     best, best_mass, looks_since = _stored(trainer.encoder(), options.dtype), -1.0, 0
     loss, step = float("nan"), 0
@@ -107,7 +106,8 @@ def train_layer(
     # Only now: what the card reports must have chosen nothing.
     held_out = MeasuredLayer(captures["held_out"], options.measured_queries, device)
     sizes = {"num_kv_heads": best.num_kv_heads, "group": best.group, "head_dim": best.head_dim}
-    planes = random_encoder(best.bits, seed=seed, layer=0, **sizes).to(best.device, torch.float32)
+    planes = methods()["random"].untrained_encoder(best.bits, seed=seed, layer=0, **sizes)
+    planes = planes.to(best.device, torch.float32)
     masses = tuple(
         {
             "exact": held_out.exact(budget),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hata_sglang.config.layer_ranges import MAX_LAYER
+from hata_sglang.shape import AttentionShape
 
 TENSORS_FILE = "hash.safetensors"
 CARD_FILE = "card.json"
@@ -35,6 +36,11 @@ class Fingerprint(_Frozen):
     head_dim: Count
     vocab_size: Count
     rope_theta: float | None
+
+    @property
+    def shape(self) -> AttentionShape:
+        """Heads of the model and their size."""
+        return AttentionShape(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
     @classmethod
     def of(cls, hf_config: Any) -> Fingerprint:

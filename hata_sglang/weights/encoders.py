@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from hata_kernels.encoders import Encoder, make_encoder
+from hata_kernels.encoders import Encoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.plan import LayerPlan
 from hata_sglang.errors import Problem, Refusal, refuse_any
+from hata_sglang.methods import methods
+from hata_sglang.shape import AttentionShape
 from hata_sglang.weights import HashWeights, check_against_model, load_weights
-
-
-class AttentionShape(Protocol):
-    """The numbers of a model's attention that encoders depend on."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -85,11 +77,9 @@ def load_encoders(
             problems += refusal.problems
     refuse_any(problems)
     for plan in plans:
-        if plan.method == "random":
-            sizes = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim}
-            group = model.num_heads // model.num_kv_heads
-            encoders[plan.layer] = random_encoder(
-                plan.bits, seed=plan.seed, layer=plan.layer, group=group, **sizes
+        if plan.ranks == "codes" and plan.weights is None:
+            encoders[plan.layer] = methods()[plan.method].untrained_encoder(
+                plan.bits, seed=plan.seed, layer=plan.layer, **model.sizes
             )
     settled = tuple(_settled(plan, encoders.get(plan.layer)) for plan in plans)
     return LoadedEncoders(settled, encoders, sets)
@@ -119,17 +109,3 @@ def _settled(plan: LayerPlan, encoder: Encoder | None) -> LayerPlan:
     if encoder is None:
         return plan
     return replace(plan, bits=encoder.bits, scale_bits=encoder.scale_bits)
-
-
-def random_encoder(
-    bits: int, *, seed: int, layer: int, num_kv_heads: int, group: int, head_dim: int
-) -> Encoder:
-    """Random hyperplanes of ``method: random``, the same in every process; another for each layer.
-
-    Sizes are those of `hata_kernels.encoders.make_encoder`.
-    """
-    # The generator takes 32 bits of a seed, and refuses a number of more than 64.
-    generator = torch.Generator().manual_seed((seed * 100_003 + layer) % 2**32)
-    weight = torch.randn((num_kv_heads, head_dim, bits), generator=generator)
-    sizes = {"num_kv_heads": num_kv_heads, "group": group, "head_dim": head_dim}
-    return make_encoder("random", {"weight": weight}, **sizes)

@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from hata_kernels.encoders import ENCODERS, Encoder, make_encoder
+from hata_kernels.encoders import Encoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import locate, read_regular
+from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.weights.card import (
     CARD_FILE,
     CARD_VERSION,
@@ -74,17 +75,15 @@ class HashWeights:
         Refusal
             If the tensors or options are not those of the card's method, model and bits.
         """
-        card, model = self.card, self.card.fingerprint
+        card = self.card
         setting = f"hash weights {card.name}, layer {layer}"
-        if card.method not in ENCODERS:
-            raise Refusal.of(setting, f"a method among {', '.join(ENCODERS)}", repr(card.method))
+        method = methods().get(card.method)
+        if method is None or method.encoder is None:
+            raise Refusal.of(setting, choice(method_names(coded=True)), repr(card.method))
         try:
-            encoder = make_encoder(
-                card.method,
+            encoder = method.encoder.from_tensors(
                 self.layers[layer],
-                num_kv_heads=model.num_key_value_heads,
-                group=model.num_attention_heads // model.num_key_value_heads,
-                head_dim=model.head_dim,
+                **card.fingerprint.shape.sizes,
                 **card.options,
             )
         except (TypeError, ValueError, OverflowError) as error:
@@ -128,11 +127,14 @@ def save_weights(
     if dtype not in DTYPES:
         problems.append(Problem("dtype of hash weights", "float32 or float16", _name(dtype)))
     for layer, encoder in sorted(encoders.items()):
-        for field in ("method", "bits"):
-            said, is_ = getattr(card, field), getattr(encoder, field)
-            if said != is_:
+        kind = methods()[card.method].encoder
+        for field, said, found in (
+            ("encoder", kind.__name__, type(encoder).__name__),
+            ("bits", card.bits, encoder.bits),
+        ):
+            if said != found:
                 setting = f"hash weights {card.name}, layer {layer}, {field}"
-                problems.append(Problem(setting, f"{said}, as in the card", str(is_)))
+                problems.append(Problem(setting, f"{said}, as in the card", str(found)))
         if encoder.options() != card.options:
             setting = f"hash weights {card.name}, layer {layer}, options"
             problems.append(

@@ -3,12 +3,12 @@
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 
 from hata_sglang.config import HataConfig
-from hata_sglang.config.plan import CODED_METHODS, Method
+from hata_sglang.methods import methods
+from hata_sglang.shape import AttentionShape
 from hata_sglang.weights.encoders import load_encoders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ DEMO = Path(str(files("hata_sglang") / "configs" / "demo.yaml"))
 
 # SmolLM2-135M-Instruct
 LAYERS, CONTEXT = 30, 8192
-HEADS = SimpleNamespace(num_heads=9, num_kv_heads=3, head_dim=64)
+HEADS = AttentionShape(num_heads=9, num_kv_heads=3, head_dim=64)
 CONFIG = SimpleNamespace(
     model_type="llama",
     hidden_size=576,
@@ -37,16 +37,16 @@ def resolve(path):
 def test_fits_the_demo_model(path):
     loaded = load_encoders(resolve(path), HEADS, CONFIG)
     assert loaded.plans[0].dense
-    coded = {plan.layer for plan in loaded.plans if plan.method in CODED_METHODS}
+    coded = {plan.layer for plan in loaded.plans if plan.ranks == "codes"}
     assert set(loaded.encoders) == coded
     assert all(loaded.encoders[p.layer].bits == p.bits for p in loaded.plans if p.bits)
 
 
 def test_there_is_a_file_per_method_at_the_same_budget():
-    by_method = {path.stem: resolve(path) for path in READY if path.stem in get_args(Method)} | {
+    by_method = {path.stem: resolve(path) for path in READY if path.stem in methods()} | {
         "asymmetric": resolve(DEMO)
     }
-    assert set(by_method) == set(get_args(Method))
+    assert set(by_method) == set(methods())
     for plans in zip(*by_method.values(), strict=True):
         assert len({(p.dense, p.budget, p.sink, p.recent) for p in plans}) == 1
     assert all(plans[5].method == method for method, plans in by_method.items())

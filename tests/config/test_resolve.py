@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hata_sglang.config import Budget, HataConfig, LayerPlan
 from hata_sglang.errors import Refusal
-from hata_sglang.weights.encoders import random_encoder
+from hata_sglang.methods import methods
 
 EXACT = {"method": "exact", "budget": 256}
 RANDOM = {"method": "random", "budget": 256}
@@ -65,9 +65,8 @@ def test_random_has_a_seed(given, seed):
 def test_every_seed_makes_hyperplanes_of_its_own(seed, other):
     sizes = {"num_kv_heads": 2, "group": 2, "head_dim": 16}
     seeds = [resolve({**RANDOM, "seed": each})[5].seed for each in (seed, other)]
-    weights = [
-        random_encoder(32, seed=each, layer=5, **sizes).tensors()["weight"] for each in seeds
-    ]
+    make = methods()["random"].untrained_encoder
+    weights = [make(32, seed=each, layer=5, **sizes).tensors()["weight"] for each in seeds]
     assert not torch.equal(*weights)
 
 

@@ -128,7 +128,7 @@ def rows_of(path):
 
 def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
     out = tmp_path / "offline.csv"
-    more = ["--weights", weights, "--selectors", *SELECTORS, "--bits-of-random", 32, 64]
+    more = ["--weights", weights, "--selectors", *SELECTORS, "--bits", 32, 64]
     assert run_offline(parse(model_dir, data, out, *more)) == 0
     printed = capsys.readouterr().out
     assert "quest4" in printed

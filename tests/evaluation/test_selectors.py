@@ -216,7 +216,7 @@ def test_measuring_in_blocks_of_queries_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize("name", ["quest", "quest0", "loki-3", "lokiX", "dense", ""])
 def test_unknown_selectors_are_refused(name):
-    with pytest.raises(argparse.ArgumentTypeError, match=r"expected one of exact, .*found"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected exact, .*found"):
         selector_name(name)
 
 

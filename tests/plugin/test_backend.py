@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache
+from hata_sglang.shape import ModelShape
 
 HQ, HKV, DIM, SHARED, ROWS = 4, 2, 64, 1024, 5
 SCALE = 0.125
@@ -70,10 +71,7 @@ def backend(monkeypatch, seam):
         [plan],
         dict.fromkeys(range(3), SCALE),
         {},
-        num_heads=HQ,
-        num_kv_heads=HKV,
-        head_dim=DIM,
-        context_len=4096,
+        ModelShape(HQ, HKV, DIM, num_layers=8, context_len=4096),
         device=torch.device("cpu"),
         dense=[0],
     )

@@ -13,7 +13,8 @@ from hata_sglang.decoding import Batch, GpuDecoder
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
-from hata_sglang.seams.session import ModelShape, Session
+from hata_sglang.seams.session import Session
+from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
 
 HQ, HKV, DIM, CONTEXT, BUDGET = 4, 2, 64, 512, 40
@@ -67,10 +68,7 @@ class Server:
                 self.session.sparse_plans,
                 dict.fromkeys(range(3), SCALE),
                 self.pool.encoders,
-                num_heads=HQ,
-                num_kv_heads=HKV,
-                head_dim=DIM,
-                context_len=CONTEXT,
+                SHAPE,
                 device=torch.device("cpu"),
                 tallies=self.pool.tallies,
             )

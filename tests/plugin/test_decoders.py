@@ -16,6 +16,7 @@ from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, gpu_buffers
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
+from hata_sglang.shape import ModelShape
 
 HQ, HKV, DIM, LAYER = 6, 2, 64, 0
 GROUP, SINK, RECENT = HQ // HKV, 4, 8
@@ -257,10 +258,7 @@ def make_gpu_decoder(steps, device="cuda", dense=()):
         plans,
         dict.fromkeys([*(plan.layer for plan in plans), *dense], SCALE),
         encoders,
-        num_heads=HQ,
-        num_kv_heads=HKV,
-        head_dim=DIM,
-        context_len=256,
+        ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256),
         device=torch.device(device),
         dense=dense,
     )
@@ -336,8 +334,8 @@ def test_graph_memory_is_counted(names, bs, width, dense):
     for layer, step in enumerate(steps):
         step.plan = dataclasses.replace(step.plan, layer=layer)
     decoder = make_gpu_decoder(steps, "cpu")
-    kinds = (decoder.plans, decoder.encoders)
-    sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=dense, **decoder.shape)
+    kinds = (decoder.plans, decoder.encoders, decoder.shape)
+    sizes = BufferSizes.of(*kinds, bs=bs, width=width, dense=dense)
     buffers = Buffers(sizes, decoder.budgets, decoder.device)
     buffers.budgets.clear()  # a few bytes per row, as are the shares'
     buffers.share_budgets = None
@@ -367,10 +365,7 @@ def test_users_of_one_document_decode_a_dense_layer():
         plans,
         {LAYER: SCALE, 1: SCALE},
         encoders,
-        num_heads=HQ,
-        num_kv_heads=HKV,
-        head_dim=DIM,
-        context_len=2048,
+        ModelShape(HQ, HKV, DIM, num_layers=8, context_len=2048),
         device=torch.device("cpu"),
         dense=[1],
     )

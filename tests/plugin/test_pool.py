@@ -10,7 +10,8 @@ import torch
 from hata_kernels.bits import pack_bits
 from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
-from hata_sglang.seams.session import ModelShape, Session
+from hata_sglang.seams.session import Session
+from hata_sglang.shape import ModelShape
 
 SLOTS, HEADS, DIM, BITS = 64, 2, 16, 64
 SCALES = {"codes alone": 0, "8-bit scales": 8, "16-bit scales": 16}
@@ -43,7 +44,7 @@ def session(request):
     config = HataConfig.parse(
         {"method": "random", "bits": BITS, "budget": 128, "dense_layers": [0]}
     )
-    shape = ModelShape(3, 4, HEADS, DIM, 512)
+    shape = ModelShape(4, HEADS, DIM, 3, 512)
     plans = config.resolve(3, 512)
     return Session(config, shape, plans, make_encoders(request.param))
 

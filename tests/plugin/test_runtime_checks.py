@@ -10,7 +10,8 @@ import torch
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.seams.session import ModelShape, Session
+from hata_sglang.seams.session import Session
+from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, context_len=512)

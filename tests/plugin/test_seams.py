@@ -12,7 +12,8 @@ from hata_sglang.config import HataConfig
 from hata_sglang.decoding import gpu_buffers
 from hata_sglang.errors import Refusal
 from hata_sglang.seams import cpu_preview
-from hata_sglang.seams.session import ModelShape, Session
+from hata_sglang.seams.session import Session
+from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = ModelShape(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=64, context_len=32768)

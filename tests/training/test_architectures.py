@@ -9,12 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_models as tiny
 from hata_sglang.errors import Refusal
+from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training.architectures import ARCHITECTURES, LayerPlan, plan_layers
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.data import TokenSequence
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import check_against_model, load_weights
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from hata_sglang.training.methods import METHODS, resolve_bits
+from hata_sglang.methods import trainable
 
 GROUP = 3  # of SmolLM2-135M: 9 query heads on 3 KV heads
 
@@ -20,8 +20,7 @@ def test_every_set_has_a_method_and_its_bits(script):
     assert len(names) == len(set(names)) == 7
     for name in names:
         method, bits = re.fullmatch(r"(\w+)-(\d+)b", name).groups()
-        assert method in METHODS
-        assert resolve_bits(method, int(bits), GROUP) == int(bits)
+        assert trainable(method).resolve_bits(int(bits), GROUP) == int(bits)
 
 
 def test_an_unknown_set_is_refused_before_anything_is_installed(script, tmp_path):

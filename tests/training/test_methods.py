@@ -8,13 +8,13 @@ from rich.console import Console
 from torch.nn.functional import silu
 
 from hata_sglang.errors import HataError, Refusal
+from hata_sglang.methods import method_names, methods, trainable
+from hata_sglang.methods.hashattention import HashAttentionRecipe, HashAttentionTrainer
+from hata_sglang.methods.hata import HataRecipe, HataTrainer
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture, Sampling
-from hata_sglang.training.hashattention import HashAttentionRecipe, HashAttentionTrainer
-from hata_sglang.training.hata import HataRecipe, HataTrainer
 from hata_sglang.training.layer_data import SequenceData, scale_step
 from hata_sglang.training.measured_layer import MeasuredLayer
-from hata_sglang.training.methods import METHODS, make_trainer, resolve_bits
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import load_weights
 
@@ -49,22 +49,22 @@ def data(*seeds, **kwargs):
 GAINS = {"hata": 0.1, "hashattention": 0.1, "asymmetric": 0.02}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names(trainable=True))
 def test_every_method_learns_and_repeats_itself(method):
-    recipe = METHODS[method][0](steps=90, learning_rate=0.01, **SMALL)
-    bits = resolve_bits(method, None, 2) if method == "hashattention" else 64
+    recipe = methods()[method].recipe(steps=90, learning_rate=0.01, **SMALL)
+    bits = methods()[method].resolve_bits(None, 2) if method == "hashattention" else 64
     held_out = MeasuredLayer([capture(seed) for seed in range(70, 76)], 20, CPU)
     budget = Budget(24, 4, 4)
 
     def trained():
-        trainer = make_trainer(method, data(*range(30), queries=60), bits, recipe, seed=5)
+        trainer = trainable(method).trainer(data(*range(30), queries=60), bits, recipe, seed=5)
         before = trainer.encoder()
         for _ in range(90):
             trainer.step()
         return before, trainer.encoder()
 
     (before, after), (_, again) = trained(), trained()
-    assert after.method == method
+    assert type(after) is methods()[method].encoder
     assert after.bits == 64
     assert held_out.mass(after, budget) > held_out.mass(before, budget) + GAINS[method]
     for name, tensor in after.tensors().items():
@@ -135,11 +135,11 @@ def test_hashattention_mlps_of_fewer_layers(layers):
 
 
 def test_bits_of_hashattention_follow_the_group():
-    assert resolve_bits("hashattention", None, 3) == 96
-    assert resolve_bits("hashattention", 96, 3) == 96
+    assert methods()["hashattention"].resolve_bits(None, 3) == 96
+    assert methods()["hashattention"].resolve_bits(96, 3) == 96
     with pytest.raises(Refusal, match=r"bits: expected 96, 32 for each of the 3 .*, found 128"):
-        resolve_bits("hashattention", 128, 3)
-    assert resolve_bits("hata", None, 3) == 128
+        methods()["hashattention"].resolve_bits(128, 3)
+    assert methods()["hata"].resolve_bits(None, 3) == 128
 
 
 def test_the_step_of_a_scale_fits_all_but_the_largest_thousandth():
@@ -187,7 +187,7 @@ def test_schedules(objective, schedule, falls):
     assert recipe.card_entry()["schedule"] == ("cosine to 0" if falls else "constant")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names(trainable=True))
 def test_every_method_trains_from_text_to_weights(method, model_dir, text_file, tmp_path):
     options = TrainOptions(
         sequence_length=200,
@@ -197,7 +197,7 @@ def test_every_method_trains_from_text_to_weights(method, model_dir, text_file, 
         evaluate_every=5,
         dtype="float16",
     )
-    recipe = METHODS[method][0](steps=10, **SMALL | {"keys_per_step": 64})
+    recipe = methods()[method].recipe(steps=10, **SMALL | {"keys_per_step": 64})
     console = Console(quiet=True)
     card = train(
         model_dir,
@@ -211,7 +211,8 @@ def test_every_method_trains_from_text_to_weights(method, model_dir, text_file, 
     )
     weights = load_weights(tmp_path / "w")
     encoder = weights.encoder(1)
-    assert card.method == encoder.method == method
+    assert card.method == method
+    assert type(encoder) is methods()[method].encoder
     assert encoder.bits == card.bits == (64 if method == "hashattention" else 128)
     assert encoder.options() == card.options
     assert set(card.held_out[0].mean) == {"exact", method, "random", "streaming"}

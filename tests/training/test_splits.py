@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hata_kernels.encoders import make_encoder
+from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import train_layer as train_layer_module
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.data import DataError
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.splits import SPLITS, SplitFiles, describe_splits, read_splits
@@ -174,7 +174,8 @@ def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monke
     assert best["validation"] != best["held_out"]
 
     trainer = trainer_of(encoders)
-    monkeypatch.setattr(train_layer_module, "make_trainer", lambda *_: trainer)
+    made = SimpleNamespace(trainer=lambda *_: trainer)
+    monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
     captures = Captures(trainer, train=[capture(1)], validation=validation, held_out=held_out)
     options = TrainOptions(
         bits=32, budgets=(BUDGET,), evaluate_every=1, patience=9, measured_queries=6
@@ -194,7 +195,8 @@ def test_training_stops_when_the_validation_mass_no_longer_rises(monkeypatch):
     judge = MeasuredLayer(captures["validation"], 6, torch.device("cpu"))
     falling = sorted(map(planes, range(1, 20)), key=lambda e: judge.mass(e, BUDGET), reverse=True)
     trainer = trainer_of([planes(0), *falling])
-    monkeypatch.setattr(train_layer_module, "make_trainer", lambda *_: trainer)
+    made = SimpleNamespace(trainer=lambda *_: trainer)
+    monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
     options = TrainOptions(
         bits=32, budgets=(BUDGET,), evaluate_every=1, patience=3, measured_queries=6
     )

@@ -5,10 +5,10 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from hata_sglang.errors import HataError, Refusal
+from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.data import DataError
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import check_against_model, load_weights
 
@@ -121,7 +121,7 @@ def test_a_folder_without_a_model_is_refused(text_file, tmp_path):
 
 
 def test_an_unknown_method_is_refused(model_dir, text_file, tmp_path):
-    with pytest.raises(Refusal, match=r"method: expected one of hata, .*, found 'hashing'"):
+    with pytest.raises(Refusal, match=r"method: expected asymmetric, .*, found 'hashing'"):
         run(model_dir, text_file, tmp_path / "x", method="hashing")
 
 

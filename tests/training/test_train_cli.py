@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from hata_sglang.errors import HataError, Refusal
+from hata_sglang.methods import method_names, methods
+from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.loss import PaperLoss
-from hata_sglang.training.methods import METHODS
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
 
@@ -101,13 +101,13 @@ def test_steps_and_its_option_are_one_setting(tmp_path):
         run_train(parse(arguments))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names(trainable=True))
 def test_options_of_a_method_are_listed(method, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(f"--method {method} --list-options")
     assert stop.value.code == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed == option_lines(METHODS[method][0])
+    assert printed == option_lines(methods()[method].recipe)
     assert any(line.startswith("steps: an integer (default ") for line in printed)
 
 

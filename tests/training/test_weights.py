@@ -200,7 +200,7 @@ def test_float16_takes_half_the_space_and_loads_as_float32(tmp_path, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "quest"}, "a method among hata, random, asymmetric, hashattention"),
+        ({"method": "quest"}, "expected asymmetric, hashattention, hata or random, found"),
         ({"method": "asymmetric"}, "tensors and options of method asymmetric for tiny-llama"),
         ({"options": {"clip": 1.0}}, "tensors and options of method hata for tiny-llama"),
         ({"bits": 64}, "layer 0: expected 64 bits, as in the card, found 32"),
@@ -331,7 +331,7 @@ def test_saving_refuses_what_loading_would(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "asymmetric"}, "layer 0, method: expected asymmetric, as in the card, found"),
+        ({"method": "asymmetric"}, "layer 0, encoder: expected AsymmetricEncoder, as in the card, found"),
         ({"bits": 64}, "layer 1, bits: expected 64, as in the card, found 32"),
         ({"options": {}}, "layer 0, options: expected {}, as in the card, found"),
         ({"layers": (0, 1, 2)}, "layers.2.weight: expected a tensor, as in the card, found none"),

@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 
 from hata_sglang.errors import HataError, Refusal
+from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import captures as captures_module
 from hata_sglang.training import train as train_module
 from hata_sglang.training.attention_mass import Budget
 from hata_sglang.training.capture import Sampling
-from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.train import TrainOptions, train
 
 RECIPE = HataRecipe(steps=8, queries_per_step=8, keys_per_step=64, sink=2, recent=2)

@@ -1,4 +1,4 @@
-"""Training asymmetric codes: keys of one-bit numbers against one query vector per group of heads.
+"""Asymmetric codes: keys of one-bit numbers against one query vector per group of heads.
 
 The maths, and what is new in it, is in docs/asymmetric.md.
 """
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from hata_kernels.encoders import AsymmetricEncoder
+from hata_sglang.methods.base import Method
 from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_step
 from hata_sglang.training.loss import straight_through_sign
 
@@ -229,3 +230,14 @@ def _initial_keys(
         identity = torch.eye(first, device=keys.device)
         start["residual_weight"] = -TWO_BIT_THRESHOLD * identity.repeat(kv_heads, 1, 1)
     return start
+
+
+METHOD = Method(
+    name="asymmetric",
+    ranks="codes",
+    summary="trained codes of keys against queries of a few bits (this package)",
+    paper="https://arxiv.org/abs/2405.12497",
+    encoder=AsymmetricEncoder,
+    recipe=AsymmetricRecipe,
+    trainer=AsymmetricTrainer,
+)

@@ -1,4 +1,4 @@
-"""Training the linear hash of HATA (arXiv 2506.02572): one W per KV head, symmetric sign codes."""
+"""HATA (arXiv 2506.02572): a linear hash, one W per KV head, symmetric sign codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from hata_kernels.encoders import LinearEncoder
+from hata_sglang.methods.base import Method
 from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_step
 from hata_sglang.training.loss import PaperLoss, attention_loss, paper_loss, similarity_labels
 
@@ -223,3 +224,14 @@ def _projection_size(data: list[SequenceData], weight: torch.Tensor) -> torch.Te
     """Root mean square of every projection of the keys, ``[Hkv, 1, r]``."""
     means = [(d.k @ weight).pow(2).mean(1, keepdim=True) for d in data]
     return torch.stack(means).mean(0).sqrt().clamp_min(1e-6)
+
+
+METHOD = Method(
+    name="hata",
+    ranks="codes",
+    summary="one trained hash for keys and queries (HATA)",
+    paper="https://arxiv.org/abs/2506.02572",
+    encoder=LinearEncoder,
+    recipe=HataRecipe,
+    trainer=HataTrainer,
+)

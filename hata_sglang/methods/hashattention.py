@@ -1,4 +1,4 @@
-"""Training the MLPs of HashAttention (arXiv 2412.14468): 32 bits per query head, two MLPs each."""
+"""HashAttention (arXiv 2412.14468): 32 bits per query head, two MLPs each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu
 
 from hata_kernels.encoders import MlpEncoder
 from hata_sglang.errors import HataError
+from hata_sglang.methods.base import Method
 from hata_sglang.training.layer_data import SequenceData, sample_batch
 
 BITS_PER_HEAD = 32
@@ -200,3 +201,16 @@ def _thresholds(sequence: SequenceData, recipe: HashAttentionRecipe) -> torch.Te
             "longer texts, or lower --option sink=N and --option recent=N."
         )
     return found
+
+
+METHOD = Method(
+    name="hashattention",
+    ranks="codes",
+    summary="trained MLPs, a word of code for every query head (HashAttention)",
+    paper="https://arxiv.org/abs/2412.14468",
+    encoder=MlpEncoder,
+    recipe=HashAttentionRecipe,
+    trainer=HashAttentionTrainer,
+    max_bits=1024,
+    bits_per_query_head=BITS_PER_HEAD,
+)
