@@ -3,8 +3,9 @@
 Nothing here knows SGLang: `hata_sglang.seams.backend` hands over tensors.
 """
 
+from hata_sglang.decoding.codebook import CodeBook
 from hata_sglang.decoding.cpu import CpuDecoder
 from hata_sglang.decoding.gpu import GpuDecoder
 from hata_sglang.decoding.step import Batch, LayerCache
 
-__all__ = ["Batch", "CpuDecoder", "GpuDecoder", "LayerCache"]
+__all__ = ["Batch", "CodeBook", "CpuDecoder", "GpuDecoder", "LayerCache"]

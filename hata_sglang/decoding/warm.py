@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from hata_kernels.encoders import Encoder
+from hata_sglang.decoding.codebook import CodeBook
 
 #: Tokens of a prompt, or of a piece of one, by which kernels differ: tiles of 16, 32, and 64.
 PROMPTS = (16, 32, 64)
 
 
-def warm_encoders(
-    encoders: Mapping[int, Encoder],
-    codes: Mapping[int, torch.Tensor],
-    scales: Mapping[int, torch.Tensor],
-    dtype: torch.dtype,
-) -> None:
+def warm_encoders(book: CodeBook, dtype: torch.dtype) -> None:
     """Encode keys of every kind of layer once for every kind of prompt, with a progress bar.
 
     Triton compiles a kernel at its first launch, for seconds. The launches of decode steps are
@@ -27,24 +20,22 @@ def warm_encoders(
 
     Parameters
     ----------
-    encoders : mapping of int to Encoder
-        By layer, on a GPU.
-    codes, scales : mapping of int to torch.Tensor
-        Of the pool, by layer; the reserved slot 0 is written.
+    book : CodeBook
+        On a GPU; the reserved slot 0 is written.
     dtype : torch.dtype
         Of the keys.
     """
     kinds = {}
-    for layer, encoder in encoders.items():
+    for layer, encoder in book.encoders.items():
         kind = (type(encoder), encoder.bits, *encoder.options().items())
         kinds.setdefault(kind, (layer, encoder))
     calls = [(*kind, tokens) for kind in kinds.values() for tokens in PROMPTS]
     console = Console(stderr=True)
     for layer, encoder, tokens in track(calls, "hata: compiling for prompts", console=console):
-        where = codes[layer].device
+        where = book.codes[layer].device
         encoder.encode_keys(
             torch.zeros(tokens, encoder.num_kv_heads, encoder.head_dim, dtype=dtype, device=where),
-            codes=codes[layer],
+            codes=book.codes[layer],
             slots=torch.zeros(tokens, dtype=torch.int64, device=where),
-            scales=scales.get(layer),
+            scales=book.scales.get(layer),
         )

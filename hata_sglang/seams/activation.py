@@ -128,7 +128,7 @@ def wrap_factories() -> None:
 def _attaching(name: str, stock):
     def factory(runner):
         backend = stock(runner)
-        session = Session.of(runner.model_config)
+        session = Session.of_rank(runner)
         if (
             session is None
             or runner.is_draft_worker

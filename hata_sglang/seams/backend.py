@@ -3,9 +3,8 @@
 So do dense layers on a GPU whose attention is plain. If hata decodes every layer of a captured
 step, the stock backend's planning is skipped.
 
-The stock backend is built by its own factory and then given a subclass of its own class. That
-keeps every attribute that SGLang reads on it (class-level defaults would shadow a delegating
-wrapper's ``__getattr__``) and costs dense layers and prefill nothing.
+The stock backend is built by its own factory and then given more methods (`seams.retype`), which
+costs dense layers and prefill nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from hata_sglang.errors import HataError
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.layers import attention_layers, dense_layers
+from hata_sglang.seams.retype import Methods, retype
 from hata_sglang.seams.session import Session
 
 
@@ -40,21 +40,22 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     """
     shape, plans = session.shape, session.sparse_plans
     device, pool = torch.device(runner.device), runner.token_to_kv_pool
+    book = pool.hata_codes
     layers = attention_layers(runner.model)
     scales = {layer.layer_id: float(layer.scaling) for layer in layers}
     if device.type == "cpu":
-        decoder: Any = CpuDecoder(plans, scales, pool.encoders, pool.tallies)
+        decoder: Any = CpuDecoder(plans, scales, book.encoders, book.tallies)
     else:
         decoder = GpuDecoder(
             plans,
             scales,
-            pool.encoders,
+            book.encoders,
             shape,
             device=device,
             dense=dense_layers(layers, session, pool.dtype, device),
-            tallies=pool.tallies,
+            tallies=book.tallies,
         )
-    backend.__class__ = _subclass(type(backend))
+    retype(backend, HataMethods)
     backend.hata_plans = {p.layer: p for p in plans}
     backend.hata_decoder = decoder
     backend.hata_pool = pool
@@ -62,20 +63,12 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     # Sizes of captured batches of which no layer is the stock backend's.
     backend.hata_alone = set()
     backend._hata_eager = False
-    METRICS.serve(session.facts(), pool.tallies, tuple(session.encoders))
+    METRICS.serve(session.facts(), book.tallies, tuple(session.encoders))
     return backend
 
 
-class HataMethods:
-    """What a stock backend gets: these methods, in a subclass of its own class (`_subclass`)."""
-
-    #: That subclass.
-    hata_class: type
-
-    @property
-    def hata_stock(self) -> Any:
-        """The stock backend's own methods."""
-        return super(self.hata_class, self)
+class HataMethods(Methods):
+    """What a stock backend gets."""
 
     def init_forward_metadata(self, forward_batch):
         """Make an eager step ready: the stock backend's way, and hata's where it decodes."""
@@ -154,23 +147,6 @@ class HataMethods:
         else:
             out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
         return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
-
-
-_SUBCLASSES: dict[type, type] = {}
-
-
-def _subclass(base: type) -> type:
-    """Subclass of a stock backend class with `HataMethods`; one per base, so isinstance agrees.
-
-    The methods are copied: CPython refuses to retype an instance to a class of two bases.
-    """
-    if base not in _SUBCLASSES:
-        members = {
-            k: v for k, v in vars(HataMethods).items() if k not in ("__dict__", "__weakref__")
-        }
-        made = type(f"Hata{base.__name__}", (base,), members)
-        made.hata_class = _SUBCLASSES[base] = made
-    return _SUBCLASSES[base]
 
 
 def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None:

@@ -33,21 +33,18 @@ _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
 
-def _build_pool(original, self, *, mha_pool_class, **kwargs):
-    """Swap the plain KV pool for the one with codes; leave every other pool alone."""
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+def _add_codes(result: Any, self, **kwargs) -> None:
+    """Give the KV pool that SGLang built its code book."""
+    from hata_sglang.seams.pool import attach_codes
 
-    from hata_sglang.seams.pool import make_pool_class
-
-    session = Session.of(self.model_config)
-    if session and mha_pool_class is MHATokenToKVPool and not self.is_draft_worker:
-        mha_pool_class = make_pool_class(session)
-    return original(self, mha_pool_class=mha_pool_class, **kwargs)
+    session = Session.of_rank(self)
+    if session is not None and not self.is_draft_worker:
+        attach_codes(result, session)
 
 
 def _cell_size(result: int, self, kvc, num_layers: int) -> int | None:
     """Add the codes to the bytes that SGLang counts per token."""
-    session = Session.of(kvc.model_config)
+    session = Session.of_rank(kvc)
     if session is None or kvc.is_draft_worker:
         return None
     return result + session.code_bytes_per_token
@@ -57,7 +54,7 @@ def _available_bytes(result: int, self, *args) -> int | None:
     """Take what decoding needs beside the pool off the memory left for the pool."""
     from hata_sglang.seams.workspace import workspace_bytes
 
-    session = Session.of(self.model_config)
+    session = Session.of_rank(self)
     return None if session is None else result - workspace_bytes(self, session)
 
 
@@ -82,7 +79,7 @@ def _require_attached(result, self, *args, **kwargs) -> None:
 
 
 HOOKS: tuple[Hook, ...] = (
-    Hook(f"{_CONFIGURATOR}._build_mha_kv_pool", HookType.AROUND, _build_pool),
+    Hook(f"{_CONFIGURATOR}._build_token_to_kv_pool", HookType.AFTER, _add_codes),
     Hook(f"{_CONFIGURATOR}._profile_available_bytes", HookType.AFTER, _available_bytes),
     Hook(
         "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.seams import versions
 from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
 
@@ -59,14 +60,14 @@ def model_shape(model_config: Any) -> ModelShape:
 
 @dataclass(frozen=True)
 class Session:
-    """Config, plan per layer and encoder per coded layer, for one model.
+    """Config, plan per layer and encoder per coded layer: of a model, or what one rank has of it.
 
     Attributes
     ----------
     config : HataConfig
     shape : ModelShape
     plans : tuple of LayerPlan
-        One per layer of the model, index = layer number.
+        One per layer.
     encoders : dict of int to hata_kernels.encoders.Encoder
         Of every sparse layer whose method keeps codes; float32, on the CPU.
     """
@@ -122,6 +123,46 @@ class Session:
             config = carried(model_config)
             _OPENED[model_config] = None if config is None else cls._open(config, model_config)
         return _OPENED[model_config]
+
+    @classmethod
+    def of_rank(cls, owner: Any) -> Session | None:
+        """The part of a server's session that this process serves; None as in `of`.
+
+        Parameters
+        ----------
+        owner : ModelRunner or KVCacheConfigurator
+            Of SGLang, in a scheduler process: its parallel groups exist.
+        """
+        session = cls.of(owner.model_config)
+        if session is None:
+            return None
+        heads = versions.kv_heads_here(session.shape.num_kv_heads)
+        return session.on_rank(heads, versions.layers_here(owner))
+
+    def on_rank(self, kv_heads: range, layers: range) -> Session:
+        """What a rank serves that has some of the KV heads, with their query heads, and layers.
+
+        Parameters
+        ----------
+        kv_heads, layers : range
+            Of this session, without gaps. Layers keep the model's numbers.
+
+        Returns
+        -------
+        Session
+            This one where the rank has all.
+        """
+        own = tuple(plan for plan in self.plans if plan.layer in layers)
+        if len(kv_heads) == self.shape.num_kv_heads and own == self.plans:
+            return self
+        group = self.shape.group
+        shape = replace(self.shape, num_heads=group * len(kv_heads), num_kv_heads=len(kv_heads))
+        encoders = {
+            layer: encoder.shard(kv_heads)
+            for layer, encoder in self.encoders.items()
+            if layer in layers
+        }
+        return Session(self.config, shape, own, encoders)
 
     @classmethod
     def _open(cls, config: HataConfig, model_config: Any) -> Session:

@@ -290,7 +290,7 @@ def check_runner(runner: Any, session: Session) -> None:
     """
     from hata_sglang.seams.layers import check_layers
 
-    if not hasattr(runner.token_to_kv_pool, "codes"):
+    if not hasattr(runner.token_to_kv_pool, "hata_codes"):
         found = type(runner.token_to_kv_pool).__name__
         raise Refusal.of("KV pool", "MHATokenToKVPool with codes", found)
     check_layers(runner.model, session)

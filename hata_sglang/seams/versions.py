@@ -96,6 +96,23 @@ def decode_backend_name(runner: Any) -> str:
     return name
 
 
+def kv_heads_here(num_kv_heads: int) -> range:
+    """KV heads of this scheduler process, as SGLang's ``QKVParallelLinear`` deals them out.
+
+    Never more ranks than heads: those would share a head and split its query heads.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    each = num_kv_heads // parallel.attn_tp_size
+    return range(parallel.attn_tp_rank * each, (parallel.attn_tp_rank + 1) * each)
+
+
+def layers_here(owner: Any) -> range:
+    """Layers of this scheduler process, of a ModelRunner or KVCacheConfigurator."""
+    return range(owner.layer_info.start_layer, owner.layer_info.end_layer)
+
+
 def write_loc(forward_batch: Any) -> Any:
     """Where this batch's new keys go, as `set_kv_buffer` takes it."""
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc

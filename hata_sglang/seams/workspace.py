@@ -39,7 +39,7 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
 
     shape = session.shape
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    some_dense = len(session.sparse_plans) < shape.num_layers
+    some_dense = len(session.sparse_plans) < len(session.plans)
     sizes = BufferSizes.of(
         session.sparse_plans,
         session.encoders,

@@ -156,9 +156,7 @@ def test_a_budget_below_what_is_always_kept_is_refused():
 def test_weights_of_arms_on_a_command_line():
     assert arm_weights("asymmetric=some/folder=x") == ("asymmetric", "some/folder=x")
     for text in ("exact=x", "asymmetric", "asymmetric=", "=x"):
-        with pytest.raises(
-            ArgumentTypeError, match="expected ARM=WEIGHTS with an arm of asym"
-        ):
+        with pytest.raises(ArgumentTypeError, match="expected ARM=WEIGHTS with an arm of asym"):
             arm_weights(text)
 
 

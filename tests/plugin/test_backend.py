@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache
+from hata_sglang.seams.retype import retype
 from hata_sglang.shape import ModelShape
 
 HQ, HKV, DIM, SHARED, ROWS = 4, 2, 64, 1024, 5
@@ -64,7 +65,8 @@ def backend(monkeypatch, seam):
     monkeypatch.setattr(seam.versions, "write_loc", lambda batch: NEWEST[: batch.batch_size])
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
     plan = HataConfig.parse(settings).resolve(3, 4096)[2]
-    made = seam._subclass(Inner)()
+    made = Inner()
+    retype(made, seam.HataMethods)
     made.hata_plans, made.hata_pool = {2: plan}, Pool()
     made.hata_alone, made._hata_eager = set(), False
     made.hata_decoder = GpuDecoder(

@@ -45,16 +45,19 @@ class Server:
 
     def __init__(self, decoder: str, recent: int, monkeypatch) -> None:
         cpu_preview.enable()
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
         from hata_sglang.seams import backend
-        from hata_sglang.seams.pool import make_pool_class
+        from hata_sglang.seams.pool import attach_codes
 
         self.session, self.metrics = make_session(recent), Metrics()
         monkeypatch.setattr(backend, "METRICS", self.metrics)
         monkeypatch.setattr(backend.versions, "write_loc", lambda batch: batch.out_cache_loc)
         sizes = {"head_num": HKV, "head_dim": DIM, "layer_num": 3, "page_size": 1}
-        self.pool = make_pool_class(self.session)(
+        self.pool = MHATokenToKVPool(
             300, dtype=torch.float32, device="cpu", enable_memory_saver=False, **sizes
         )
+        attach_codes(self.pool, self.session)
         model = torch.nn.ModuleList(backend_layer(layer) for layer in range(SHAPE.num_layers))
         runner = SimpleNamespace(
             device="cpu",
@@ -67,10 +70,10 @@ class Server:
             self.backend.hata_decoder = GpuDecoder(
                 self.session.sparse_plans,
                 dict.fromkeys(range(3), SCALE),
-                self.pool.encoders,
+                self.pool.hata_codes.encoders,
                 SHAPE,
                 device=torch.device("cpu"),
-                tallies=self.pool.tallies,
+                tallies=self.pool.hata_codes.tallies,
             )
         self.layers = list(model)
         for layer in self.layers:
@@ -133,7 +136,7 @@ def check_step(server, padding: int = 0) -> None:
     for layer in (1, 2):
         encoder, (q, k, out) = server.session.encoders[layer], found[layer]
         codes = pack_bits(encoder.key_bits(k[: len(NEWEST)]))
-        assert torch.equal(server.pool.codes[layer][NEWEST], codes)
+        assert torch.equal(server.pool.hata_codes.codes[layer][NEWEST], codes)
         keys, values = server.pool.get_kv_buffer(layer)
         assert torch.equal(keys[NEWEST], k[: len(NEWEST)])
         # The second row attends to its whole context: any softmax attention says the same.
@@ -183,12 +186,11 @@ def test_who_encodes_the_new_keys_of_a_gpu(monkeypatch, recent):
     """The decoder, in the launch of the queries; where the newest key is ranked, the pool."""
     server = Server("gpu", recent, monkeypatch)
     encoded = []
-    encode_keys = server.pool.encode_keys
-    monkeypatch.setattr(
-        server.pool, "encode_keys", lambda *of: (encoded.append(of[0]), encode_keys(*of))
-    )
+    book = server.pool.hata_codes
+    encode = book.encode
+    monkeypatch.setattr(book, "encode", lambda *of: (encoded.append(of[0]), encode(*of)))
     found = server.step()
     assert encoded == ([] if recent else [1, 2])
     for layer in (1, 2):
         codes = pack_bits(server.session.encoders[layer].key_bits(found[layer][1]))
-        assert torch.equal(server.pool.codes[layer][NEWEST], codes)
+        assert torch.equal(server.pool.hata_codes.codes[layer][NEWEST], codes)

@@ -54,9 +54,11 @@ def pool(session):
     from hata_sglang.seams import cpu_preview
 
     cpu_preview.enable()
-    from hata_sglang.seams.pool import make_pool_class
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-    return make_pool_class(session)(
+    from hata_sglang.seams.pool import attach_codes
+
+    made = MHATokenToKVPool(
         SLOTS,
         page_size=1,
         dtype=torch.float32,
@@ -66,6 +68,8 @@ def pool(session):
         device="cpu",
         enable_memory_saver=False,
     )
+    attach_codes(made, session)
+    return made
 
 
 def write(pool, layer: int, slots: torch.Tensor) -> torch.Tensor:
@@ -77,11 +81,11 @@ def write(pool, layer: int, slots: torch.Tensor) -> torch.Tensor:
 def has_codes_of(pool, session, layer, slots, keys) -> bool:
     """Whether these slots hold what the layer's encoder makes of the keys, scales included."""
     encoder = session.encoders[layer]
-    same = torch.equal(pool.codes[layer][slots], pack_bits(encoder.key_bits(keys)))
+    same = torch.equal(pool.hata_codes.codes[layer][slots], pack_bits(encoder.key_bits(keys)))
     if not encoder.scale_bits:
-        assert layer not in pool.scales
+        assert layer not in pool.hata_codes.scales
         return same
-    stored = pool.scales[layer][slots].int() % 2**encoder.scale_bits
+    stored = pool.hata_codes.scales[layer][slots].int() % 2**encoder.scale_bits
     expected = encoder.key_scales(keys)
     assert expected.unique().numel() > 1, "scales that are all equal test nothing"
     return same and torch.equal(stored, expected)
@@ -93,14 +97,14 @@ def test_codes_are_written_with_the_keys(pool, session):
     assert has_codes_of(pool, session, 1, slots, keys)
     untouched = torch.ones(SLOTS + 1, dtype=torch.bool)
     untouched[slots] = False
-    for buffers in (pool.codes, pool.scales):
+    for buffers in (pool.hata_codes.codes, pool.hata_codes.scales):
         assert all(buffer[untouched].eq(0).all() for buffer in buffers.values())
-    assert pool.codes[2].eq(0).all()
+    assert pool.hata_codes.codes[2].eq(0).all()
 
 
 def test_dense_layers_keep_no_codes(pool):
     write(pool, 0, torch.tensor([1, 2]))
-    assert set(pool.codes) == set(pool.encoders) == {1, 2}
+    assert set(pool.hata_codes.codes) == set(pool.hata_codes.encoders) == {1, 2}
 
 
 def test_codes_and_scales_are_in_the_size_that_sglang_reports(pool, session):
@@ -111,14 +115,13 @@ def test_codes_and_scales_are_in_the_size_that_sglang_reports(pool, session):
 
 def test_codes_and_scales_are_freed_with_the_keys(pool):
     pool._clear_buffers()
-    assert not hasattr(pool, "codes")
-    assert not hasattr(pool, "scales")
+    assert not hasattr(pool, "hata_codes")
 
 
 def test_tokens_are_counted_where_their_keys_are_encoded(pool):
     for layer in range(3):
         write(pool, layer, torch.tensor([7, 8, 9][layer:]))
-    assert {layer: tally.tolist() for layer, tally in pool.tallies.items()} == {
+    assert {layer: tally.tolist() for layer, tally in pool.hata_codes.tallies.items()} == {
         1: [2, 0, 0, 0],
         2: [1, 0, 0, 0],
     }
@@ -146,7 +149,7 @@ def test_codes_count_in_sglangs_bytes_per_token(session, monkeypatch):
     """2 coded layers x 2 KV heads x 64 bits, and scales, on top of what SGLang computed."""
     from hata_sglang.seams import hooks
 
-    monkeypatch.setattr(hooks.Session, "of", lambda model_config: session)
+    monkeypatch.setattr(hooks.Session, "of_rank", lambda owner: session)
     target = SimpleNamespace(is_draft_worker=False, model_config=None)
     more = {0: 32, 8: 36, 16: 40}[session.encoders[1].scale_bits]
     assert hooks._cell_size(1000, None, target, 3) == 1000 + more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hata_kernels.encoders import make_encoder
+from hata_sglang.decoding import CodeBook
 from hata_sglang.decoding.warm import PROMPTS, warm_encoders
 
 SHAPE = {"num_kv_heads": 2, "group": 3, "head_dim": 64}
@@ -17,14 +18,16 @@ def make(bits: int, scale_bits: int = 0):
     return make_encoder("hata", tensors, **SHAPE, scale_bits=scale_bits)
 
 
+def make_book(encoders) -> CodeBook:
+    return CodeBook(encoders, encoders, slots=20, device="cpu", dtype=torch.float32)
+
+
 def test_every_kind_once(monkeypatch, capsys) -> None:
     encoders = {2: make(64), 3: make(64), 4: make(128), 5: make(64, 8), 6: make(128)}
-    codes = {
-        layer: torch.randint(-(2**31), 2**31, (20, 2, encoder.words), dtype=torch.int32)
-        for layer, encoder in encoders.items()
-    }
-    scales = {5: torch.zeros(20, 2, dtype=torch.uint8)}
-    before = {layer: of.clone() for layer, of in codes.items()}
+    book = make_book(encoders)
+    for codes in book.codes.values():
+        codes.random_(-(2**31), 2**31)
+    before = {layer: of.clone() for layer, of in book.codes.items()}
     calls = []
     encode = type(encoders[2]).encode_keys
 
@@ -33,13 +36,13 @@ def test_every_kind_once(monkeypatch, capsys) -> None:
         encode(self, k, **where)
 
     monkeypatch.setattr(type(encoders[2]), "encode_keys", record)
-    warm_encoders(encoders, codes, scales, torch.float32)
+    warm_encoders(book, torch.float32)
     assert calls == [
         (*kind, tokens, torch.float32, torch.int64)
         for kind in ((64, 0), (128, 0), (64, 8))
         for tokens in PROMPTS
     ]
-    for layer, of in codes.items():
+    for layer, of in book.codes.items():
         assert torch.equal(of[1:], before[layer][1:])  # slot 0 is reserved
     assert "hata: compiling for prompts" in capsys.readouterr().err
 
@@ -58,14 +61,13 @@ def test_stages_are_kinds(monkeypatch) -> None:
         2: make_encoder("asymmetric", two, **SHAPE, stages=2),
         3: make_encoder("asymmetric", tensors, **SHAPE),
     }
-    codes = {layer: torch.zeros(9, 2, 2, dtype=torch.int32) for layer in encoders}
-    stages = []
+    book, stages = make_book(encoders), []
     monkeypatch.setattr(
         type(encoders[1]), "encode_keys", lambda self, *_, **__: stages.append(self.stages)
     )
-    warm_encoders(encoders, codes, {}, torch.float32)
+    warm_encoders(book, torch.float32)
     assert stages == [1] * len(PROMPTS) + [2] * len(PROMPTS)
 
 
 def test_no_codes_nothing_to_compile() -> None:
-    warm_encoders({}, {}, {}, torch.bfloat16)
+    warm_encoders(make_book({}), torch.bfloat16)

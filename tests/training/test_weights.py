@@ -331,7 +331,10 @@ def test_saving_refuses_what_loading_would(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "asymmetric"}, "layer 0, encoder: expected AsymmetricEncoder, as in the card, found"),
+        (
+            {"method": "asymmetric"},
+            "layer 0, encoder: expected AsymmetricEncoder, as in the card, found",
+        ),
         ({"bits": 64}, "layer 1, bits: expected 64, as in the card, found 32"),
         ({"options": {}}, "layer 0, options: expected {}, as in the card, found"),
         ({"layers": (0, 1, 2)}, "layers.2.weight: expected a tensor, as in the card, found none"),

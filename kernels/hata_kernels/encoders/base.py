@@ -162,6 +162,27 @@ class Encoder(ABC):
             **self.options(),
         )
 
+    def shard(self, kv_heads: range) -> Encoder:
+        """Return the encoder of some of the KV heads, and of their query heads.
+
+        Parameters
+        ----------
+        kv_heads : range
+            Of this encoder's, without gaps.
+        """
+        # The first dimension of every weight counts KV heads, or their query heads.
+        each = {name: len(t) // self.num_kv_heads for name, t in self._tensors.items()}
+        return type(self).from_tensors(
+            {
+                name: tensor[kv_heads.start * each[name] : kv_heads.stop * each[name]]
+                for name, tensor in self._tensors.items()
+            },
+            num_kv_heads=len(kv_heads),
+            group=self.group,
+            head_dim=self.head_dim,
+            **self.options(),
+        )
+
     def key_bits(self, k: torch.Tensor) -> torch.Tensor:
         """Return the bits of keys ``[T, Hkv, D]``: bool ``[T, Hkv, r]``, computed in float32."""
         return self._keys(self._check_heads("k", k, self.num_kv_heads))[0]
