@@ -1,22 +1,13 @@
-"""Encoders: the CPU one against loops in float64, the Triton one against the CPU one."""
+"""`encode_triton` against projections in float64, one at a time."""
 
 from __future__ import annotations
-
-import inspect
 
 import pytest
 import torch
 
 from encoder_cases import mostly
 from hata_kernels.bits import unpack_bits
-from hata_kernels.encode import (
-    encode_naive,
-    encode_planes_naive,
-    encode_residual_naive,
-)
 from hata_kernels.encode.triton import encode_triton
-from hata_kernels.encode.triton_planes import encode_planes_triton
-from hata_kernels.encode.triton_residual import encode_residual_triton
 
 # Projections closer to zero than this, relative to |x| * |w|, may round to either sign.
 CLOSE = 1e-5
@@ -62,31 +53,6 @@ def assert_codes(
     assert torch.equal(bits[clear], (value > 0)[clear])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim", "bits"), SHAPES)
-def test_naive_takes_the_signs(dtype, tokens, heads, kv_heads, dim, bits) -> None:
-    x = torch.randn(tokens, heads, dim).to(dtype)
-    weight = torch.randn(kv_heads, dim, bits)
-    assert_codes(encode_naive(x, weight), x, weight)
-
-
-@pytest.mark.parametrize(
-    ("reference", "launch"),
-    [
-        (encode_naive, encode_triton),
-        (encode_planes_naive, encode_planes_triton),
-        (encode_residual_naive, encode_residual_triton),
-    ],
-    ids=["one-stage", "planes", "residual"],
-)
-def test_references_take_the_arguments_of_the_launches(reference, launch) -> None:
-    assert inspect.signature(reference) == inspect.signature(launch)
-
-
-def test_naive_zero_projection_is_a_zero_bit() -> None:
-    assert encode_naive(torch.zeros(2, 1, 64), torch.randn(1, 64, 32)).eq(0).all()
-
-
 @pytest.mark.parametrize(
     ("dtype", "weight_dtype"),
     [
@@ -116,35 +82,25 @@ def test_triton_bfloat16(weight_dtype, tokens, heads, kv_heads, dim, bits) -> No
     assert_codes(encode_triton(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("implementation", ["naive", "triton"])
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim", "bits"), SHAPES)
-def test_bias_moves_the_threshold(
-    device, implementation, tokens, heads, kv_heads, dim, bits
-) -> None:
-    if implementation == "naive" and device.type == "cuda":
-        pytest.skip("encode_naive runs on the CPU")
-    run = encode_naive if implementation == "naive" else encode_triton
+def test_bias_moves_the_threshold(device, tokens, heads, kv_heads, dim, bits) -> None:
     x = torch.randn(tokens, heads, dim, device=device)
     weight = torch.randn(kv_heads, dim, bits, device=device)
     bias = 2 * dim**0.5 * torch.randn(kv_heads, bits, device=device)
-    codes = run(x, weight, bias=bias)
+    codes = encode_triton(x, weight, bias)
     assert_codes(codes, x, weight, bias)
-    assert not torch.equal(codes, run(x, weight))
+    assert not torch.equal(codes, encode_triton(x, weight))
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("implementation", ["naive", "triton"])
-def test_slots_scatter_and_leave_the_rest(device, poison, implementation, slot_dtype) -> None:
-    run = encode_naive if implementation == "naive" else encode_triton
-    if implementation == "naive" and device.type == "cuda":
-        pytest.skip("encode_naive runs on the CPU")
+def test_slots_scatter_and_leave_the_rest(device, poison, slot_dtype) -> None:
     x = torch.randn(9, 3, 64, device=device)
     weight = torch.randn(3, 64, 64, device=device)
     slots = (torch.randperm(19)[:9] + 1).to(slot_dtype).to(device)
     slots[-2:] = 0  # padding: both tokens may write the reserved slot
     codes = poison(20, 3, 2, dtype=torch.int32, device=device)
-    assert run(x, weight, out=codes, slots=slots) is codes
-    expected = encode_naive(x.cpu(), weight.cpu()).to(device)
+    assert encode_triton(x, weight, out=codes, slots=slots) is codes
+    expected = encode_triton(x, weight)
     assert torch.equal(codes[slots[:7].long()], expected[:7])
     assert any(torch.equal(codes[0], expected[token]) for token in (7, 8))
     untouched = torch.ones(20, dtype=torch.bool, device=device)
@@ -158,48 +114,10 @@ def test_a_slice_of_a_fused_projection_needs_no_copy(device) -> None:
     weight = torch.randn(2, 64, 32, device=device)
     assert not keys.is_contiguous()
     assert_codes(encode_triton(keys, weight), keys, weight)
-    assert_codes(encode_naive(keys.cpu(), weight.cpu()), keys, weight)
 
 
-def test_no_tokens(device) -> None:
-    assert encode_triton(
-        torch.empty(0, 2, 64, device=device), torch.randn(2, 64, 32, device=device)
-    ).shape == (0, 2, 1)
-    assert encode_naive(torch.empty(0, 2, 64), torch.randn(2, 64, 32)).shape == (0, 2, 1)
-
-
-X, WEIGHT = torch.randn(4, 6, 64), torch.randn(3, 64, 64)
-CODES, SLOTS = torch.zeros(8, 6, 2, dtype=torch.int32), torch.arange(4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"x": X[:, :4]}, r"x\.shape\[1\]: expected a multiple of 3 KV heads, found 4"),
-        ({"weight": WEIGHT[..., :48].contiguous()}, "a multiple of 32, found 48"),
-        ({"weight": WEIGHT[:, :32]}, r"weight\.shape: expected \[any, 64, any\], found"),
-        ({"x": X.int()}, r"x\.dtype: expected .*found torch\.int32"),
-        ({"slots": SLOTS}, "out: expected the codes buffer, because slots is given"),
-        ({"slots": SLOTS[:3], "out": CODES}, r"slots\.shape: expected \[4\], found \[3\]"),
-        ({"bias": torch.zeros(64)}, r"bias\.shape: expected \[3, 64\], found \[64\]"),
-        ({"out": CODES}, r"out\.shape: expected \[4, 6, 2\], found \[8, 6, 2\]"),
-        ({"slots": SLOTS, "out": CODES.long()}, r"out\.dtype: expected torch\.int32"),
-        ({"slots": torch.arange(8)[::2], "out": CODES}, "slots strides: expected a contiguous"),
-    ],
-    ids=[
-        "heads",
-        "bits",
-        "dim",
-        "dtype",
-        "no-out",
-        "slots",
-        "bias",
-        "out-shape",
-        "out-dtype",
-        "strided-slots",
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message: str) -> None:
-    for implementation in (encode_naive, encode_triton):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{"x": X, "weight": WEIGHT, **arguments})
+def test_no_tokens_and_numbers_that_are_apart(device) -> None:
+    x, weight = torch.randn(3, 2, 128, device=device), torch.randn(2, 64, 32, device=device)
+    assert encode_triton(x[:0, :, :64], weight).shape == (0, 2, 1)
+    with pytest.raises(ValueError, match=r"x\.stride\(2\): expected 1, found 2"):
+        encode_triton(x[..., ::2], weight)

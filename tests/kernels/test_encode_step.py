@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 
 import encoder_cases as cases
 from hata_kernels.bits import unpack_bits
-from hata_kernels.encode.naive_step import encode_step_asymmetric_naive, encode_step_linear_naive
-from hata_kernels.encode.triton_step import StepScratch, encode_step_asymmetric
-from hata_kernels.encode.triton_step_linear import encode_step_linear
+from hata_kernels.encode.triton_step import StepScratch
 
 SLOTS = 60
 
@@ -92,30 +88,19 @@ def fused_step(make_numbers, tokens, kv_heads, group, dim, dtype, device):
     return q, k
 
 
-def run(implementation, encoder, q, k, slots, poison, scratch=None):
+def run(encoder, q, k, slots, poison, scratch=None, launch=True):
     """Queries' codes, and the poisoned buffers of codes and scales after the step, on the CPU."""
     codes, scales = cases.make_buffers(encoder, SLOTS, poison, q.device)
-    tensors = encoder._tensors
     stored = {"codes": codes, "slots": slots.to(q.device), "scales": scales}
-    stored["scale_step"] = tensors.get("scale_step")
-    if encoder.method == "asymmetric":
-        names = ("query_weight", "query_bias", "key_weight", "key_bias", "residual_weight")
-        weights = (tensors.get(name) for name in names)
-        stored |= {"planes": encoder.query_bits, "clip": encoder.clip, "scratch": scratch}
+    if launch:
+        q_codes = encoder._launch_step(q, k, **stored, scratch=scratch, tally=None)
     else:
-        weights = (tensors["weight"],)
-    q_codes = implementation(q, k, *weights, **stored)
+        q_codes = encoder.encode_step(q, k, **stored)
     rest = torch.ones(SLOTS, dtype=torch.bool)
     rest[slots.long()] = False
     assert codes.cpu()[rest].eq(-987654321).all()
     assert scales is None or scales.cpu()[rest].eq(77).all()
     return q_codes.cpu(), codes.cpu(), None if scales is None else scales.cpu()
-
-
-def implementations(encoder):
-    if encoder.method == "asymmetric":
-        return encode_step_asymmetric, encode_step_asymmetric_naive
-    return encode_step_linear, encode_step_linear_naive
 
 
 def same_keys(found, expected, encoder, k) -> None:
@@ -162,9 +147,9 @@ def check_step(poison, device, dtypes, make_numbers, make, method, tokens, *shap
     here = there.to("cpu", torch.float32)
     q, k = fused_step(make_numbers, tokens, kv_heads, group, dim, dtype, device)
     slots = torch.randperm(SLOTS)[:tokens].to(torch.int32 if tokens % 2 else torch.int64)
-    launch, reference = implementations(there)
-    q_found, found, scales = run(launch, there, q, k, slots, poison)
-    q_expected, expected, expected_scales = run(reference, here, q.cpu(), k.cpu(), slots, poison)
+    q_found, found, scales = run(there, q, k, slots, poison)
+    on_cpu = (q.cpu(), k.cpu(), slots, poison)
+    q_expected, expected, expected_scales = run(here, *on_cpu, launch=False)
     rows = slots.long()
     if make_numbers is whole:
         # Every sum is exact.
@@ -239,16 +224,16 @@ def test_scratch_serves_steps_of_any_number_of_tokens(device, poison, stages) ->
     for tokens in (17, 40, 1, 16, 33, 40):
         q, k = fused_step(torch.randn, tokens, kv_heads, group, dim, torch.float32, device)
         slots = torch.randperm(SLOTS)[:tokens]
-        expected = run(encode_step_asymmetric, encoder, q, k, slots, poison)
+        expected = run(encoder, q, k, slots, poison)
         for _ in range(2):
-            found = run(encode_step_asymmetric, encoder, q, k, slots, poison, scratch)
+            found = run(encoder, q, k, slots, poison, scratch)
             # The same program in the same order: the same bits.
             assert torch.equal(found[0], expected[0])
             assert torch.equal(found[1], expected[1])
             assert scratch.arrived.eq(0).all()
     q, k = fused_step(torch.randn, 49, kv_heads, group, dim, torch.float32, device)
     with pytest.raises(ValueError, match="scratch: expected 8 blocks of 16 tokens, found 6"):
-        run(encode_step_asymmetric, encoder, q, k, torch.arange(49), poison, scratch)
+        run(encoder, q, k, torch.arange(49), poison, scratch)
 
 
 @pytest.mark.gpu
@@ -309,136 +294,22 @@ def test_a_step_is_keys_and_queries(
             cases.assert_scales(scales.cpu()[rows], here, k.cpu())
 
 
-@pytest.mark.parametrize(
-    ("reference", "launch"),
-    [
-        (encode_step_linear_naive, encode_step_linear),
-        (encode_step_asymmetric_naive, encode_step_asymmetric),
-    ],
-    ids=["linear", "asymmetric"],
-)
-def test_references_take_the_arguments_of_the_launches(reference, launch) -> None:
-    assert inspect.signature(reference) == inspect.signature(launch)
+@pytest.mark.parametrize("method", ["hata", "asymmetric"])
+def test_no_tokens_and_wrong_arguments(device, poison, method) -> None:
+    encoder = cases.make(method, 2, 3, 16).to(device, torch.float32)
+    q, k = torch.randn(4, 6, 32, device=device), torch.randn(4, 2, 32, device=device)
+    slots = torch.arange(4)
+    q_codes, codes, _ = run(encoder, q[:0, :, :16], k[:0, :, :16], slots[:0], poison)
+    assert q_codes.shape == (0, 6 if method == "hata" else 8, 2)
+    assert codes.eq(-987654321).all()
+    with pytest.raises(ValueError, match=r"q\.stride\(2\): expected 1, found 2"):
+        run(encoder, q[..., ::2], k[..., :16], slots, poison)
+    with pytest.raises(ValueError, match=r"k\.stride\(2\): expected 1, found 2"):
+        run(encoder, q[..., :16], k[..., ::2], slots, poison)
 
 
-def ints(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int32)
-
-
-STEP = {
-    "q": torch.randn(4, 6, 16),
-    "k": torch.randn(4, 2, 16),
-    "codes": ints(9, 2, 2),
-    "slots": torch.arange(4),
-}
-LINEAR = {**STEP, "weight": torch.randn(2, 16, 64)}
-ASYMMETRIC = {
-    **STEP,
-    "query_weight": torch.randn(2, 48, 64),
-    "query_bias": torch.randn(2, 64),
-    "key_weight": torch.randn(2, 16, 64),
-    "key_bias": torch.randn(2, 64),
-    "residual_weight": torch.randn(2, 32, 32),
-    "planes": 3,
-    "clip": 1.7,
-}
-BYTES = torch.zeros(9, 2, dtype=torch.uint8)
-EITHER = [
-    ({"q": STEP["q"].int()}, r"(x|q)\.dtype: expected .*found torch\.int32"),
-    ({"q": STEP["q"].half()}, r"q\.dtype: expected torch\.float32, found torch\.float16"),
-    ({"q": STEP["q"][:3]}, r"q\.shape\[0\]: expected 4, found 3"),
-    ({"q": STEP["q"][:, :5]}, r"(x|q)\.shape\[1\]: expected a multiple of 2 KV heads, found 5"),
-    ({"k": STEP["k"][:3], "slots": torch.arange(3)}, r"q\.shape\[0\]: expected 3, found 4"),
-    ({"k": torch.randn(4, 3, 16), "codes": ints(9, 3, 2)}, "expected a multiple of 2 KV heads"),
-    (
-        {"k": torch.randn(4, 4, 16), "codes": ints(9, 4, 2)},
-        r"k(\.shape\[1\])?: expected (2 KV|keys)",
-    ),
-    ({"k": torch.randn(4, 2, 8)}, r"weight\.shape: expected \[any, 8, any\]"),
-    ({"codes": STEP["codes"].long()}, r"out\.dtype: expected torch\.int32"),
-    ({"codes": ints(9, 2, 3)}, r"out\.shape: expected \[any, 2, 2\], found \[9, 2, 3\]"),
-    ({"slots": torch.arange(3)}, r"slots\.shape: expected \[4\], found \[3\]"),
-    ({"slots": torch.randn(4)}, r"slots\.dtype: expected torch\.int64 or torch\.int32"),
-    ({"scales": BYTES}, "scale_step: expected a tensor, because scales is given"),
-    ({"scales": BYTES[:4], "scale_step": torch.ones(2)}, r"scales\.shape: expected \[9, 2\]"),
-    ({"scales": BYTES.int(), "scale_step": torch.ones(2)}, r"scales\.dtype: expected torch\.uint8"),
-    ({"scales": BYTES, "scale_step": torch.ones(3)}, r"scale_step\.shape: expected \[2\]"),
-]
-OF_ASYMMETRIC = [
-    ({"planes": 9}, "planes: expected 1 to 8, found 9"),
-    ({"query_weight": torch.randn(2, 40, 64)}, r"weight\.shape\[1\]: expected G \* D = 48"),
-    ({"query_bias": torch.randn(2, 32)}, r"bias\.shape: expected \[2, 64\]"),
-    ({"key_bias": torch.randn(2, 32)}, r"bias\.shape: expected \[2, 64\]"),
-    ({"residual_weight": torch.randn(2, 64, 64)}, r"residual_weight\.shape"),
-    ({"residual_weight": ASYMMETRIC["residual_weight"].half()}, r"residual_weight\.dtype"),
-    (
-        {"query_weight": torch.randn(2, 48, 96), "query_bias": torch.randn(2, 96)},
-        r"key_weight\.shape\[2\]: expected that of query_weight, 96, found 64",
-    ),
-    (
-        {"query_weight": torch.randn(1, 96, 64), "query_bias": torch.randn(1, 64)},
-        r"key_weight\.shape\[0\]: expected that of query_weight, 1, found 2",
-    ),
-    ({"query_weight": ASYMMETRIC["query_weight"].half()}, r"key_weight\.dtype: expected that of"),
-]
-WIDE = {
-    "query_weight": torch.randn(2, 48, 1056),
-    "query_bias": torch.randn(2, 1056),
-    "key_weight": torch.randn(2, 16, 1056),
-    "key_bias": torch.randn(2, 1056),
-    "residual_weight": None,
-    "codes": ints(9, 2, 33),
-}
-OF_LAUNCHES = [
-    ({"q": torch.randn(4, 6, 32)[..., ::2]}, r"q\.stride\(2\): expected 1, found 2"),
-    ({"k": torch.randn(4, 2, 32)[..., ::2]}, r"k\.stride\(2\): expected 1, found 2"),
-]
-
-
-@pytest.mark.parametrize(
-    ("good", "implementation", "wrong"),
-    [
-        (LINEAR, encode_step_linear_naive, EITHER),
-        (LINEAR, encode_step_linear, EITHER + OF_LAUNCHES),
-        (ASYMMETRIC, encode_step_asymmetric_naive, EITHER + OF_ASYMMETRIC),
-        (ASYMMETRIC, encode_step_asymmetric, EITHER + OF_ASYMMETRIC + OF_LAUNCHES),
-        ({**ASYMMETRIC, "residual_weight": None}, encode_step_asymmetric_naive, EITHER),
-        ({**ASYMMETRIC, "residual_weight": None}, encode_step_asymmetric, EITHER + OF_LAUNCHES),
-        (
-            {**ASYMMETRIC, "residual_weight": None},
-            encode_step_asymmetric,
-            [(WIDE, r"key_weight\.shape\[2\]: expected at most 1024, found 1056")],
-        ),
-    ],
-    ids=[
-        "linear-naive",
-        "linear",
-        "residual-naive",
-        "residual",
-        "one-stage-naive",
-        "one-stage",
-        "wide",
-    ],
-)
-def test_wrong_arguments_are_named(good, implementation, wrong) -> None:
-    for changed, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**good, **changed})
-
-
-def test_no_tokens(device, poison) -> None:
-    empty = {"q": STEP["q"][:0], "k": STEP["k"][:0], "slots": STEP["slots"][:0]}
-    codes = poison(9, 2, 2, dtype=torch.int32)
-    for implementations_, good, heads in (
-        ((encode_step_linear_naive, encode_step_linear), LINEAR, 6),
-        ((encode_step_asymmetric_naive, encode_step_asymmetric), ASYMMETRIC, 6),
-    ):
-        for implementation in implementations_:
-            where = "cpu" if implementation.__name__.endswith("naive") else device
-            arguments = {**good, **empty, "codes": codes}
-            arguments = {
-                name: value.to(where) if isinstance(value, torch.Tensor) else value
-                for name, value in arguments.items()
-            }
-            assert implementation(**arguments).shape == (0, heads, 2)
-            assert arguments["codes"].eq(-987654321).all()
+def test_codes_that_are_too_wide(device, poison) -> None:
+    encoder = cases.make("asymmetric", 2, 3, 16, 1056).to(device, torch.float32)
+    q, k = torch.randn(4, 6, 16, device=device), torch.randn(4, 2, 16, device=device)
+    with pytest.raises(ValueError, match=r"key_weight\.shape\[2\]: expected at most 1024"):
+        run(encoder, q, k, torch.arange(4), poison)

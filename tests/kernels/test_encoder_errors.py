@@ -126,6 +126,26 @@ def test_wrong_keys_are_named(scale_bits, changed, message) -> None:
         encoder.encode_queries(K)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": Q.half()}, r"q\.dtype: expected torch\.float32, found torch\.float16"),
+        ({"q": Q.int()}, r"q\.dtype: expected .*found torch\.int32"),
+        ({"q": Q[:3]}, r"q\.shape\[0\]: expected 4, found 3"),
+        ({"q": K}, r"q\.shape: expected \[any, 6, 64\]"),
+        ({"k": Q}, r"k\.shape: expected \[any, 2, 64\]"),
+        ({"slots": torch.randn(4)}, r"slots\.dtype: expected torch\.int64 or torch\.int32"),
+        ({"codes": CODES.long()}, r"codes\.dtype: expected torch\.int32"),
+        ({"codes": CODES.to("meta")}, r"codes\.device: expected cpu, found meta"),
+        ({"tally": torch.zeros(4)}, r"tally\.dtype: expected torch\.int64"),
+    ],
+)
+def test_wrong_steps_are_named(changed, message) -> None:
+    encoder = LinearEncoder.from_tensors(LINEAR, **SHAPE)
+    with pytest.raises(ValueError, match=message):
+        encoder.encode_step(**{"q": Q, "k": K, "codes": CODES, "slots": SLOTS, **changed})
+
+
 def test_mlp_needs_one_layer_count_on_both_sides() -> None:
     tensors = {
         **cases.make_tensors("hashattention", 2, 3, 64, 96, hidden=(40,)),

@@ -40,7 +40,7 @@ def _pack_signs(numbers, out):
 
 @njit(**FLAGS)
 def _pack_levels(numbers, unit, out):
-    """Planes of a quantised vector: `hata_kernels.encode.naive_planes.query_levels`."""
+    """Planes of a quantised vector: `AsymmetricEncoder.query_levels`."""
     planes, words = out.shape
     size = np.float32(0)
     for j in range(len(numbers)):
@@ -59,7 +59,7 @@ def _pack_levels(numbers, unit, out):
 
 @njit(**FLAGS)
 def _write_scale(size, step, slot, head, heads, scales):
-    """Round a key's size to whole steps: `hata_kernels.encode.scales.whole_scales`."""
+    """Round a key's size to whole steps: `Encoder.key_scales`."""
     width = scales.shape[1] // heads
     most = np.float32((1 << (8 * width)) - 1)
     scale = np.int64(min(max(np.floor(size / step + np.float32(0.5)), np.float32(0)), most))
@@ -69,7 +69,7 @@ def _write_scale(size, step, slot, head, heads, scales):
 
 @njit(**FLAGS)
 def encode_linear(q, keys, kind, weight, codes, slots, scales, steps, ranked, planes):
-    """Encode the keys and queries of a step as `encode_step_linear_naive` does.
+    """Encode the keys and queries of a step as `LinearEncoder` does.
 
     Sums may round otherwise: a bit whose projection is within rounding of zero may differ.
 
@@ -131,11 +131,11 @@ def encode_asymmetric(
     ranked,
     planes,
 ):
-    """Encode the keys and queries of a step as `encode_step_asymmetric_naive` does.
+    """Encode the keys and queries of a step as `AsymmetricEncoder` does.
 
     Sums may round otherwise: a bit or a level within rounding of the next may be the next.
 
-    Parameters are those of `encode_linear`, with the weights of `encode_step_asymmetric_naive`
+    Parameters are those of `encode_linear`, with the weights of `AsymmetricEncoder`
     (``residual_weight [0, 0, 0]`` for one stage), the size of a level where the rms is 1, and
     ``planes [T, Hkv, B, r / 32]``.
     """

@@ -1,7 +1,7 @@
-"""Encode queries and keys into packed sign codes (HATA, section 3.1)."""
+"""Triton launches that encode; the encoders of `hata_kernels.encoders` check what these are given.
 
-from .naive import encode_naive
-from .naive_planes import encode_planes_naive
-from .naive_residual import encode_residual_naive
-
-__all__ = ["encode_naive", "encode_planes_naive", "encode_residual_naive"]
+Keys and queries ``[T, H, D]`` may be views whose last dimension is contiguous, as slices of a fused
+QKV projection. Weights in their dtype use the tensor cores (bf16, fp16) with float32 accumulation;
+in another dtype both are converted to float32 first. Sums may round differently for another number
+of tokens, so a bit whose projection is within rounding of zero can differ between calls.
+"""

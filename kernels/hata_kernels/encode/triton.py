@@ -8,9 +8,6 @@ import triton.language as tl
 
 from ..checks import expect
 from ..tally import ENCODED as _ENCODED
-from ..tally import check_tally
-from .naive import check_encode
-from .scales import check_scales
 
 ENCODED = tl.constexpr(_ENCODED)
 
@@ -132,11 +129,16 @@ def _encode_kernel(
             count_written(tally_ptr, place)
 
 
+def largest_scale(scales: torch.Tensor | None) -> int:
+    """The largest scale that a buffer of uint8 or int16 (the low 16 bits) holds; 0 without one."""
+    return 0 if scales is None else 2 ** (8 * scales.element_size()) - 1
+
+
 def encode_triton(
     x: torch.Tensor,
     weight: torch.Tensor,
-    *,
     bias: torch.Tensor | None = None,
+    *,
     out: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
     scales: torch.Tensor | None = None,
@@ -144,25 +146,44 @@ def encode_triton(
     scale_of: str = "norm",
     tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode keys or queries on the GPU; same contract as `encode_naive`.
+    """Encode keys or queries: bit = (x @ weight + bias of its KV head > 0), packed into words.
 
-    ``x`` may be a view whose last dimension is contiguous, as a slice of a fused QKV projection.
-    ``weight`` in ``x``'s dtype uses the tensor cores (bf16, fp16) with float32 accumulation; in
-    another dtype both are converted to float32 first.
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[T, H, D]``: keys (H = KV heads) or queries (H a multiple; head h uses the weight of KV
+        head ``h // (H // kv_heads)``).
+    weight, bias : torch.Tensor
+        ``[kv_heads, D, r]`` and ``[kv_heads, r]``, contiguous.
+    out : torch.Tensor, optional
+        int32, contiguous: ``[T, H, r // 32]``, or with ``slots`` the codes buffer
+        ``[S, H, r // 32]``. Allocated when None.
+    slots : torch.Tensor, optional
+        int64 or int32 ``[T]``: write token t to ``out[slots[t]]``. Repeated slots keep one of the
+        codes (SGLang pads batches with the reserved slot 0).
+    scales, scale_step : torch.Tensor, optional
+        Of keys: see `Encoder.encode_keys` and `Encoder.key_scales`.
+    scale_of : str
+        What scales are of: ``"norm"``, or ``"projections"``, the mean of their absolute values.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`; with ``slots``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``.
 
     Raises
     ------
     ValueError
-        As `encode_naive`, and when ``x``'s last dimension is not contiguous.
+        When ``x``'s last dimension is not contiguous.
     """
-    group, words = check_encode(x, weight, bias, out, slots)
-    check_tally(tally, x.device)
     tokens, heads, dim = x.shape
-    expect(x.stride(2) == 1, "x.stride(2)", 1, x.stride(2))
     kv_heads, _, bits = weight.shape
+    group = heads // kv_heads
+    expect(x.stride(2) == 1, "x.stride(2)", 1, x.stride(2))
     if out is None:
-        out = torch.empty((tokens, heads, words), dtype=torch.int32, device=x.device)
-    most = check_scales(scales, scale_step, out, kv_heads, scale_of)
+        out = torch.empty((tokens, heads, bits // 32), dtype=torch.int32, device=x.device)
     rows = tokens * group
     if rows == 0:
         return out
@@ -197,7 +218,7 @@ def encode_triton(
         HAS_SLOTS=slots is not None,
         OF_NORM=scales is not None and scale_of == "norm",
         OF_PROJECTIONS=scales is not None and scale_of == "projections",
-        MOST=most,
+        MOST=largest_scale(scales),
         SAME_DTYPE=same,
         BLOCK_M=block_m,
         BLOCK_R=block_r,

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
-from .naive_planes import check_planes
 
 MAX_BITS = 1024
 
@@ -102,33 +101,36 @@ def _planes_kernel(
 
 
 def encode_planes_triton(
-    q: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    planes: int,
-    clip: float,
-    out: torch.Tensor | None = None,
+    q: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, planes: int, clip: float
 ) -> torch.Tensor:
-    """Encode queries on the GPU; same contract as `encode_planes_naive`.
+    """Encode queries into the planes of `hata_kernels.encoders.AsymmetricEncoder`.
 
-    ``q`` may be a view whose last dimension is contiguous, as a slice of a fused QKV projection;
-    r is at most 1024. ``weight`` in q's dtype uses the tensor cores (bf16, fp16) with float32
-    accumulation; in another dtype both are converted to float32 first.
+    Parameters
+    ----------
+    q : torch.Tensor
+        ``[T, kv_heads * G, D]``.
+    weight, bias : torch.Tensor
+        ``[kv_heads, G * D, r]`` and ``[kv_heads, r]``, contiguous; r is at most 1024.
+    planes : int
+        B.
+    clip : float
+        Multiple of the rms that the largest level stands for.
+
+    Returns
+    -------
+    torch.Tensor
+        int32 ``[T, kv_heads * B, r // 32]``: plane p of KV head h is row ``h * B + p``.
 
     Raises
     ------
     ValueError
-        As `encode_planes_naive`, when q's last dimension is not contiguous, and when r is more
-        than 1024.
+        When q's last dimension is not contiguous, or r is more than 1024.
     """
-    shape = check_planes(q, weight, bias, planes, out)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     tokens, heads, dim = q.shape
     kv_heads, _, bits = weight.shape
     expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
-    if out is None:
-        out = torch.empty(shape, dtype=torch.int32, device=q.device)
+    out = torch.empty((tokens, kv_heads * planes, bits // 32), dtype=torch.int32, device=q.device)
     if tokens == 0:
         return out
     same = q.dtype == weight.dtype

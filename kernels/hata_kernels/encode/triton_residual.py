@@ -8,10 +8,7 @@ import triton.language as tl
 
 from ..bits import WORD_BITS
 from ..checks import expect
-from ..tally import check_tally
-from .naive_residual import check_residual
-from .scales import check_scales
-from .triton import count_written, store_scales
+from .triton import count_written, largest_scale, store_scales
 from .triton_planes import MAX_BITS
 
 
@@ -159,26 +156,33 @@ def encode_residual_triton(
     scale_step: torch.Tensor | None = None,
     tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode keys in two stages on the GPU; same contract as `encode_residual_naive`.
+    """Encode keys in two stages, as `hata_kernels.encoders.AsymmetricEncoder`, to their slots.
 
-    ``k`` may be a view whose last dimension is contiguous, as a slice of a fused QKV projection;
-    r is at most 1024. ``weight`` in k's dtype uses the tensor cores (bf16, fp16) with float32
-    accumulation; in another dtype both are converted to float32 first.
+    Parameters
+    ----------
+    k : torch.Tensor
+        ``[T, kv_heads, D]``.
+    weight, bias, residual_weight : torch.Tensor
+        ``[kv_heads, D, r]``, ``[kv_heads, r]`` and ``[kv_heads, r / 2, r / 2]``, contiguous; r is
+        at most 1024.
+    out, slots, scales, scale_step, tally : torch.Tensor
+        As in `encode_triton`.
+
+    Returns
+    -------
+    torch.Tensor
+        ``out``.
 
     Raises
     ------
     ValueError
-        As `encode_residual_naive`, when k's last dimension is not contiguous, and when r is more
-        than 1024.
+        When k's last dimension is not contiguous, or r is more than 1024.
     """
-    check_residual(k, weight, bias, residual_weight, out, slots)
-    check_tally(tally, k.device)
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
     bits = weight.shape[2]
     expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
     half = bits // 2
-    most = check_scales(scales, scale_step, out, kv_heads, "projections")
     if tokens == 0:
         return out
     # The second half may begin in the middle of a word. Little-endian: its low half comes first.
@@ -207,7 +211,7 @@ def encode_residual_triton(
         BITS=bits,
         UNIT=unit,
         HAS_SCALES=scales is not None,
-        MOST=most,
+        MOST=largest_scale(scales),
         SAME_DTYPE=same,
         BLOCK_M=block_m,
         BLOCK_1=min(block_2, 64 if wide else 32),

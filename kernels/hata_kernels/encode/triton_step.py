@@ -12,9 +12,8 @@ import triton
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache
 from ..checks import expect
-from ..tally import check_tally
-from .naive_step import check_step_asymmetric
 from .step_kernels import _asymmetric_step_kernel
+from .triton import largest_scale
 from .triton_planes import MAX_BITS
 
 BLOCK_M = 16
@@ -75,35 +74,37 @@ def encode_step_asymmetric(
     scratch: StepScratch | None = None,
     tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode a step on the GPU, in one launch; same contract as `encode_step_asymmetric_naive`.
-
-    ``q`` and ``k`` may be views whose last dimension is contiguous, as slices of a fused QKV
-    projection; r is at most 1024. Weights in their dtype use the tensor cores (bf16, fp16) with
-    float32 accumulation; in another dtype all are converted to float32 first.
+    """Encode a step's keys into their slots, and return its queries' planes, in one launch.
 
     Parameters
     ----------
-    q, k, query_weight, query_bias, key_weight, key_bias, residual_weight
-    planes, clip, codes, slots, scales, scale_step, tally
-        As in `encode_step_asymmetric_naive`.
+    q, k : torch.Tensor
+        ``[T, kv_heads * G, D]`` and ``[T, kv_heads, D]``, of one dtype.
+    query_weight, query_bias, planes, clip
+        As in `encode_planes_triton`.
+    key_weight, key_bias, residual_weight, codes, slots, scales, scale_step, tally
+        As in `encode_residual_triton`, or with one stage, where ``residual_weight`` is None, as in
+        `encode_triton`.
     scratch : StepScratch, optional
         For at least T tokens of this shape; shared by launches that follow one another.
+
+    Returns
+    -------
+    torch.Tensor
+        int32 ``[T, kv_heads * B, r // 32]``: as `encode_planes_triton`.
 
     Raises
     ------
     ValueError
-        As `encode_step_asymmetric_naive`, when the last dimension of q or k is not contiguous, r
-        is more than 1024, or the scratch is too small.
+        When the last dimension of q or k is not contiguous, r is more than 1024, or the scratch is
+        too small.
     """
-    keys = (key_weight, key_bias, residual_weight)
-    where = (codes, slots, scales, scale_step)
-    shape, most = check_step_asymmetric(q, k, query_weight, query_bias, *keys, planes, *where)
-    check_tally(tally, k.device)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
     bits, half = key_weight.shape[2], key_weight.shape[2] // 2
     expect(bits <= MAX_BITS, "key_weight.shape[2]", f"at most {MAX_BITS}", bits)
+    shape = (tokens, kv_heads * planes, bits // WORD_BITS)
     q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
     if tokens == 0:
         return q_codes
@@ -152,7 +153,7 @@ def encode_step_asymmetric(
             TWO_STAGES=residual_weight is not None,
             UNIT=unit,
             HAS_SCALES=scales is not None,
-            MOST=most,
+            MOST=largest_scale(scales),
             SAME_DTYPE=same,
             BLOCK_M=BLOCK_M,
             BLOCK_R=block_r,

@@ -9,9 +9,7 @@ import triton.language as tl
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
-from ..tally import check_tally
-from .naive_step import check_step_linear
-from .triton import _encode_kernel
+from .triton import _encode_kernel, largest_scale
 
 BLOCK_M = 16
 WARPS = 4
@@ -124,19 +122,27 @@ def encode_step_linear(
     scale_step: torch.Tensor | None = None,
     tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Encode a step on the GPU, in one launch; same contract as `encode_step_linear_naive`.
+    """Encode a step's keys into their slots, and return its queries' codes, in one launch.
 
-    ``q`` and ``k`` may be views whose last dimension is contiguous, as slices of a fused QKV
-    projection. ``weight`` in their dtype uses the tensor cores (bf16, fp16) with float32
-    accumulation; in another dtype all are converted to float32 first.
+    Parameters
+    ----------
+    q, k : torch.Tensor
+        ``[T, kv_heads * G, D]`` and ``[T, kv_heads, D]``, of one dtype.
+    weight : torch.Tensor
+        ``[kv_heads, D, r]``, contiguous.
+    codes, slots, scales, scale_step, tally : torch.Tensor
+        As in `encode_triton`, where codes are ``out``; scales are of norms.
+
+    Returns
+    -------
+    torch.Tensor
+        int32 ``[T, kv_heads * G, r // 32]``.
 
     Raises
     ------
     ValueError
-        As `encode_step_linear_naive`, and when the last dimension of q or k is not contiguous.
+        When the last dimension of q or k is not contiguous.
     """
-    most = check_step_linear(q, k, weight, codes, slots, scales, scale_step)
-    check_tally(tally, k.device)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
     tokens, kv_heads, dim = k.shape
@@ -171,7 +177,7 @@ def encode_step_linear(
             DIM=dim,
             BITS=bits,
             OF_NORM=scales is not None,
-            MOST=most,
+            MOST=largest_scale(scales),
             SAME_DTYPE=q.dtype == weight.dtype,
             BLOCK_M=BLOCK_M,
             BLOCK_R=block_r,

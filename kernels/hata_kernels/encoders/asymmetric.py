@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checks import expect
-from ..encode.naive import project
-from ..encode.naive_planes import MAX_PLANES, level_planes, query_levels
-from ..encode.naive_residual import project_in_stages
-from .base import Encoder, expect_names, take
+from .base import Encoder, project
+from .checks import expect_names, take
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch
+
+#: Bits of a quantised query at most, one for each plane.
+MAX_PLANES = 8
 
 
 class AsymmetricEncoder(Encoder):
@@ -92,24 +93,22 @@ class AsymmetricEncoder(Encoder):
             scale_bits=scale_bits,
         )
         self.query_bits, self.clip, self.stages = query_bits, float(clip), stages
-        self.key_weight = self._tensors["key_weight"]
-        self.key_bias = self._take("key_bias", num_kv_heads, bits)
-        self.query_weight = self._take("query_weight", num_kv_heads, group * head_dim, bits)
-        self.query_bias = self._take("query_bias", num_kv_heads, bits)
+        weights, half = self._tensors, bits // 2
+        self.key_weight = weights["key_weight"]
+        self.key_bias = take(weights, "key_bias", num_kv_heads, bits)
+        self.query_weight = take(weights, "query_weight", num_kv_heads, group * head_dim, bits)
+        self.query_bias = take(weights, "query_bias", num_kv_heads, bits)
         self.residual_weight = None
         if stages == 2:
-            self.residual_weight = self._take("residual_weight", num_kv_heads, bits // 2, bits // 2)
+            self.residual_weight = take(weights, "residual_weight", num_kv_heads, half, half)
 
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weights = (self.key_weight, self.key_bias)
-        if self.residual_weight is None:
-            numbers = project(k, *weights)
-        else:
-            numbers = project_in_stages(k, *weights, self.residual_weight)
-        scales = None
-        if self.scale_bits:
-            first_stage = numbers[..., : self.bits // self.stages]
-            scales = self._whole_scales(first_stage.abs().mean(dim=-1))
+        numbers = project(k, self.key_weight, self.key_bias)
+        first = numbers[..., : self.bits // self.stages]
+        if self.residual_weight is not None:
+            signs = torch.where(first > 0, 1.0, -1.0)
+            numbers[..., self.bits // 2 :] += project(signs, self.residual_weight)
+        scales = self._whole_scales(first.abs().mean(dim=-1)) if self.scale_bits else None
         return numbers > 0, scales
 
     def query_levels(self, q: torch.Tensor) -> torch.Tensor:
@@ -117,24 +116,28 @@ class AsymmetricEncoder(Encoder):
 
         Values from ``-2**(B-1)`` to ``2**(B-1) - 1``; level v stands for ``2 * v + 1``.
         """
-        weights = (self.query_weight, self.query_bias)
-        return query_levels(q, *weights, planes=self.query_bits, clip=self.clip)
+        whole = q.reshape(len(q), *self.query_weight.shape[:2])
+        u = project(whole, self.query_weight, self.query_bias)
+        rms = u.square().mean(dim=-1, keepdim=True).sqrt()
+        half = 2 ** (self.query_bits - 1)
+        step = self.clip / half * torch.where(rms == 0, 1.0, rms)
+        return (u / step).floor().clamp(-half, half - 1).int()
 
     def _queries(self, q: torch.Tensor) -> torch.Tensor:
-        return level_planes(self.query_levels(q), self.query_bits)
+        codes = self.query_levels(q) + 2 ** (self.query_bits - 1)
+        plane = torch.arange(self.query_bits, dtype=torch.int32, device=q.device).unsqueeze(1)
+        return (codes.unsqueeze(2) >> plane & 1).bool()
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton
         from ..encode.triton_residual import encode_residual_triton
 
-        where = {"out": codes, "slots": slots, "scales": scales}
-        where |= {"scale_step": self._tensors.get("scale_step"), "tally": tally}
+        weights, where = (self.key_weight, self.key_bias), {"out": codes, "slots": slots}
+        where |= {"scales": scales, "scale_step": self._tensors.get("scale_step"), "tally": tally}
         if self.residual_weight is None:
-            weights = {"weight": self.key_weight, "bias": self.key_bias}
-            encode_triton(k, **weights, **where, scale_of="projections")
+            encode_triton(k, *weights, **where, scale_of="projections")
         else:
-            weights = (self.key_weight, self.key_bias, self.residual_weight)
-            encode_residual_triton(k, *weights, **where)
+            encode_residual_triton(k, *weights, self.residual_weight, **where)
 
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
         from ..encode.triton_planes import encode_planes_triton

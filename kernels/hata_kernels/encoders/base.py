@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..bits import WORD_BITS, pack_bits
-from ..checks import FLOATS, expect, expect_tensor
-from ..encode.scales import scatter, whole_scales
+from ..checks import expect
 from ..score.levels import SCALE_DTYPES
 from ..tally import count_encoded
+from .checks import check_heads, check_keys, take
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch
@@ -64,12 +64,8 @@ class Encoder(ABC):
         self.bits, self.plane_weights, self.scale_bits = bits, plane_weights, scale_bits
         self._tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if scale_bits:
-            step = self._take("scale_step", num_kv_heads)
+            step = take(self._tensors, "scale_step", num_kv_heads)
             expect(bool((step > 0).all()), "scale_step", "positive numbers", step.tolist())
-
-    def _take(self, name: str, *shape: int | None) -> torch.Tensor:
-        """Return one of the weights, checked."""
-        return take(self._tensors, name, *shape)
 
     @property
     def words(self) -> int:
@@ -185,7 +181,8 @@ class Encoder(ABC):
 
     def key_bits(self, k: torch.Tensor) -> torch.Tensor:
         """Return the bits of keys ``[T, Hkv, D]``: bool ``[T, Hkv, r]``, computed in float32."""
-        return self._keys(self._check_heads("k", k, self.num_kv_heads))[0]
+        check_heads(self, "k", k, self.num_kv_heads)
+        return self._keys(k)[0]
 
     def key_scales(self, k: torch.Tensor) -> torch.Tensor | None:
         """Return the scales of keys ``[T, Hkv, D]``: int32 ``[T, Hkv]``; None without scales.
@@ -193,11 +190,13 @@ class Encoder(ABC):
         A scale is a real number ``m`` of the key, stored as ``floor(m / scale_step[h] + 1/2)``,
         at most ``2**scale_bits - 1``.
         """
-        return self._keys(self._check_heads("k", k, self.num_kv_heads))[1]
+        check_heads(self, "k", k, self.num_kv_heads)
+        return self._keys(k)[1]
 
     def query_bits_of(self, q: torch.Tensor) -> torch.Tensor:
         """Return the planes of queries ``[T, Hq, D]``: bool ``[T, Hkv, P, r]``, in float32."""
-        return self._queries(self._check_heads("q", q, self.num_kv_heads * self.group))
+        check_heads(self, "q", q, self.num_kv_heads * self.group)
+        return self._queries(q)
 
     def encode_keys(
         self,
@@ -229,15 +228,20 @@ class Encoder(ABC):
         ValueError
             When a shape, dtype or device does not fit.
         """
-        self._check_keys(k, codes, slots, scales)
+        check_keys(self, k, codes, slots, scales, tally)
+        self._write_keys(k, codes, slots, scales, tally)
+
+    def _write_keys(self, k, codes, slots, scales, tally) -> None:
+        """As `encode_keys`, of checked arguments."""
         if k.is_cuda:
             self._launch_keys(k, codes, slots, scales, tally)
             return
         count_encoded(tally, slots)
         bits, values = self._keys(k)
-        scatter(codes, slots, pack_bits(bits))
+        codes.index_copy_(0, slots.long(), pack_bits(bits))
         if scales is not None:
-            scatter(scales, slots, values)
+            # Integers keep the low bits that the dtype has room for.
+            scales.index_copy_(0, slots.long(), values.to(scales.dtype))
 
     def encode_queries(self, q: torch.Tensor) -> torch.Tensor:
         """Return the packed planes of queries ``[T, Hq, D]``: int32 ``[T, Hkv * P, words]``.
@@ -249,10 +253,12 @@ class Encoder(ABC):
         ValueError
             When a shape or dtype does not fit.
         """
-        self._check_heads("q", q, self.num_kv_heads * self.group)
-        if q.is_cuda:
-            return self._launch_queries(q)
-        return pack_bits(self._queries(q)).flatten(1, 2)
+        check_heads(self, "q", q, self.num_kv_heads * self.group)
+        return self._make_planes(q)
+
+    def _make_planes(self, q: torch.Tensor) -> torch.Tensor:
+        """As `encode_queries`, of checked queries."""
+        return self._launch_queries(q) if q.is_cuda else pack_bits(self._queries(q)).flatten(1, 2)
 
     def encode_step(
         self,
@@ -276,7 +282,7 @@ class Encoder(ABC):
             ``[T, Hq, D]`` and ``[T, Hkv, D]``, of one dtype.
         codes, slots, scales, tally : torch.Tensor
             See `encode_keys`.
-        scratch : hata_kernels.encode.StepScratch, optional
+        scratch : hata_kernels.encode.triton_step.StepScratch, optional
             What `step_scratch` made, for at least T tokens.
 
         Raises
@@ -284,13 +290,14 @@ class Encoder(ABC):
         ValueError
             As `encode_keys` and `encode_queries`.
         """
-        self._check_heads("q", q, self.num_kv_heads * self.group)
-        self._check_keys(k, codes, slots, scales)
+        check_heads(self, "q", q, self.num_kv_heads * self.group)
+        check_keys(self, k, codes, slots, scales, tally)
+        expect(q.shape[0] == k.shape[0], "q.shape[0]", k.shape[0], q.shape[0])
         expect(q.dtype == k.dtype, "q.dtype", k.dtype, q.dtype)
         if q.is_cuda:
             return self._launch_step(q, k, codes, slots, scales, scratch, tally)
-        self.encode_keys(k, codes=codes, slots=slots, scales=scales, tally=tally)
-        return self.encode_queries(q)
+        self._write_keys(k, codes, slots, scales, tally)
+        return self._make_planes(q)
 
     def step_scratch(self, tokens: int) -> StepScratch | None:
         """Scratch of `encode_step` for up to so many tokens; None where it needs none."""
@@ -305,29 +312,10 @@ class Encoder(ABC):
         self._launch_keys(k, codes, slots, scales, tally)
         return self._launch_queries(q)
 
-    def _check_keys(self, k, codes, slots, scales) -> None:
-        self._check_heads("k", k, self.num_kv_heads)
-        where = {"device": k.device, "contiguous": True}
-        shape = (None, self.num_kv_heads, self.words)
-        expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
-        integers = (torch.int64, torch.int32)
-        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=integers, **where)
-        if self.scale_bits:
-            expect(scales is not None, "scales", f"{self.scale_dtype} [S, Hkv]", None)
-            expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(self.scale_dtype,))
-            expect_tensor("scales", scales, **where)
-        else:
-            expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
-
-    def _check_heads(self, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
-        expect_tensor(
-            name, x, shape=(None, heads, self.head_dim), dtypes=FLOATS, device=self.device
-        )
-        return x
-
     def _whole_scales(self, size: torch.Tensor) -> torch.Tensor:
-        """Turn sizes of keys ``[T, Hkv]`` into the integers that are stored, int32."""
-        return whole_scales(size, self._tensors["scale_step"], 2**self.scale_bits - 1)
+        """Round sizes of keys ``[T, Hkv]`` to whole steps, int32: see `key_scales`."""
+        steps = (size / self._tensors["scale_step"] + 0.5).floor()
+        return steps.clamp(0, 2**self.scale_bits - 1).int()
 
     @abstractmethod
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -346,26 +334,30 @@ class Encoder(ABC):
         """As `encode_queries`, by Triton."""
 
 
-def take(tensors: Mapping[str, torch.Tensor], name: str, *shape: int | None) -> torch.Tensor:
-    """Return a named weight of the given shape (None: any size).
+def project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply rows by the weight of their KV head, in float32.
 
-    Raises
-    ------
-    ValueError
-        When it is missing, of another shape, or not floating point.
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[T, H, n]``, floating point, H a multiple of the KV heads: head h uses the weight of KV
+        head ``h // (H // kv_heads)``.
+    weight : torch.Tensor
+        ``[kv_heads, n, m]``.
+    bias : torch.Tensor, optional
+        ``[kv_heads, m]``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``[T, H, m]``; a transposed view when H is the number of KV heads.
     """
-    expect(name in tensors, "tensors", name, ", ".join(sorted(tensors)) or "none")
-    expect_tensor(name, tensors[name], shape=shape, dtypes=FLOATS)
-    return tensors[name]
-
-
-def expect_names(tensors: Mapping[str, torch.Tensor], *names: str) -> None:
-    """Check that the weights are these and no others.
-
-    Raises
-    ------
-    ValueError
-        When names differ.
-    """
-    found = ", ".join(sorted(tensors)) or "none"
-    expect(set(tensors) == set(names), "tensors", ", ".join(sorted(names)), found)
+    kv_heads = weight.shape[0]
+    # [kv_heads, T, G, n]: one product per KV head, whatever the group size.
+    heads = x.unflatten(1, (kv_heads, x.shape[1] // kv_heads)).transpose(0, 1)
+    rows = torch.bmm(heads.flatten(1, 2).float(), weight.float())
+    if bias is not None:
+        rows += bias.float().unsqueeze(1)
+    return rows.unflatten(1, heads.shape[1:3]).transpose(0, 1).flatten(1, 2)

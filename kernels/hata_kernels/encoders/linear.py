@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..encode.naive import project
-from .base import Encoder, expect_names, take
+from .base import Encoder, project
+from .checks import expect_names, take
 
 
 class LinearEncoder(Encoder):

@@ -9,8 +9,8 @@ from torch.nn.functional import silu
 
 from ..bits import WORD_BITS
 from ..checks import expect
-from ..encode.naive import project
-from .base import Encoder, expect_names, take
+from .base import Encoder, project
+from .checks import expect_names, take
 
 MAX_LAYERS = 3
 
