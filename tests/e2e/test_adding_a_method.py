@@ -1,4 +1,4 @@
-"""docs/adding-a-method.md, followed to the letter: a method from outside, trained, judged, served."""
+"""docs/adding-a-method.md to the letter: a method from outside, trained, judged, served."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import yaml
 from hata_sglang.evaluation.server import ServerProcess
 
 pytestmark = pytest.mark.slow
+COUNTS = ("decode_steps", "tokens_attended", "tokens_encoded")
 #: What makes training and evaluation take seconds; nothing that the document decides.
 SMALL = {
     "train": ("--sequence-length", "600", "--minimum-length", "400"),
@@ -95,9 +96,9 @@ def test_a_server_decodes_with_it(folder, weights, environment, demo_model, conn
         env=environment,
     ) as server:
         client = connect(server)
+        before = client.counters()
         assert len(client.generate(make_prompt(900, 50), 8)) == 8
-        counted = client.counters()
-    assert (counted["method"], counted["bits"]) == ("channels", 64)
-    assert counted["decode_steps"] == 7
-    assert counted["tokens_attended"] == 28 * 7 * 256
-    assert counted["tokens_encoded"] == 907
+        after = client.counters()
+    assert (after["method"], after["bits"]) == ("channels", 64)
+    counted = {key: after[key] - before[key] for key in COUNTS}
+    assert counted == dict(zip(COUNTS, (7, 28 * 7 * 256, 907), strict=True))

@@ -233,9 +233,11 @@ class Encoder(ABC):
 
     def _write_keys(self, k, codes, slots, scales, tally) -> None:
         """As `encode_keys`, of checked arguments."""
-        if k.is_cuda:
-            self._launch_keys(k, codes, slots, scales, tally)
-            return
+        write = self._launch_keys if k.is_cuda else self._store_keys
+        write(k, codes, slots, scales, tally)
+
+    def _store_keys(self, k, codes, slots, scales, tally) -> None:
+        """As `encode_keys`, by PyTorch on any device."""
         count_encoded(tally, slots)
         bits, values = self._keys(k)
         codes.index_copy_(0, slots.long(), pack_bits(bits))
@@ -258,7 +260,10 @@ class Encoder(ABC):
 
     def _make_planes(self, q: torch.Tensor) -> torch.Tensor:
         """As `encode_queries`, of checked queries."""
-        return self._launch_queries(q) if q.is_cuda else pack_bits(self._queries(q)).flatten(1, 2)
+        return self._launch_queries(q) if q.is_cuda else self._pack_queries(q)
+
+    def _pack_queries(self, q: torch.Tensor) -> torch.Tensor:
+        return pack_bits(self._queries(q)).flatten(1, 2)
 
     def encode_step(
         self,
@@ -308,7 +313,7 @@ class Encoder(ABC):
         return 0
 
     def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
-        """As `encode_step`, by Triton."""
+        """As `encode_step` on a GPU."""
         self._launch_keys(k, codes, slots, scales, tally)
         return self._launch_queries(q)
 
@@ -325,13 +330,13 @@ class Encoder(ABC):
     def _queries(self, q: torch.Tensor) -> torch.Tensor:
         """Planes of checked queries, in float32 PyTorch."""
 
-    @abstractmethod
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
-        """As `encode_keys`, by Triton."""
+        """As `encode_keys` on a GPU: a method without kernels of its own has PyTorch's."""
+        self._store_keys(k, codes, slots, scales, tally)
 
-    @abstractmethod
-    def _launch_queries(self, q) -> torch.Tensor:
-        """As `encode_queries`, by Triton."""
+    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+        """As `encode_queries` on a GPU, likewise."""
+        return self._pack_queries(q)
 
 
 def project(
