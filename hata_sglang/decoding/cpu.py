@@ -14,7 +14,7 @@ import torch
 from hata_kernels.attend import attend_naive
 from hata_kernels.encoders import Encoder
 from hata_kernels.score import exact_score
-from hata_kernels.select import select_naive, select_streaming
+from hata_kernels.select import select, select_streaming
 from hata_kernels.tally import count_attended
 from hata_sglang.config import Budget, LayerPlan
 from hata_sglang.decoding.step import Batch, LayerCache, counts
@@ -129,6 +129,6 @@ class CpuDecoder:
             scores = torch.empty(q.shape[0], kv_heads, self.width)
             ends = {"sink": plan.sink, "recent": plan.recent}
             exact_score(q, cache.keys, *where, scale=scale, out=scores, **ends)
-            slots = select_naive(scores, *where, budgets, k_max=k_max)
+            slots = select(scores, *where, budgets, k_max=k_max)
         count_attended(self.tallies.get(plan.layer), slots, self.seq_lens, budgets)
         return attend_naive(q, cache.keys, cache.values, slots, budgets, scale=scale)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hata_kernels.attend.naive import attend_naive
-from hata_kernels.score.exact import exact_score_naive
+from hata_kernels.score import exact_score
 from hata_sglang.bench import layer as layers
 from hata_sglang.bench import op, op_meter
 from hata_sglang.bench.exact import exact_slots
@@ -129,7 +129,7 @@ def test_exact_peer_picks_what_the_reference_scores_highest(k):
     assert slots.dtype == torch.int32
     scores = torch.empty(2, SHAPE.kv_heads, CONTEXT)
     lengths = torch.full((2,), CONTEXT)
-    exact_score_naive(
+    exact_score(
         layer.q,
         layer.k_cache,
         layer.token_slots,

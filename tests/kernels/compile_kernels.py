@@ -12,13 +12,12 @@ import torch
 from compile_encoders import encode_all, step_all
 from compile_lengths import lengths_all, run_copies
 from compiling import BF16, F16, F32, FP8, compiled, start, zeros
-from hata_kernels.attend.dense import attend_dense_triton
-from hata_kernels.attend.gather import attend_gather
+from hata_kernels.attend import attend, attend_dense
 from hata_kernels.attend.pages import write_pages
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
-from hata_kernels.score.exact_triton import exact_score_triton
+from hata_kernels.score import exact_score
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.tally import SIZE
 
@@ -84,7 +83,7 @@ def exact_all() -> None:
         (64, 3, BF16), (96, 7, F16), (128, 4, BF16), (256, 1, BF16), (256, 16, BF16),
         (128, 2, F32), (256, 5, F32),
     ):  # fmt: skip
-        exact_score_triton(
+        exact_score(
             zeros(2, 2 * group, dim, dtype=dtype),
             zeros(50, 2, dim, dtype=dtype),
             zeros(2, 3000),
@@ -103,41 +102,39 @@ def select_all() -> None:
 
 
 def attend_all() -> None:
-    """Every head size, groups of 1 to 64, fp8 caches, soft caps; few rows split and many whole."""
-    for dim, group, dtype, cache_dtype, logit_cap, batch in (
-        (128, 4, BF16, BF16, 0, 1), (64, 1, F16, F16, 0, 200), (96, 7, BF16, BF16, 30, 2),
-        (256, 2, BF16, BF16, 50, 2), (256, 32, BF16, BF16, 0, 2), (128, 64, F16, F16, 30, 2),
-        (256, 64, BF16, BF16, 50, 200), (128, 4, BF16, FP8, 0, 2), (256, 2, F16, FP8, 50, 2),
-        (256, 32, BF16, FP8, 0, 200), (256, 64, F16, FP8, 50, 200),
+    """Every head size, groups of 1 to 64, fp8 caches; few rows split and many whole."""
+    for dim, group, dtype, cache_dtype, batch in (
+        (128, 4, BF16, BF16, 1), (64, 1, F16, F16, 200), (96, 7, BF16, BF16, 2),
+        (256, 2, BF16, BF16, 2), (256, 32, BF16, BF16, 2), (128, 64, F16, F16, 2),
+        (256, 64, BF16, BF16, 200), (128, 4, BF16, FP8, 2), (256, 2, F16, FP8, 2),
+        (256, 32, BF16, FP8, 200), (256, 64, F16, FP8, 200),
     ):  # fmt: skip
         caches = (zeros(50, 2, dim, dtype=cache_dtype) for _ in range(2))
-        attend_gather(
+        attend(
             zeros(batch, 2 * group, dim, dtype=dtype),
             *caches,
             zeros(batch, 2, 1024),
             zeros(batch, dtype=torch.int64 if batch == 2 else torch.int32),
             zeros(batch),
             scale=0.1,
-            logit_cap=logit_cap,
             tally=zeros(SIZE, dtype=torch.int64),
         )
 
 
 def dense_all() -> None:
-    """Every head size, groups of 1 to 64, soft caps; few rows, and more than a program takes."""
-    for batch, group, dim, dtype, logit_cap in (
-        (32, 4, 128, BF16, 0), (8, 4, 128, BF16, 0), (1, 4, 128, BF16, 0), (128, 3, 64, BF16, 0),
-        (32, 1, 128, BF16, 0), (16, 7, 96, F16, 0), (32, 7, 128, F16, 30), (16, 4, 256, BF16, 50),
-        (9, 64, 256, BF16, 50), (32, 64, 128, BF16, 0), (64, 3, 96, BF16, 30),
+    """Every head size, groups of 1 to 64; few rows, and more than a program takes."""
+    for batch, group, dim, dtype in (
+        (32, 4, 128, BF16), (8, 4, 128, BF16), (1, 4, 128, BF16), (128, 3, 64, BF16),
+        (32, 1, 128, BF16), (16, 7, 96, F16), (32, 7, 128, F16), (16, 4, 256, BF16),
+        (9, 64, 256, BF16), (32, 64, 128, BF16), (64, 3, 96, BF16),
     ):  # fmt: skip
-        attend_dense_triton(
+        attend_dense(
             zeros(batch, 2 * group, dim, dtype=dtype),
             *(zeros(50, 2, dim, dtype=dtype) for _ in range(2)),
             zeros(batch, 1024),
             zeros(batch, dtype=torch.int64 if batch == 32 else torch.int32),
             RowGroups(batch, 1024, torch.device("cpu")),
             scale=0.1,
-            logit_cap=logit_cap,
         )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from compile_encoders import linear_and_asymmetric, mlp
 from compiling import BF16, binaries, zeros
-from hata_kernels.attend.gather import attend_gather
+from hata_kernels.attend import attend
 from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.groups_triton import group_rows_triton
@@ -92,4 +92,4 @@ def run_eager(lengths) -> None:
         options = {"plane_weights": (1, 2, 4, 8), "sink": 16, "recent": 64, "k_max": 2048}
         slots = rank_triton(*codes, *where, **options)
         caches = (zeros(50, 8, 128, dtype=BF16) for _ in range(2))
-        attend_gather(zeros(8, 32, 128, dtype=BF16), *caches, slots, *where[1:], scale=0.1)
+        attend(zeros(8, 32, 128, dtype=BF16), *caches, slots, *where[1:], scale=0.1)

@@ -14,6 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from hata_kernels.attend import api
+from hata_kernels.score import exact, exact_triton
 from hata_kernels.score.scoring import Scoring
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -143,6 +145,8 @@ def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
 
 
 def start() -> None:
-    """From here on a launch compiles, and no more."""
+    """From here on a launch compiles, and no more, and CPU tensors are launched for."""
+    api.gather_reference, api.dense_reference = api.launch_gather, api.launch_dense
+    exact.exact_reference = exact_triton.launch_exact
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only(JITFunction.run)

@@ -14,12 +14,18 @@ HAS_CUDA = torch.cuda.is_available()
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Where Triton kernels run: the interpreter on the CPU, and with `-m gpu` the GPU."""
+    """Where Triton kernels run: the interpreter, for the references, and with `-m gpu` the GPU."""
     if request.param == "cuda":
         return torch.device("cuda")
     if HAS_CUDA:
         pytest.skip("Triton's interpreter and compiler do not share a process")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from hata_kernels.attend import api
+    from hata_kernels.score import exact, exact_triton
+
+    monkeypatch.setattr(api, "gather_reference", api.launch_gather)
+    monkeypatch.setattr(api, "dense_reference", api.launch_dense)
+    monkeypatch.setattr(exact, "exact_reference", exact_triton.launch_exact)
     return torch.device("cpu")
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from attend_cases import assert_close, softmax_attention
 from hata_kernels.attend import SparseDecode, attend_naive, workspace_bytes
-from hata_kernels.attend.naive import write_pages_naive
 from hata_kernels.attend.pages import write_pages
 
 SLOTS = 2500
@@ -31,52 +29,21 @@ def make_selection(counts: list[int], kv_heads: int, k: int) -> torch.Tensor:
     return slots
 
 
-def brute_force(q, k_cache, v_cache, slots, counts, scale, logit_cap) -> torch.Tensor:
-    """One query head, one token at a time, in float64."""
-    batch, q_heads, dim = q.shape
-    group = q_heads // k_cache.shape[1]
-    out = torch.zeros(batch, q_heads, dim, dtype=torch.float64)
-    for b in range(batch):
-        for head in range(q_heads):
-            h = head // group
-            chosen = slots[b, h, : counts[b]].tolist()
-            logits = [
-                scale * float(q[b, head].double() @ k_cache[slot, h].double()) for slot in chosen
-            ]
-            if logit_cap > 0:
-                logits = [logit_cap * math.tanh(logit / logit_cap) for logit in logits]
-            peak = max(logits)
-            weights = [math.exp(logit - peak) for logit in logits]
-            for weight, slot in zip(weights, chosen, strict=True):
-                out[b, head] += weight / sum(weights) * v_cache[slot, h].double()
-    return out
-
-
-def assert_close(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    """Relative root mean square: rounding of the dtype, and no NaN."""
-    error = (out.double().cpu() - expected).norm() / expected.norm()
-    assert error < {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
-
-
 def make_inputs(batch, q_heads, kv_heads, dim, dtype):
     q = torch.randn(batch, q_heads, dim).to(dtype)
     k_cache, v_cache = (torch.randn(SLOTS, kv_heads, dim).to(dtype) for _ in range(2))
     return q, k_cache, v_cache
 
 
-@pytest.mark.parametrize("logit_cap", [0.0, 5.0], ids=["plain", "capped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("q_heads", "kv_heads", "dim"), SHAPES)
-def test_naive_is_softmax_attention(q_heads, kv_heads, dim, dtype, logit_cap) -> None:
-    counts = [40, 1, 17]
-    q, k_cache, v_cache = make_inputs(3, q_heads, kv_heads, dim, dtype)
-    slots = make_selection(counts, kv_heads, 40)
-    out = attend_naive(
-        q, k_cache, v_cache, slots, torch.tensor(counts), scale=0.25, logit_cap=logit_cap
-    )
+def test_naive_is_softmax_attention(q_heads, kv_heads, dim, dtype) -> None:
+    counts = torch.tensor([40, 1, 17])
+    slots = make_selection(counts.tolist(), kv_heads, 40)
+    inputs = (*make_inputs(3, q_heads, kv_heads, dim, dtype), slots, counts)
+    out = attend_naive(*inputs, scale=0.25)
     assert out.dtype == dtype
-    expected = brute_force(q, k_cache, v_cache, slots, counts, 0.25, logit_cap)
-    assert_close(out, expected, dtype)
+    assert_close(out, softmax_attention(*inputs, scale=0.25))
 
 
 @pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
@@ -136,20 +103,21 @@ def test_pages_are_slot_times_heads_plus_head(device, poison, counts, k) -> None
     sizes[-1] += 4
     indptr = torch.tensor([sum(sizes[:row]) for row in range(len(sizes) + 1)], dtype=torch.int32)
     expected = poison(sum(sizes) + 9, dtype=torch.int32)
-    write_pages_naive(slots, indptr, expected)
-    last = [slot * kv_heads + 2 for slot in slots[-1, 2, : counts[-1]].tolist()]
-    begin = int(indptr[-2])
-    assert expected[begin : begin + len(last)].tolist() == last
+    for row, selected in enumerate(slots.flatten(0, 1)):
+        begin, end = indptr[row : row + 2].tolist()
+        own = [
+            max(0, slot) * kv_heads + row % kv_heads for slot in selected[: end - begin].tolist()
+        ]
+        expected[begin : begin + len(own)] = torch.tensor(own, dtype=torch.int32)
     pages = poison(*expected.shape, dtype=torch.int32, device=device)
     write_pages(slots.to(device), indptr.to(device), pages)
     assert torch.equal(pages.cpu(), expected)
 
 
-@pytest.mark.parametrize("write", [write_pages_naive, write_pages])
-def test_pages_never_point_outside_the_pool(device, write) -> None:
+def test_pages_never_point_outside_the_pool(device) -> None:
     slots = torch.tensor([[[4, -1, -1]]], dtype=torch.int32, device=device)
     pages = torch.full((3,), 99, dtype=torch.int32, device=device)
-    write(slots, torch.tensor([0, 3], dtype=torch.int32, device=device), pages)
+    write_pages(slots, torch.tensor([0, 3], dtype=torch.int32, device=device), pages)
     assert pages.tolist() == [4, 0, 0]
 
 
@@ -214,7 +182,7 @@ def test_sparse_decode_equals_naive(poison, use_cuda_graph, q_heads, kv_heads, d
         out = poison(batch, q_heads, dim, dtype=dtype, device="cuda")
         decode.run(*(a.cuda() for a in (q, k_cache, v_cache, slots)), out=out)
         expected = attend_naive(q, k_cache, v_cache, slots, sizes, scale=dim**-0.5)
-        assert_close(out, expected.double(), dtype)
+        assert_close(out, expected)
 
 
 @pytest.mark.gpu
@@ -280,14 +248,16 @@ GOOD = {
     ("changed", "message"),
     [
         ({"q": torch.zeros(2, 4, 64)}, "a multiple of 3, found 4"),
-        ({"q": torch.zeros(2, 6, 64).half()}, r"q\.dtype: expected torch\.float32"),
+        (
+            {"q": torch.zeros(2, 6, 64).half()},
+            r"k_cache\.dtype: expected torch\.float16, found torch\.float32",
+        ),
         ({"counts": torch.tensor([8, 9])}, "counts: expected 1 to 8"),
         ({"counts": torch.tensor([8, 0])}, "counts: expected 1 to 8"),
         ({"slots": torch.zeros(2, 2, 8, dtype=torch.int32)}, r"slots\.shape: expected \[2, 3, a"),
         ({"v_cache": torch.zeros(3, 50, 64).transpose(0, 1)}, "v_cache strides"),
-        ({"logit_cap": -1.0}, "logit_cap: expected at least 0"),
     ],
-    ids=["heads", "dtype", "high", "zero", "slots", "strides", "cap"],
+    ids=["heads", "dtype", "high", "zero", "slots", "strides"],
 )
 def test_naive_names_wrong_arguments(changed, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 
 import pytest
 import torch
 
-from hata_kernels.attend import (
-    DenseBuffers,
-    attend_dense,
-    attend_dense_naive,
-    attend_dense_triton,
-    dense,
-)
+from attend_cases import BF16, F16, F32, NOWHERE, assert_close, softmax_attention
+from hata_kernels.attend import DenseBuffers, attend_dense, dense
 from hata_kernels.bits import power_of_2
 from hata_kernels.rows import RowGroups, group_rows
 
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-NOWHERE = 2**31 - 1  # a slot that cannot be read
 PADDING = (None, 0, 1)
 
 # Rows: document, tokens of it that the row begins with, length. Unit of groups, least members.
@@ -41,12 +33,12 @@ CASES = [
     pytest.param(ONE[:3], 16, 4, 1, 64, 64, id="too-few-for-groups-G64"),
     pytest.param(ONE[:3], 16, 1, 1, 2, 64, id="groups-of-one"),
 ]
-# Programs, query heads of a program (all members at once, or some at a time), logit cap.
+# Programs, query heads of a program (all members at once, or some at a time).
 SPLITS = [
-    pytest.param(1, 128, 5.0, id="one-program-capped"),
-    pytest.param(5, 128, 0.0, id="5-programs"),
-    pytest.param(6, 16, 5.0, id="6-programs-of-16-heads-capped"),
-    pytest.param(4, 32, 0.0, id="4-programs-of-32-heads"),
+    pytest.param(1, 128, id="one-program"),
+    pytest.param(5, 128, id="5-programs"),
+    pytest.param(6, 16, id="6-programs-of-16-heads"),
+    pytest.param(4, 32, id="4-programs-of-32-heads"),
 ]
 
 
@@ -99,38 +91,17 @@ def make_groups(table, lengths, device, unit=16, least=2) -> RowGroups:
     return groups
 
 
-def softmax_attention(q, k_cache, v_cache, table, lengths, *, scale, logit_cap=0.0):
-    """The definition in float64, one query head at a time."""
-    out = torch.zeros(q.shape, dtype=torch.float64)
-    group = q.shape[1] // k_cache.shape[1]
-    for b, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        slots = table[b, : int(lengths[b])].long()
-        logits = scale * (k_cache[slots, head // group].double() @ q[b, head].double())
-        if logit_cap > 0:
-            logits = logit_cap * torch.tanh(logits / logit_cap)
-        out[b, head] = logits.softmax(0) @ v_cache[slots, head // group].double()
-    return out
-
-
-def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
-    """Relative root mean square: rounding of the dtype, and no NaN."""
-    error = (out.double().cpu() - expected).norm() / expected.norm()
-    assert error < {F32: 1e-5, F16: 2e-3, BF16: 1e-2}[out.dtype]
-
-
-@pytest.mark.parametrize("logit_cap", [0.0, 5.0], ids=["plain", "capped"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
-def test_naive_is_softmax_attention(poison, dtype, logit_cap) -> None:
+def test_reference_is_softmax_attention(poison, dtype) -> None:
     inputs = make_inputs(MANY, 2, 3, 64, dtype)
-    options = {"scale": 0.2, "logit_cap": logit_cap}
     out = poison(len(MANY), 6, 64, dtype=dtype)
     groups = RowGroups(len(MANY), 1, torch.device("cpu"))
-    assert attend_dense_naive(*inputs, groups, **options, out=out) is out
-    assert_close(out, softmax_attention(*inputs, **options))
-    assert torch.equal(attend_dense(*inputs, groups, **options), out)
+    assert attend_dense(*inputs, groups, scale=0.2, out=out) is out
+    assert_close(out, softmax_attention(*inputs, scale=0.2))
+    assert torch.equal(attend_dense(*inputs, None, scale=0.2), out)
 
 
-@pytest.mark.parametrize(("processors", "queries", "logit_cap"), SPLITS)
+@pytest.mark.parametrize(("processors", "queries"), SPLITS)
 @pytest.mark.parametrize(("rows", "unit", "least", "kv_heads", "group", "dim"), CASES)
 def test_triton_is_softmax_attention(
     device,
@@ -144,15 +115,14 @@ def test_triton_is_softmax_attention(
     dim,
     processors,
     queries,
-    logit_cap,
 ) -> None:
     small(monkeypatch, processors, queries)
     inputs = make_inputs(rows, kv_heads, group, dim)
     groups = make_groups(*inputs[3:], device, unit, least)
-    options = {"scale": 2 / dim**0.5, "logit_cap": logit_cap}
+    options = {"scale": 2 / dim**0.5}
     out = poison(len(rows), kv_heads * group, dim, dtype=F16, device=device)
     there = [a.to(device) for a in inputs]
-    assert attend_dense_triton(*there, groups, **options, out=out) is out
+    assert attend_dense(*there, groups, **options, out=out) is out
     assert_close(out, softmax_attention(*inputs, **options))
 
 
@@ -166,7 +136,7 @@ def test_any_number_of_programs(device, monkeypatch, processors, queries) -> Non
     inputs = make_inputs(rows, 1, 4, 64)
     groups = make_groups(*inputs[3:], device)
     assert groups.sizes.max() > 8  # three chunks of four
-    out = attend_dense_triton(*(a.to(device) for a in inputs), groups, scale=0.2)
+    out = attend_dense(*(a.to(device) for a in inputs), groups, scale=0.2)
     assert_close(out, softmax_attention(*inputs, scale=0.2))
 
 
@@ -178,7 +148,7 @@ def test_every_length_beside_every_prefix(device, monkeypatch, integer) -> None:
     *inputs, lengths = make_inputs(rows, 1, 2, 64)
     groups = make_groups(inputs[3], lengths, device, unit=1)
     inputs.append(lengths.to(integer))
-    out = attend_dense_triton(*(a.to(device) for a in inputs), groups, scale=0.2)
+    out = attend_dense(*(a.to(device) for a in inputs), groups, scale=0.2)
     assert_close(out, softmax_attention(*inputs, scale=0.2))
 
 
@@ -196,10 +166,8 @@ def test_extreme_logits(device, monkeypatch, queries) -> None:
     inputs = (q, k_cache, v_cache, table.int(), torch.full((6,), 60))
     groups = make_groups(*inputs[3:], device, least=3)
     assert groups.sizes[:6].tolist() == [3, 0, 0, 3, 0, 0]
-    for logit_cap in (0.0, 30.0):
-        options = {"scale": 5.0, "logit_cap": logit_cap}
-        out = attend_dense_triton(*(a.to(device) for a in inputs), groups, **options)
-        assert_close(out, softmax_attention(*inputs, **options))
+    out = attend_dense(*(a.to(device) for a in inputs), groups, scale=5.0)
+    assert_close(out, softmax_attention(*inputs, scale=5.0))
 
 
 def test_the_result_is_the_same_every_time_and_with_buffers_of_other_calls(
@@ -212,12 +180,12 @@ def test_the_result_is_the_same_every_time_and_with_buffers_of_other_calls(
         inputs = make_inputs(rows, kv_heads, group, dim)
         groups = make_groups(*inputs[3:], device)
         inputs = [a.to(device) for a in inputs]
-        first = attend_dense_triton(*inputs, groups, scale=0.1)
+        first = attend_dense(*inputs, groups, scale=0.1)
         buffers.partial.fill_(float("nan"))
         buffers.lse.fill_(float("nan"))
         out = poison(*first.shape, dtype=F16, device=device)
         for _ in range(2):
-            attend_dense_triton(*inputs, groups, scale=0.1, out=out, buffers=buffers)
+            attend_dense(*inputs, groups, scale=0.1, out=out, buffers=buffers)
             assert torch.equal(out, first)
 
 
@@ -241,26 +209,19 @@ def test_buffers_take_the_bytes_they_say(rows) -> None:
     assert DenseBuffers.bytes_for(rows, 32, 8, 128) == held
 
 
-def test_implementations_take_the_same_arguments() -> None:
-    assert inspect.signature(attend_dense_triton) == inspect.signature(attend_dense_naive)
-    assert inspect.signature(attend_dense_triton) == inspect.signature(attend_dense)
-
-
 def test_where_nobody_looked_for_groups(device, monkeypatch) -> None:
     small(monkeypatch, 5)
     for rows in (ONE, ALONE[:2]):
         inputs = make_inputs(rows, 2, 3, 64)
         expected = softmax_attention(*inputs, scale=0.2)
-        out = attend_dense_triton(*(a.to(device) for a in inputs), None, scale=0.2)
+        out = attend_dense(*(a.to(device) for a in inputs), None, scale=0.2)
         assert_close(out, expected)
-        assert_close(attend_dense_naive(*inputs, None, scale=0.2), expected)
 
 
 def test_an_empty_batch(device) -> None:
     inputs = make_inputs([], 2, 2, 64)
-    for run, where in ((attend_dense_triton, device), (attend_dense_naive, torch.device("cpu"))):
-        moved = [argument.to(where) for argument in inputs]
-        assert run(*moved, RowGroups(1, 8, where), scale=1.0).shape == (0, 4, 64)
+    moved = [argument.to(device) for argument in inputs]
+    assert attend_dense(*moved, RowGroups(1, 8, device), scale=1.0).shape == (0, 4, 64)
 
 
 @pytest.mark.gpu
@@ -274,15 +235,9 @@ def test_triton_bfloat16(poison, dim, group) -> None:
         inputs = make_inputs(rows, 2, group, dim, BF16)
         there = [a.cuda() for a in inputs]
         groups = make_groups(*inputs[3:], "cuda", unit=64)
-        for logit_cap in (0.0, 5.0):
-            options = {"scale": dim**-0.5, "logit_cap": logit_cap}
-            out = poison(len(rows), 2 * group, dim, dtype=BF16, device="cuda")
-            attend_dense(*there, groups, **options, out=out)
-            assert_close(out, attend_dense_naive(*inputs, groups_on_cpu(), **options).double())
-
-
-def groups_on_cpu() -> RowGroups:
-    return RowGroups(200, 1, torch.device("cpu"))
+        out = poison(len(rows), 2 * group, dim, dtype=BF16, device="cuda")
+        attend_dense(*there, groups, scale=dim**-0.5, out=out)
+        assert_close(out, attend_dense(*inputs, None, scale=dim**-0.5))
 
 
 def float32_attention(q, k_cache, v_cache, table, lengths, scale) -> torch.Tensor:
@@ -409,22 +364,20 @@ def good() -> dict:
         ({"groups": RowGroups(1, 200, torch.device("cpu"))}, r"groups\.rows: expected at least 2"),
         ({"groups": RowGroups(2, 200, torch.device("meta"))}, r"groups\.device: expected cpu"),
         ({"scale": 0.0}, r"scale: expected more than 0, found 0\.0"),
-        ({"logit_cap": -1.0}, "logit_cap: expected at least 0, found -1"),
         ({"out": torch.zeros(2, 6, 64)}, r"out\.dtype: expected torch\.float16"),
         ({"out": torch.zeros(2, 6, 65).half()}, r"out\.shape: expected \[2, 6, 64\]"),
         ({"out": torch.zeros(2, 64, 6).half().transpose(1, 2)}, "out strides"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(changed, message: str) -> None:
-    for implementation in (attend_dense, attend_dense_triton, attend_dense_naive):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**good(), **changed})
+    with pytest.raises(ValueError, match=message):
+        attend_dense(**{**good(), **changed})
 
 
-def test_naive_names_lengths_that_do_not_fit() -> None:
+def test_reference_names_lengths_that_do_not_fit() -> None:
     for length in (0, 201):
         with pytest.raises(ValueError, match="seq_lens: expected 1 to 200, found"):
-            attend_dense_naive(**{**good(), "seq_lens": torch.tensor([1, length])})
+            attend_dense(**{**good(), "seq_lens": torch.tensor([1, length])})
 
 
 def caches(*shape: int, dtype=F16) -> dict:
@@ -449,14 +402,17 @@ def caches(*shape: int, dtype=F16) -> dict:
         ),
         (
             {"buffers": DenseBuffers(6, 6, 3, 64, "meta")},
-            r"buffers\.partial\.device: expected cpu, found meta",
+            r"buffers\.partial\.device: expected c\w+(:0)?, found meta",
         ),
     ],
     ids=["dtype", "group", "dim", "small-buffers", "device"],
 )
-def test_triton_names_what_only_the_cpu_does(changed, message: str) -> None:
+def test_launches_name_what_only_the_reference_does(device, changed, message: str) -> None:
+    there = {}
+    for name, value in {**good(), "groups": None, **changed}.items():
+        there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
     with pytest.raises(ValueError, match=message):
-        attend_dense_triton(**{**good(), **changed})
+        attend_dense(**there)
 
 
 @pytest.mark.parametrize("name", ["rows", "q_heads", "kv_heads", "dim"])

@@ -8,7 +8,7 @@ import torch
 import encoder_cases as encoders
 import rank_cases as cases
 from hata_kernels import chain
-from hata_kernels.attend import AttendBuffers, attend, attend_gather_naive
+from hata_kernels.attend import AttendBuffers, attend
 from hata_kernels.attend.gather import attend_parts
 from hata_kernels.encoders import make_encoder
 from hata_kernels.rank import rank, rank_naive, shared_values
@@ -138,5 +138,5 @@ def test_layers_of_a_step_many_times(any_device) -> None:
             on_cpu = [x.cpu() for x in (q_codes, codes, *rows)]
             assert torch.equal(picked.cpu(), rank_naive(*on_cpu, **options))
             tokens = [x.float().cpu() for x in (q, k_cache, v_cache)]
-            expected = attend_gather_naive(*tokens, picked.cpu(), *on_cpu[3:], scale=dim**-0.5)
+            expected = attend(*tokens, picked.cpu(), *on_cpu[3:], scale=dim**-0.5)
             torch.testing.assert_close(out.float().cpu(), expected, atol=2e-2, rtol=2e-2)

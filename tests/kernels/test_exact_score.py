@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from hata_kernels.score import exact_score, exact_score_naive
+from hata_kernels.score import exact_score
 from hata_kernels.score import exact_triton as exact
-from hata_kernels.score.exact_triton import exact_score_triton
+from hata_kernels.score.exact import exact_reference
 
 SLOTS = 1300
 
@@ -30,7 +30,7 @@ def test_exact_score_sums_the_groups_softmax(poison, make_token_slots, dtype) ->
     q = torch.randn(3, kv_heads * group, dim).to(dtype)
     token_slots = make_token_slots(lengths, 90, 100)
     out = poison(3, kv_heads, 90, dtype=torch.float32)
-    exact_score_naive(
+    exact_score(
         q, k_cache, token_slots, torch.tensor(lengths), scale=scale, sink=2, recent=3, out=out
     )
     for b, length in enumerate(lengths):
@@ -69,7 +69,7 @@ def make_inputs(make_token_slots, lengths, width, kv_heads, group, dim, dtype):
 @pytest.mark.parametrize("tile", [2, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("lengths", "width", "kv_heads", "group", "dim", "sink", "recent"), CASES)
-def test_triton_equals_naive(
+def test_triton_equals_the_reference(
     device,
     monkeypatch,
     poison,
@@ -90,9 +90,9 @@ def test_triton_equals_naive(
     # Peaked softmax: logits of up to about 40.
     options = {"scale": 10 / dim**0.5, "sink": sink, "recent": recent}
     expected = poison(len(lengths), kv_heads, width, dtype=torch.float32)
-    exact_score(*inputs, **options, out=expected)
+    exact_reference(*inputs, **options, out=expected)
     out = poison(len(lengths), kv_heads, width, dtype=torch.float32, device=device)
-    assert exact_score_triton(*(a.to(device) for a in inputs), **options, out=out) is out
+    assert exact_score(*(a.to(device) for a in inputs), **options, out=out) is out
     torch.testing.assert_close(out.cpu(), expected, rtol=2e-4, atol=1e-12, equal_nan=True)
     for b, length in enumerate(lengths):
         inner = out[b, :, :length]
@@ -109,7 +109,7 @@ def test_triton_bfloat16(poison, make_token_slots, dim, group) -> None:
     inputs = make_inputs(make_token_slots, [1200, 7], 1200, 2, group, dim, torch.bfloat16)
     options = {"scale": dim**-0.5, "sink": 2, "recent": 3}
     expected = poison(2, 2, 1200, dtype=torch.float32)
-    exact_score_naive(*inputs, **options, out=expected)
+    exact_score(*inputs, **options, out=expected)
     out = poison(2, 2, 1200, dtype=torch.float32, device="cuda")
     exact_score(*(a.cuda() for a in inputs), **options, out=out)
     torch.testing.assert_close(out.cpu(), expected, rtol=2e-4, atol=1e-12, equal_nan=True)
@@ -126,7 +126,7 @@ def test_slots_beyond_int32_elements(poison) -> None:
     expected = poison(1, 8, 50, dtype=torch.float32)
     small = k_cache[-50:].cpu()
     local = torch.arange(50, dtype=torch.int32).view(1, 50)
-    exact_score_naive(q, small, local, torch.tensor([50]), **options, out=expected)
+    exact_score(q, small, local, torch.tensor([50]), **options, out=expected)
     out = poison(1, 8, 50, dtype=torch.float32, device="cuda")
     where = (table.cuda(), torch.tensor([50], device="cuda"))
     exact_score(q.cuda(), k_cache, *where, **options, out=out)
@@ -159,9 +159,8 @@ GOOD = {
     ids=["heads", "dim", "dtype", "out-dtype", "width", "recent", "strided-lens"],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
-    for implementation in (exact_score, exact_score_triton):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**GOOD, **changed})
+    with pytest.raises(ValueError, match=message):
+        exact_score(**{**GOOD, **changed})
 
 
 @pytest.mark.parametrize(
@@ -178,15 +177,18 @@ def test_wrong_arguments_are_named(changed, message: str) -> None:
     ],
     ids=["dim", "group", "dtype", "stride", "cache-strides"],
 )
-def test_triton_names_what_only_the_cpu_does(changed, message: str) -> None:
+def test_launches_name_what_only_the_reference_does(device, changed, message: str) -> None:
+    there = {}
+    for name, value in {**GOOD, **changed}.items():
+        there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
     with pytest.raises(ValueError, match=message):
-        exact_score_triton(**{**GOOD, **changed})
+        exact_score(**there)
 
 
 def test_triton_keeps_the_next_row_when_a_length_exceeds_the_width(device, poison) -> None:
     inputs = (torch.randn(2, 1, 64), torch.randn(50, 1, 64))
     inputs += (torch.randint(0, 50, (2, 40), dtype=torch.int32), torch.tensor([40, 3]))
     out = poison(2, 1, 20, dtype=torch.float32, device=device)
-    exact_score_triton(*(a.to(device) for a in inputs), scale=0.1, sink=0, recent=0, out=out)
+    exact_score(*(a.to(device) for a in inputs), scale=0.1, sink=0, recent=0, out=out)
     assert out[1, :, 3:].isnan().all()
     assert float(out[0].sum()) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Selection: CPU against sorting, PyTorch's top-k against the CPU, FlashInfer by its values."""
+"""Selection: PyTorch's top-k against sorting, FlashInfer by its values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hata_kernels.select import select, select_naive, select_streaming, select_topk
+from hata_kernels.select import select, select_streaming
 
 SLOTS = 3000
 
@@ -46,20 +46,20 @@ def make_scores(lengths, width, kv_heads, highest, dtype=torch.float16) -> torch
     return scores
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
-def test_naive_sorts(poison, make_token_slots, lengths, width, kv_heads, highest, budgets) -> None:
-    scores = make_scores(lengths, width, kv_heads, highest, torch.float32)
-    token_slots = make_token_slots(lengths, width, SLOTS)
-    out = poison(len(lengths), kv_heads, max(budgets), dtype=torch.int32)
-    select_naive(
-        scores,
-        token_slots,
-        torch.tensor(lengths),
-        torch.tensor(budgets, dtype=torch.int32),
-        k_max=max(budgets),
-        out=out,
-    )
-    assert torch.equal(out, brute_force(scores, token_slots, lengths, budgets, max(budgets)))
+def test_the_best_in_position_order(
+    any_device, poison, make_token_slots, dtype, lengths, width, kv_heads, highest, budgets
+) -> None:
+    scores = make_scores(lengths, width, kv_heads, highest, dtype)
+    token_slots = make_token_slots(lengths, width + 3, SLOTS)
+    arguments = (scores, token_slots, torch.tensor(lengths), torch.tensor(budgets).int())
+    moved = tuple(a.to(any_device) for a in arguments)
+    for k_max in (max(budgets), max(budgets) + 2, width + 5):
+        out = poison(len(lengths), kv_heads, k_max, dtype=torch.int32, device=any_device)
+        assert select(*moved, k_max=k_max, out=out) is out
+        expected = brute_force(scores, token_slots, lengths, budgets, k_max)
+        assert torch.equal(out.cpu(), expected)
 
 
 @given(
@@ -67,7 +67,7 @@ def test_naive_sorts(poison, make_token_slots, lengths, width, kv_heads, highest
     st.lists(st.integers(1, 45), min_size=3, max_size=3),
     st.sampled_from([torch.float16, torch.float32]),
 )
-def test_naive_keeps_exactly_the_budget_and_breaks_ties_by_position(rows, budgets, dtype) -> None:
+def test_keeps_exactly_the_budget_and_breaks_ties_by_position(rows, budgets, dtype) -> None:
     lengths, width = [len(row) for row in rows], max(len(row) for row in rows)
     scores = torch.full((len(rows), 1, width), float("nan"))
     for b, row in enumerate(rows):
@@ -75,31 +75,31 @@ def test_naive_keeps_exactly_the_budget_and_breaks_ties_by_position(rows, budget
     scores = scores.to(dtype)
     token_slots = torch.arange(len(rows) * width, dtype=torch.int32).view(len(rows), width)
     keep = budgets[: len(rows)]
-    out = select_naive(
+    out = select(
         scores, token_slots, torch.tensor(lengths), torch.tensor(keep, dtype=torch.int32), k_max=45
     )
     assert torch.equal(out, brute_force(scores, token_slots, lengths, keep, 45))
     assert (out >= 0).sum(-1).flatten().tolist() == list(map(min, lengths, keep))
 
 
-def test_naive_ranks_real_valued_scores_and_infinities(make_token_slots) -> None:
+def test_one_budget_for_all(make_token_slots) -> None:
     scores = torch.rand(2, 3, 400) * 1e-3
     scores[:, :, :5] = scores[:, :, 380:] = float("inf")
     scores[:, :, 100:200] = scores[:, :, 100:101]
     token_slots = make_token_slots([400, 390], 400, SLOTS)
     for k_max in (8, 25, 64):
-        out = select_naive(scores, token_slots, torch.tensor([400, 390]), k_max, k_max=k_max)
+        out = select(scores, token_slots, torch.tensor([400, 390]), k_max, k_max=k_max)
         expected = brute_force(scores, token_slots, [400, 390], [k_max] * 2, k_max)
         assert torch.equal(out, expected)
 
 
-def test_naive_result_does_not_depend_on_the_other_rows(make_token_slots) -> None:
+def test_the_result_does_not_depend_on_the_other_rows(make_token_slots) -> None:
     lengths = [300, 900, 5]
     scores = make_scores(lengths, 900, 2, 385)
     token_slots = make_token_slots(lengths, 900, SLOTS)
-    together = select_naive(scores, token_slots, torch.tensor(lengths), 64, k_max=64)
+    together = select(scores, token_slots, torch.tensor(lengths), 64, k_max=64)
     for b, length in enumerate(lengths):
-        alone = select_naive(
+        alone = select(
             scores[b : b + 1, :, :length].contiguous(),
             token_slots[b : b + 1, :length],
             torch.tensor([length]),
@@ -113,18 +113,12 @@ def test_naive_result_does_not_depend_on_the_other_rows(make_token_slots) -> Non
 @pytest.mark.parametrize("k_max", [1, 256, 2048])
 @pytest.mark.parametrize("width", [300, 6000, 40000])
 def test_flashinfer_keeps_the_best_scores(make_token_slots, poison, width, k_max) -> None:
-    from hata_kernels.select.flashinfer_topk import select_flashinfer
-
     lengths = [width, 1, width // 2, min(width, k_max)]
     scores = make_scores(lengths, width, 8, 513)
     token_slots = make_token_slots(lengths, width, width + 1)
     cuda = [a.cuda() for a in (scores, token_slots, torch.tensor(lengths))]
     out = poison(4, 8, k_max, dtype=torch.int32, device="cuda")
     assert_best_scores(select(*cuda, k_max, k_max=k_max, out=out), scores, token_slots, lengths)
-    earliest = select_flashinfer(*cuda, k_max=k_max, tie_break=1).cpu()
-    expected = select_naive(*(a.cpu() for a in cuda), k_max, k_max=k_max)
-    # The same tokens as the reference, in whichever order.
-    assert torch.equal(earliest.sort(-1).values, expected.sort(-1).values)
 
 
 def assert_best_scores(selected, scores, token_slots, lengths) -> None:
@@ -146,15 +140,6 @@ def assert_best_scores(selected, scores, token_slots, lengths) -> None:
 
 
 @pytest.mark.gpu
-def test_a_tensor_of_budgets_takes_topk(make_token_slots) -> None:
-    lengths, budgets = [900, 30], torch.tensor([100, 7], dtype=torch.int32)
-    scores = make_scores(lengths, 900, 2, 4998, torch.float32)
-    arguments = (scores, make_token_slots(lengths, 900, SLOTS), torch.tensor(lengths), budgets)
-    out = select(*(a.cuda() for a in arguments), k_max=100)
-    assert torch.equal(out.cpu(), select_naive(*arguments, k_max=100))
-
-
-@pytest.mark.gpu
 def test_topk_and_streaming_replay_with_other_lengths(make_token_slots) -> None:
     scores = make_scores([900, 900], 900, 2, 400, torch.float32)
     table = make_token_slots([900, 900], 900, SLOTS)
@@ -163,54 +148,23 @@ def test_topk_and_streaming_replay_with_other_lengths(make_token_slots) -> None:
     inputs = (scores.cuda(), table.cuda(), lengths, budgets)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        select_topk(*inputs, k_max=100)
+        select(*inputs, k_max=100)
         select_streaming(*inputs[1:], kv_heads=2, k_max=100, sink=4)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        best = select_topk(*inputs, k_max=100)
+        best = select(*inputs, k_max=100)
         ends = select_streaming(*inputs[1:], kv_heads=2, k_max=100, sink=4)
     for new_lengths, new_budgets in (([900, 40], [3, 100]), ([5, 101], [100, 100])):
         lengths.copy_(torch.tensor(new_lengths))
         budgets.copy_(torch.tensor(new_budgets))
         graph.replay()
         host = tuple(a.cpu() for a in inputs)
-        assert torch.equal(best.cpu(), select_naive(*host, k_max=100))
+        assert torch.equal(best.cpu(), select(*host, k_max=100))
         assert torch.equal(ends.cpu(), select_streaming(*host[1:], kv_heads=2, k_max=100, sink=4))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize(("lengths", "width", "kv_heads", "highest", "budgets"), CASES)
-def test_topk_equals_naive(
-    any_device,
-    poison,
-    make_token_slots,
-    dtype,
-    lengths,
-    width,
-    kv_heads,
-    highest,
-    budgets,
-) -> None:
-    scores = make_scores(lengths, width, kv_heads, highest, dtype)
-    token_slots = make_token_slots(lengths, width + 3, SLOTS)
-    arguments = (
-        scores,
-        token_slots,
-        torch.tensor(lengths),
-        torch.tensor(budgets, dtype=torch.int32),
-    )
-    for k_max in (max(budgets), max(budgets) + 2, width + 5):
-        expected = select_naive(*arguments, k_max=k_max)
-        out = poison(len(lengths), kv_heads, k_max, dtype=torch.int32, device=any_device)
-        moved = tuple(a.to(any_device) for a in arguments)
-        assert select_topk(*moved, k_max=k_max, out=out) is out
-        assert torch.equal(out.cpu(), expected)
-        one = select_topk(*moved[:3], k_max, k_max=k_max)
-        assert torch.equal(one.cpu(), select_naive(*arguments[:3], k_max, k_max=k_max))
-
-
-def test_topk_ranks_real_valued_scores_and_infinities(any_device, make_token_slots) -> None:
+def test_ranks_real_valued_scores_and_infinities(any_device, make_token_slots) -> None:
     lengths = [400, 390, 20]
     scores = torch.rand(3, 3, 400) ** 8
     scores[:, :, :5] = scores[:, :, 380:] = float("inf")
@@ -221,36 +175,33 @@ def test_topk_ranks_real_valued_scores_and_infinities(any_device, make_token_slo
     token_slots = make_token_slots(lengths, 400, SLOTS)
     arguments = (scores, token_slots, torch.tensor(lengths, dtype=torch.int32))
     budgets = torch.tensor([25, 399, 64], dtype=torch.int32)
-    out = select_topk(*(a.to(any_device) for a in (*arguments, budgets)), k_max=399)
-    assert torch.equal(out.cpu(), select_naive(*arguments, budgets, k_max=399))
+    out = select(*(a.to(any_device) for a in (*arguments, budgets)), k_max=399)
+    expected = brute_force(scores, token_slots, lengths, budgets.tolist(), 399)
+    assert torch.equal(out.cpu(), expected)
 
 
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
     st.lists(st.integers(1, 40), min_size=4, max_size=4),
     st.integers(0, 45),
-    st.booleans(),
     st.sampled_from([torch.int32, torch.int64]),
 )
-def test_streaming_keeps_the_first_and_the_last(lengths, budgets, sink, one, length_dtype) -> None:
+def test_streaming_keeps_the_first_and_the_last(lengths, budgets, sink, length_dtype) -> None:
     width = max(lengths) + 2
     # Garbage after the lengths, as in a page table.
     table = torch.full((len(lengths), width), -5, dtype=torch.int32)
     for b, length in enumerate(lengths):
         table[b, :length] = 1000 * b + torch.arange(length, dtype=torch.int32)
-    k_max = budgets[0] if one else 40
-    keep = [k_max] * len(lengths) if one else budgets[: len(lengths)]
-    out = torch.full((len(lengths), 3, k_max), -987654321, dtype=torch.int32)
-    selected = select_streaming(
+    k_max, keep = 40, budgets[: len(lengths)]
+    out = select_streaming(
         table,
         torch.tensor(lengths, dtype=length_dtype),
-        k_max if one else torch.tensor(keep, dtype=torch.int32),
+        torch.tensor(keep, dtype=torch.int32),
         kv_heads=3,
         k_max=k_max,
         sink=sink,
-        out=out,
     )
-    assert selected is out
+    assert out.is_contiguous()
     for b, (length, budget) in enumerate(zip(lengths, keep, strict=True)):
         tokens = list(range(length))
         if length > budget:
@@ -263,7 +214,7 @@ def test_streaming_keeps_the_first_and_the_last(lengths, budgets, sink, one, len
 STREAM = {
     "token_slots": torch.zeros(2, 10, dtype=torch.int32),
     "seq_lens": torch.tensor([5, 10]),
-    "budgets": 4,
+    "budgets": torch.tensor([4, 4], dtype=torch.int32),
     "kv_heads": 3,
     "k_max": 4,
     "sink": 2,
@@ -275,12 +226,12 @@ STREAM = {
     [
         ({"token_slots": STREAM["token_slots"].long()}, r"token_slots\.dtype"),
         ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
-        ({"budgets": 3}, "budgets: expected k_max = 4, found 3"),
+        ({"budgets": torch.tensor([4, 4])}, r"budgets\.dtype: expected torch\.int32"),
         ({"sink": -1}, "sink: expected at least 0, found -1"),
         ({"kv_heads": 0}, "kv_heads: expected at least 1, found 0"),
-        ({"out": torch.zeros(2, 3, 5, dtype=torch.int32)}, r"out\.shape: expected \[2, 3, 4\]"),
+        ({"k_max": 0}, "k_max: expected at least 1, found 0"),
     ],
-    ids=["slots", "lengths", "budget", "sink", "heads", "out"],
+    ids=["slots", "lengths", "budget", "sink", "heads", "k"],
 )
 def test_streaming_names_wrong_arguments(changed, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -14,10 +14,9 @@ import torch
 
 from ..bits import power_of_2
 from ..chain import chain_options
-from ..checks import expect, expect_tensor
-from ..rows import RowGroups
-from .dense_naive import check_dense
-from .gather import HEAD_DIMS, LOG2_E, MAX_GROUP, check_heads
+from ..checks import expect
+from .checks import HEAD_DIMS, MAX_GROUP, check_heads, check_room
+from .gather import LOG2_E
 
 # Tokens that a program reads at a time, at most, and numbers of their K.
 BLOCK, NUMBERS = 64, 2**13
@@ -39,7 +38,7 @@ PARTS = 16
 
 
 def fits_dense(q_heads: int, kv_heads: int, dim: int, device: torch.device) -> bool:
-    """Whether `attend_dense_triton` has kernels for query heads, KV heads and their size on a GPU.
+    """Whether `attend_dense` has kernels for query heads, KV heads and their size on a GPU.
 
     They take up to 128 KiB of shared memory, for the queries of a group and the K and V that are
     under way: more than most GPUs before compute capability 9.0 have, where they were never run.
@@ -98,7 +97,7 @@ def most_places(rows: int, group: int, kv_heads: int, dim: int) -> int:
 
 
 class DenseBuffers:
-    """Partial results of `attend_dense_triton`, so that a captured step allocates nothing.
+    """Partial results of `attend_dense`, so that a captured step allocates nothing.
 
     Calls on one stream may share them: layers of one step, and batches of all sizes.
 
@@ -147,60 +146,25 @@ class DenseBuffers:
     def check(self, rows: int, q_heads: int, kv_heads: int, dim: int, device: torch.device) -> None:
         """Raise ``ValueError`` unless a call of these sizes fits."""
         heads = sum(dense_places(rows, q_heads // kv_heads, kv_heads, dim)) * q_heads
-        needed = {"partial": heads * dim, "lse": heads, "plan": 4 * rows}
-        for name, size in needed.items():
-            tensor = getattr(self, name)
-            expect_tensor(f"buffers.{name}", tensor, device=device)
-            held = tensor.numel()
-            expect(held >= size, f"buffers.{name}", f"{size} numbers", held)
+        check_room(self, {"partial": heads * dim, "lse": heads, "plan": 4 * rows}, device)
 
 
-def attend_dense_triton(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    groups: RowGroups | None,
-    *,
-    scale: float,
-    logit_cap: float = 0.0,
-    out: torch.Tensor | None = None,
-    buffers: DenseBuffers | None = None,
-) -> torch.Tensor:
-    """Attend over whole contexts on the GPU; same contract as `attend_dense_naive`.
-
-    Products are taken in the dtype of ``q`` and summed in float32. Lengths, groups and slots are
-    read on the device and trusted; a length of more than the width counts as the width, and one of
-    less than 1 leaves the row's output undefined. The result is the same in every run, and depends
-    on the groups by rounding only. Kernels of a GPU of compute capability 9.0 and up read lengths
-    and groups while the launch before still runs: it must not write them.
-
-    Parameters
-    ----------
-    q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out
-        As in `attend_dense_naive`.
-    buffers : DenseBuffers, optional
-        For partial results. Allocated when None.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``.
+def launch_dense(
+    q, k_cache, v_cache, token_slots, seq_lens, groups, out, *, scale, buffers
+) -> None:
+    """`hata_kernels.attend.attend_dense` on the GPU, of checked arguments.
 
     Raises
     ------
     ValueError
-        As `attend_dense_naive` except for lengths, and when ``q`` is float32, the head size is not
-        64, 96, 128 or 256, the group is larger than 64, or the buffers are too small or elsewhere.
+        When heads or buffers do not fit.
     """
-    out = check_dense(q, k_cache, v_cache, token_slots, seq_lens, groups, scale, logit_cap, out)
     batch, q_heads, dim = q.shape
     kv_heads = k_cache.shape[1]
     group = q_heads // kv_heads
     check_heads(q, group)
     if batch == 0:
-        return out
+        return
     if buffers is None:
         buffers = DenseBuffers(batch, q_heads, kv_heads, dim, q.device)
     buffers.check(batch, q_heads, kv_heads, dim, q.device)
@@ -216,15 +180,14 @@ def attend_dense_triton(
     caches, kept = (q, k_cache, v_cache, token_slots), (buffers.plan, buffers.partial, buffers.lse)
     strides = (q.stride(0), token_slots.stride(0))
     exponent = scale * LOG2_E  # exp(x) as exp2(x * log2(e))
-    scales = (exponent * 2 / logit_cap if logit_cap > 0 else exponent, logit_cap * LOG2_E)
     sizes = {"DIM": dim, "DIM_POW2": power} | chain_options(q.device)
     reads = sizes | {"HEADS": kv_heads, "GROUP": group, "ROWS_POW2": max(16, power_of_2(batch))}
-    reads |= {"CAPPED": logit_cap > 0, "BLOCK": min(BLOCK, NUMBERS // power)}
+    reads["BLOCK"] = min(BLOCK, NUMBERS // power)
     if grouped:
         queries = members * power_of_2(group)
         _prefix_kernel[(prefix_units, kv_heads)](
             *(*caches, shared, groups.members, groups.sizes, groups.extents, *kept),
-            *(*strides, groups.members.stride(0), batch, *scales),
+            *(*strides, groups.members.stride(0), batch, exponent),
             GROUP_POW2=power_of_2(group),
             MEMBERS=members,
             WHOLE=queries >= QUERIES,
@@ -236,7 +199,7 @@ def attend_dense_triton(
     pad = max(16, power_of_2(group))  # tl.dot needs 16
     _tail_kernel[(tail_units, kv_heads)](
         *(*caches, seq_lens, shared, *kept, *strides, token_slots.shape[1], batch),
-        *(dense_places(batch, group, kv_heads, dim)[0], *scales),
+        *(dense_places(batch, group, kv_heads, dim)[0], exponent),
         GROUP_PAD=pad,
         GROUPED=grouped,
         LEAST=TAIL_LEAST,
@@ -253,4 +216,3 @@ def attend_dense_triton(
         num_warps=4,
         **sizes,
     )
-    return out

@@ -1,4 +1,4 @@
-"""Triton kernels of `attend_dense_triton`: what every row has to itself, and the merge of parts.
+"""Triton kernels of `attend_dense`: what every row has to itself, and the merge of parts.
 
 This launch and the one for prefixes that rows share (`dense_prefix`) divide their work alike: the
 blocks of tokens that there are to read, of one row or group after the other, are a line of which
@@ -31,17 +31,14 @@ def attend_blocks(
     reach,
     head,
     scale,
-    cap,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
-    CAPPED: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Attend the tokens from ``begin`` on to ``end``; a query those before its ``reach`` only.
 
-    Without MASKED these are whole blocks that all queries reach. ``scale`` includes log2(e), and
-    ``cap`` too; with a cap, ``scale`` is 2 log2(e) / cap times the softmax's.
+    Without MASKED these are whole blocks that all queries reach. ``scale`` includes log2(e).
     """
     d = tl.arange(0, q.shape[1])
     column = begin + tl.arange(0, BLOCK)
@@ -56,17 +53,13 @@ def attend_blocks(
         k = tl.load(k_ptr + place[:, None] + d[None, :], mask=here, other=0.0)
         v = tl.load(v_ptr + place[:, None] + d[None, :], mask=here, other=0.0)
         logits = tl.dot(q, tl.trans(k))
-        if CAPPED:
-            # tanh(x) = 1 - 2 / (exp(2 x) + 1), which needs no library.
-            logits = cap - 2 * cap / (tl.exp2(logits * scale) + 1)
         if MASKED:
             logits = tl.where(column[None, :] < reach[:, None], logits, -float("inf"))
         # The scale is applied with the subtraction, in one instruction.
-        factor = 1.0 if CAPPED else scale
-        higher = tl.maximum(peak, tl.max(logits, axis=1) * factor)
+        higher = tl.maximum(peak, tl.max(logits, axis=1) * scale)
         # A query that has reached no token yet has no peak: its weights and sums stay 0.
         level = tl.where(higher == -float("inf"), 0.0, higher) if MASKED else higher
-        weights = tl.exp2(logits * factor - level[:, None])
+        weights = tl.exp2(logits * scale - level[:, None])
         fade = tl.exp2(peak - level)
         total = total * fade + tl.sum(weights, axis=1)
         acc = tl.dot(weights.to(q.dtype), v, acc * fade[:, None])
@@ -91,7 +84,6 @@ def _tail_kernel(
     rows,
     first_place,
     scale,
-    cap,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
@@ -99,7 +91,6 @@ def _tail_kernel(
     DIM_POW2: tl.constexpr,
     ROWS_POW2: tl.constexpr,
     GROUPED: tl.constexpr,
-    CAPPED: tl.constexpr,
     BLOCK: tl.constexpr,
     LEAST: tl.constexpr,
     PDL: tl.constexpr,
@@ -148,7 +139,7 @@ def _tail_kernel(
             tl.zeros((GROUP_PAD, DIM_POW2), dtype=tl.float32),
             *(k_ptr, v_ptr, token_slots_ptr + batch.to(tl.int64) * slots_stride),
             *(begin, stop, tl.full((GROUP_PAD,), 0, tl.int32) + stop, head),
-            *(scale, cap, HEADS, DIM, CAPPED, True, BLOCK),
+            *(scale, HEADS, DIM, True, BLOCK),
         )
         # Unlike any other part, the next has a higher row or program, or both.
         place = (first_place + program + batch).to(tl.int64) * (HEADS * GROUP) + q_head

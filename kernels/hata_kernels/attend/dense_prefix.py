@@ -1,4 +1,4 @@
-"""Triton kernel of `attend_dense_triton` for the prefixes that rows share.
+"""Triton kernel of `attend_dense` for the prefixes that rows share.
 
 See `dense_kernels` for how the work is divided.
 """
@@ -51,7 +51,6 @@ def _prefix_kernel(
     members_stride,
     rows,
     scale,
-    cap,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_POW2: tl.constexpr,
@@ -59,7 +58,6 @@ def _prefix_kernel(
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
     ROWS_POW2: tl.constexpr,
-    CAPPED: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
     LEAST: tl.constexpr,
@@ -117,11 +115,11 @@ def _prefix_kernel(
                 start += tl.maximum(tl.minimum(all_share, stop) - begin, 0) // BLOCK * BLOCK
                 peak, total, acc = attend_blocks(
                     *(q, peak, total, acc, k_ptr, v_ptr, slots_row, begin, start, shared, head),
-                    *(scale, cap, HEADS, DIM, CAPPED, False, BLOCK),
+                    *(scale, HEADS, DIM, False, BLOCK),
                 )
             peak, total, acc = attend_blocks(
                 *(q, peak, total, acc, k_ptr, v_ptr, slots_row, start, stop),
-                *(tl.minimum(shared, stop), head, scale, cap, HEADS, DIM, CAPPED, True, BLOCK),
+                *(tl.minimum(shared, stop), head, scale, HEADS, DIM, True, BLOCK),
             )
             mine = mine & (shared > begin)
             place = (program * MEMBERS + rank).to(tl.int64) * (HEADS * GROUP) + q_head

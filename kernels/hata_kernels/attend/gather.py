@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from ..bits import power_of_2
 from ..chain import chain_options
-from ..checks import expect, expect_tensor
-from ..tally import check_tally
-from .gather_naive import FP8, check_gather
-
-HEAD_DIMS = (64, 96, 128, 256)
-MAX_GROUP = 64
+from ..checks import expect
+from .checks import FP8, check_heads, check_room
 
 # Slots that a program has in flight: see `attend_parts`. Read at every call, as all of these.
 BLOCKS = (32, 64)
@@ -28,21 +25,6 @@ IN_FLIGHT = 132 * 128
 # Parts of a row at most: what merging more takes is more than they save.
 MOST_PARTS = 32
 LOG2_E = 1.4426950408889634
-
-
-def check_heads(q: torch.Tensor, group: int) -> None:
-    """Check what the kernels take of ``q [bs, q_heads, D]`` and of query heads per KV head.
-
-    Raises
-    ------
-    ValueError
-        When the dtype, a head's stride, its size or ``group`` does not fit.
-    """
-    dim = q.shape[2]
-    expect_tensor("q", q, dtypes=(torch.bfloat16, torch.float16))
-    expect(q.stride()[1:] == (dim, 1), "q.stride()[1:]", (dim, 1), q.stride()[1:])
-    expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
-    expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
 
 
 def attend_parts(rows: int, k_max: int) -> tuple[int, int]:
@@ -142,59 +124,19 @@ class AttendBuffers:
     def check(self, rows: int, parts: int, group: int, dim: int, device: torch.device) -> None:
         """Raise ``ValueError`` unless a call with ``rows * parts`` parts, if more than 1, fits."""
         heads = rows * parts * group if parts > 1 else 0
-        for name, tensor, size in (("partial", self.partial, dim), ("lse", self.lse, 1)):
-            expect_tensor(f"buffers.{name}", tensor, device=device)
-            held = tensor.numel()
-            expect(held >= heads * size, f"buffers.{name}", f"{heads * size} numbers", held)
+        check_room(self, {"partial": heads * dim, "lse": heads}, device)
 
 
-def attend_gather(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    budgets: torch.Tensor,
-    *,
-    scale: float,
-    logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-    out: torch.Tensor | None = None,
-    buffers: AttendBuffers | None = None,
-    tally: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attend over the selected slots on the GPU; same contract as `attend_gather_naive`.
-
-    Products are taken in the dtype of ``q``, fp8 converted to it, and summed in float32. Lengths
-    and budgets are read on the device and trusted: a count of less than 1 leaves the request's
-    output undefined, one of more than k_max counts as k_max. On a GPU of compute capability 9.0 and
-    up they are read while the launch before still runs, which must not write them.
-
-    Parameters
-    ----------
-    q, k_cache, v_cache, slots, seq_lens, budgets, scale, logit_cap, k_scale, v_scale, out, tally
-        As in `attend_gather_naive`. The heads of a token of ``q`` are contiguous; tokens may be
-        apart, as in a fused projection.
-    buffers : AttendBuffers, optional
-        For partial results. Allocated when None.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``.
+def launch_gather(
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, v_scale, buffers, tally
+) -> None:
+    """`hata_kernels.attend.attend` on the GPU, of checked arguments; ``scale`` is that of fp8 too.
 
     Raises
     ------
     ValueError
-        As `attend_gather_naive` except for counts, and when ``q`` is float32 or its heads are
-        apart, the head size is not 64, 96, 128 or 256, the group is larger than 64, the buffers are
-        too small or elsewhere, or the caches are fp8 on a GPU older than compute capability 8.9.
+        When heads, buffers or the GPU do not fit.
     """
-    out = check_gather(
-        q, k_cache, v_cache, slots, seq_lens, budgets, logit_cap, k_scale, v_scale, out
-    )
-    check_tally(tally, q.device)
     batch, q_heads, dim = q.shape
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
@@ -203,32 +145,27 @@ def attend_gather(
         found = torch.cuda.get_device_capability(k_cache.device)
         expect(found >= (8, 9), "compute capability for fp8", "at least (8, 9)", found)
     if batch == 0:
-        return out
+        return
     parts, block = attend_parts(rows, k_max)
     if buffers is None:
         buffers = AttendBuffers(rows, group, dim, k_max, q.device)
     buffers.check(rows, parts, group, dim, q.device)
-
-    from triton import next_power_of_2
 
     from .gather_kernels import _merge_kernel, _part_kernel
 
     lengths = (seq_lens, budgets)
     partial = (buffers.partial, buffers.lse)
     sizes = (k_max, parts)
-    dim_pow2, group_pad = next_power_of_2(dim), max(16, next_power_of_2(group))  # tl.dot needs 16
+    dim_pow2, group_pad = power_of_2(dim), max(16, power_of_2(group))  # tl.dot needs 16
     constants = {"HEADS": kv_heads, "GROUP": group, "DIM": dim, "DIM_POW2": dim_pow2}
     constants["BLOCK"] = block
     constants |= chain_options(q.device)
-    exponent = scale * k_scale * LOG2_E  # exp(x) as exp2(x * log2(e))
     _part_kernel[(rows, parts)](
         *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, q.stride(0), *sizes),
-        exponent * 2 / logit_cap if logit_cap > 0 else exponent,
-        logit_cap * LOG2_E,
+        scale * LOG2_E,  # exp(x) as exp2(x * log2(e))
         float(v_scale),
         ROWS=group_pad,
         SPLIT=parts > 1,
-        CAPPED=logit_cap > 0,
         # The sums of 64 heads of 256 do not fit in 4 warps' registers.
         num_warps=WARPS if group_pad * dim_pow2 <= 2**13 else 2 * WARPS,
         num_stages=STAGES,
@@ -237,8 +174,7 @@ def attend_gather(
     if parts > 1:
         _merge_kernel[(rows * group,)](
             *(*partial, *lengths, out, *sizes),
-            PARTS_POW2=next_power_of_2(parts),
+            PARTS_POW2=power_of_2(parts),
             num_warps=4,
             **constants,
         )
-    return out

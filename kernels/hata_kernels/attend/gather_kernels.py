@@ -1,4 +1,4 @@
-"""Triton kernels of `attend_gather`: attend over parts of every selection, then merge the parts.
+"""Triton kernels of `attend`: attend over parts of every selection, then merge the parts.
 
 Addresses are int64 throughout: row, head and slot numbers are, before they are multiplied.
 """
@@ -54,7 +54,6 @@ def _part_kernel(
     k_max,
     parts,
     scale,
-    cap,
     v_scale,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -62,14 +61,13 @@ def _part_kernel(
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
     SPLIT: tl.constexpr,
-    CAPPED: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Attend G query heads, padded to ROWS, over one part of one row.
 
-    ``scale`` includes log2(e), and ``cap`` too; with a cap, ``scale`` is 2 log2(e) / cap times the
-    softmax's. With SPLIT the result and its log-sum-exp to base 2 go to the partial results.
+    ``scale`` includes log2(e). With SPLIT the result and its base-2 log-sum-exp go to the partial
+    results.
     """
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
@@ -109,9 +107,6 @@ def _part_kernel(
         k = tl.load(k_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
         v = tl.load(v_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
         logits = tl.dot(q, tl.trans(k)) * scale
-        if CAPPED:
-            # tanh(x) = 1 - 2 / (exp(2 x) + 1), which needs no library.
-            logits = cap - 2 * cap / (tl.exp2(logits) + 1)
         logits = tl.where(valid[None, :], logits, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1))
         weights = tl.exp2(logits - higher[:, None])

@@ -84,8 +84,6 @@ class SparseDecode:
         one stream.
     scale : float
         Softmax scale.
-    logit_cap : float
-        Soft cap of the logits, 0 for none.
     use_cuda_graph : bool
         Whether `run` is captured.
     pages : torch.Tensor, optional
@@ -110,7 +108,6 @@ class SparseDecode:
         device: torch.device,
         workspace: torch.Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         use_cuda_graph: bool = False,
         pages: torch.Tensor | None = None,
     ) -> None:
@@ -119,7 +116,6 @@ class SparseDecode:
         expect(dtype in (torch.bfloat16, torch.float16), "dtype", "bfloat16 or float16", dtype)
         expect(head_dim in HEAD_DIMS, "head_dim", " or ".join(map(str, HEAD_DIMS)), head_dim)
         expect(1 <= group <= 64, "group", "1 to 64", group)
-        expect(logit_cap >= 0, "logit_cap", "at least 0", logit_cap)
         expect(
             min(max_batch, num_kv_heads, k_max) >= 1,
             "max_batch, num_kv_heads, k_max",
@@ -147,7 +143,7 @@ class SparseDecode:
 
         self._max_batch, self._heads, self._group = max_batch, num_kv_heads, group
         self._head_dim, self._k_max, self._dtype = head_dim, k_max, dtype
-        self._scale, self._logit_cap, self._graph = scale, logit_cap, use_cuda_graph
+        self._scale, self._graph = scale, use_cuda_graph
         self._pages = pages[: rows * k_max]
         self._indptr = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         # Pinned, so that the copies to the device are asynchronous.
@@ -224,7 +220,6 @@ class SparseDecode:
             1,
             self._head_dim,
             1,
-            logits_soft_cap=self._logit_cap,
             q_data_type=self._dtype,
             kv_data_type=self._dtype,
             sm_scale=self._scale,

@@ -11,7 +11,7 @@ from ..checks import expect, expect_table, expect_tensor
 from ..score.arguments import LENGTHS, check_codes
 from ..score.levels import score_dtype
 from ..score.naive import score_naive
-from ..select.naive import select_naive
+from ..select import select
 
 
 def check_rank(
@@ -74,7 +74,7 @@ def rank_naive(
 ) -> torch.Tensor:
     """Select the slots of every request's best tokens by their codes.
 
-    `hata_kernels.select.select_naive` of `hata_kernels.score.score_naive`: the best scores, ties to
+    `hata_kernels.select.select` of `hata_kernels.score.score_naive`: the best scores, ties to
     the earlier token, sink and recent tokens first.
 
     Parameters
@@ -116,4 +116,4 @@ def rank_naive(
         scales=scales,
         scale_bits=scale_bits,
     )
-    return select_naive(scores, *lengths, budgets, k_max=k_max, out=out)
+    return select(scores, *lengths, budgets, k_max=k_max, out=out)

@@ -8,7 +8,7 @@ import torch
 
 from ..bits import WORD_BITS
 from ..checks import expect, expect_table, expect_tensor
-from .levels import SCALE_DTYPES, full_score, score_dtype
+from .levels import SCALE_DTYPES, full_score
 
 LENGTHS = (torch.int32, torch.int64)
 
@@ -58,32 +58,6 @@ def check_codes(
             device=device,
             contiguous=True,
         )
-    return words
-
-
-def check_score(
-    q_codes: torch.Tensor,
-    codes: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    plane_weights: Sequence[int],
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
-    scales: torch.Tensor | None,
-    scale_bits: int,
-) -> int:
-    """Check the arguments of `score_naive` and of its Triton counterpart; return words per code.
-
-    Raises
-    ------
-    ValueError
-        As `check_codes`, and when ``sink``, ``recent`` or another tensor does not fit.
-    """
-    words = check_codes(q_codes, codes, plane_weights, scales, scale_bits)
-    check_rows(token_slots, seq_lens, q_codes.shape[0], codes.shape[1], sink, recent, out)
-    dtype = score_dtype(plane_weights, words * WORD_BITS, scale_bits)
-    expect_tensor("out", out, dtypes=(dtype,), device=codes.device)
     return words
 
 

@@ -1,4 +1,4 @@
-"""CPU scores by the exact attention that codes stand in for."""
+"""Scores by the exact attention that codes stand in for."""
 
 from __future__ import annotations
 
@@ -12,33 +12,7 @@ from .naive import force
 MAX_GROUP = 16
 
 
-def check_exact(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
-) -> int:
-    """Check the arguments of both exact scorers; return the query heads per KV head.
-
-    Raises
-    ------
-    ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
-    """
-    expect_tensor("k_cache", k_cache, shape=(None, None, None), dtypes=FLOATS)
-    _, kv_heads, dim = k_cache.shape
-    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=k_cache.device)
-    batch, q_heads, _ = q.shape
-    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
-    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
-    expect_tensor("out", out, dtypes=(torch.float32,), device=k_cache.device)
-    return q_heads // kv_heads
-
-
-def exact_score_naive(
+def exact_score(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     token_slots: torch.Tensor,
@@ -52,14 +26,16 @@ def exact_score_naive(
     """Score tokens by the attention the group really pays them: the ceiling of every selector.
 
     Score of (b, h, t) = sum over the G query heads of softmax over the request's tokens of
-    ``scale * q . k``, in float32; forced tokens get +inf.
+    ``scale * q . k``, in float32; forced tokens get +inf. On CUDA products are taken in the dtype
+    of q and the cache and summed in float32, and the two launches depend on shapes only: safe to
+    capture.
 
     Parameters
     ----------
     q : torch.Tensor
         ``[bs, q_heads, D]``, floating point.
     k_cache : torch.Tensor
-        ``[slots, kv_heads, D]``, on the CPU.
+        ``[slots, kv_heads, D]``, floating point.
     token_slots, seq_lens, sink, recent
         As in `score_naive`.
     scale : float
@@ -75,10 +51,26 @@ def exact_score_naive(
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``sink`` or ``recent`` does not fit.
+        When a shape, dtype, device, ``sink`` or ``recent`` does not fit; on a CPU when a length
+        does not; on CUDA when the head size is not 64, 96, 128 or 256, the group is larger than 16,
+        q and the cache differ in dtype, or q's last dimension or the cache is not contiguous.
     """
-    expect_tensor("k_cache", k_cache, device=torch.device("cpu"))
-    check_exact(q, k_cache, token_slots, seq_lens, sink, recent, out)
+    expect_tensor("k_cache", k_cache, shape=(None, None, None), dtypes=FLOATS)
+    _, kv_heads, dim = k_cache.shape
+    expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=k_cache.device)
+    batch, q_heads, _ = q.shape
+    expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
+    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
+    expect_tensor("out", out, dtypes=(torch.float32,), device=k_cache.device)
+    run = exact_reference
+    if k_cache.is_cuda:
+        from .exact_triton import launch_exact as run
+    run(q, k_cache, token_slots, seq_lens, scale, sink, recent, out)
+    return out
+
+
+def exact_reference(q, k_cache, token_slots, seq_lens, scale, sink, recent, out) -> None:
+    """`exact_score` by PyTorch, of checked arguments."""
     kv_heads = k_cache.shape[1]
     queries = q.float().unflatten(1, (kv_heads, -1)) * scale
     for row, length in enumerate(expect_lengths("seq_lens", seq_lens, out.shape[2])):
@@ -87,4 +79,3 @@ def exact_score_naive(
         scores = out[row, :, :length]
         torch.sum(torch.softmax(logits, dim=-1), dim=1, out=scores)
         force(scores, sink, recent, float("inf"))
-    return out

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
-from .exact import MAX_GROUP, check_exact
+from .exact import MAX_GROUP
 
 HEAD_DIMS = (64, 96, 128, 256)
 
@@ -179,38 +179,23 @@ def _exact_score_kernel(
         tl.store(out_ptr + (batch * HEADS + head) * width + token, scores, mask=valid)
 
 
-def exact_score_triton(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    scale: float,
-    sink: int,
-    recent: int,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Score by exact attention on the GPU; same contract as `exact_score_naive`.
-
-    Products are taken in the dtype of q and the cache and summed in float32.
+def launch_exact(q, k_cache, token_slots, seq_lens, scale, sink, recent, out) -> None:
+    """`hata_kernels.score.exact_score` on the GPU, of checked arguments.
 
     Raises
     ------
     ValueError
-        As `exact_score_naive`, and when the head size is not 64, 96, 128 or 256, the group is
-        larger than 16, q and the cache differ in dtype, or q's last dimension or the cache is not
-        contiguous.
+        When sizes, dtypes or strides are not those that the kernels take.
     """
-    group = check_exact(q, k_cache, token_slots, seq_lens, sink, recent, out)
     batch, kv_heads, width = out.shape
-    dim = q.shape[2]
+    group, dim = q.shape[1] // kv_heads, q.shape[2]
     expect(dim in HEAD_DIMS, "q.shape[2]", " or ".join(map(str, HEAD_DIMS)), dim)
     expect(1 <= group <= MAX_GROUP, "query heads per KV head", f"1 to {MAX_GROUP}", group)
     expect(q.dtype == k_cache.dtype, "q.dtype", k_cache.dtype, q.dtype)
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k_cache.is_contiguous(), "k_cache strides", "a contiguous tensor", k_cache.stride())
     if batch == 0 or width == 0:
-        return out
+        return
     splits, group_pad = triton.cdiv(width, SPLIT), MAX_GROUP  # tl.dot needs 16 rows
     shape = (batch, kv_heads, splits, 2, group_pad)
     partial = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -232,4 +217,3 @@ def exact_score_triton(
     _exact_score_kernel[(kv_heads, batch, splits)](
         *inputs, out, *shared, sink, recent, scale * LOG2_E, TILE=TILE, **constants
     )
-    return out

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ..bits import WORD_BITS
-from ..checks import expect_lengths
-from .arguments import check_score
-from .levels import full_score, scaled_scores, score_levels
+from ..checks import expect_lengths, expect_tensor
+from .arguments import check_codes, check_rows
+from .levels import full_score, scaled_scores, score_dtype, score_levels
 
 
 def vote_planes(queries: torch.Tensor, weights: Sequence[int]) -> list[tuple[int, torch.Tensor]]:
@@ -102,10 +102,11 @@ def score_naive(
         When a shape, dtype, device, ``plane_weights``, ``scale_bits``, ``sink`` or ``recent`` does
         not fit.
     """
-    words = check_score(
-        q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, out, scales, scale_bits
-    )
+    words = check_codes(q_codes, codes, plane_weights, scales, scale_bits)
     slots, kv_heads, _ = codes.shape
+    check_rows(token_slots, seq_lens, q_codes.shape[0], kv_heads, sink, recent, out)
+    dtype = score_dtype(plane_weights, words * WORD_BITS, scale_bits)
+    expect_tensor("out", out, dtypes=(dtype,), device=codes.device)
     full = full_score(plane_weights, words * WORD_BITS)
     forced = score_levels(plane_weights, words * WORD_BITS, scale_bits) - 1
     # numpy, because its bitwise_count is the processor's popcount and PyTorch has none (shifts and

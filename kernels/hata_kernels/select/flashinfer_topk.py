@@ -11,8 +11,7 @@ Facts relied upon (FlashInfer 0.6.14, flashinfer/topk.py and include/flashinfer/
   capture. The cached state buffer and the module are created at the first call, which must
   therefore happen outside a capture.
 - By default ties are broken by whichever thread comes first, and the order within a row is
-  arbitrary: two runs may select different tokens of equal score. ``tie_break=1`` prefers earlier
-  positions, for k <= 2048, at the price of one thread block a row.
+  arbitrary: two runs may select different tokens of equal score.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
-from .naive import check_select
 
 
 @triton.jit
@@ -37,39 +35,17 @@ def _repeat_rows_kernel(seq_lens_ptr, lengths_ptr, row_to_batch_ptr, rows, HEADS
 
 
 def select_flashinfer(
-    scores: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    k_max: int,
-    out: torch.Tensor | None = None,
-    tie_break: int = 0,
+    scores: torch.Tensor, token_slots: torch.Tensor, seq_lens: torch.Tensor, k_max: int
 ) -> torch.Tensor:
-    """Select the ``min(seq_len, k_max)`` best tokens of every row on the GPU.
-
-    Parameters
-    ----------
-    scores, token_slots, seq_lens, k_max
-        As in `select_naive`, on CUDA; ``token_slots`` contiguous.
-    out : torch.Tensor, optional
-        As in `select_naive`. Passing None saves a copy: FlashInfer allocates its own result.
-    tie_break : int
-        0: any token of equal score; 1: earlier positions first (k_max <= 2048).
-
-    Returns
-    -------
-    torch.Tensor
-        int32 ``[bs, kv_heads, k_max]``, -1 padded.
+    """Select the ``min(seq_len, k_max)`` best tokens of every row on the GPU: see `select`.
 
     Raises
     ------
     ValueError
-        When a shape, dtype or device does not fit, or ``tie_break`` is 1 and k_max above 2048.
+        When ``token_slots`` is not contiguous.
     """
     from flashinfer import top_k_page_table_transform
 
-    expect(tie_break == 0 or k_max <= 2048, "k_max with tie_break", "at most 2048", k_max)
-    check_select(scores, token_slots, seq_lens, k_max, k_max, out)
     batch, kv_heads, width = scores.shape
     rows = batch * kv_heads
     expect(token_slots.is_contiguous(), "token_slots", "contiguous", token_slots.stride())
@@ -77,12 +53,6 @@ def select_flashinfer(
     _repeat_rows_kernel[(triton.cdiv(rows, 128),)](
         seq_lens, helper[0], helper[1], rows, HEADS=kv_heads
     )
-    selected = top_k_page_table_transform(
-        scores.view(rows, width),
-        token_slots,
-        helper[0],
-        k_max,
-        row_to_batch=helper[1],
-        tie_break=tie_break,
+    return top_k_page_table_transform(
+        scores.view(rows, width), token_slots, helper[0], k_max, row_to_batch=helper[1]
     ).view(batch, kv_heads, k_max)
-    return selected if out is None else out.copy_(selected)
