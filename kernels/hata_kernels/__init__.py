@@ -1,9 +1,9 @@
 """Kernels of decoding by hash codes: encoders, encode, rank, attend.
 
-Each sub-package holds a readable CPU reference (`naive.py`) beside the GPU kernels, and one
-function of the same signature that picks between them by device; `encoders` gives the methods one
-interface on top, and `cpu` has a layer's decode step in one call, compiled for CPUs. Nothing here
-knows SGLang, YAML or models. Data layout, in one place:
+The public functions check their arguments and pick by device between a readable PyTorch reference
+and the GPU kernels; the methods' codes are made by `encoders`, whose GPU kernels are in `encode`,
+and `cpu` has a layer's decode step in one call, compiled for CPUs. Nothing here knows SGLang, YAML
+or models. Data layout, in one place:
 
 - slot: index of a token in the KV pool.
 - code: r bits of one key for one KV head, packed into int32 words; bit j is in word ``j // 32``.

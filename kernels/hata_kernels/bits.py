@@ -47,26 +47,3 @@ def pack_bits(bits: torch.Tensor) -> torch.Tensor:
     eights = bits.contiguous().view(torch.uint8).view(torch.int64)
     # The shift is arithmetic, but the cast to uint8 keeps the low eight bits only.
     return (eights * _GATHER_BYTES >> 56).to(torch.uint8).view(torch.int32)
-
-
-def unpack_bits(words: torch.Tensor) -> torch.Tensor:
-    """Undo `pack_bits`.
-
-    Parameters
-    ----------
-    words : torch.Tensor
-        int32 ``[..., w]``.
-
-    Returns
-    -------
-    torch.Tensor
-        bool ``[..., 32 * w]``.
-
-    Raises
-    ------
-    ValueError
-        When the dtype is not int32.
-    """
-    expect_tensor("words", words, dtypes=(torch.int32,))
-    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
-    return ((words.unsqueeze(-1) >> shifts) & 1).bool().flatten(-2)

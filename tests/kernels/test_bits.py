@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hata_kernels.bits import pack_bits, unpack_bits
+from hata_kernels.bits import pack_bits
 
 
 @pytest.mark.parametrize("shape", [(32,), (1, 64), (5, 3, 96), (2, 0, 32)], ids=str)
@@ -25,19 +25,13 @@ def test_pack_of_a_strided_view_equals_pack_of_its_copy() -> None:
     assert torch.equal(pack_bits(bits), pack_bits(bits.contiguous()))
 
 
-def test_unpack_undoes_pack() -> None:
-    bits = torch.rand(4, 3, 128) < 0.5
-    assert torch.equal(unpack_bits(pack_bits(bits)), bits)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: pack_bits(torch.ones(4, 48, dtype=torch.bool)), "multiple of 32, found 48"),
         (lambda: pack_bits(torch.ones(4, 32)), r"bits\.dtype: expected torch\.bool"),
-        (lambda: unpack_bits(torch.ones(4, dtype=torch.int64)), r"words\.dtype: expected"),
     ],
-    ids=["pack-48-bits", "pack-floats", "unpack-int64"],
+    ids=["48-bits", "floats"],
 )
 def test_wrong_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import encoder_cases as cases
 from hata_kernels.attend import attend_naive
-from hata_kernels.bits import unpack_bits
 from hata_kernels.cpu import Rows, SparseLayer
 from hata_kernels.rank import rank_naive
 from hata_kernels.tally import SIZE
@@ -95,7 +94,7 @@ def test_a_step_is_the_references(
     rows.selected.fill_(-987654321)
     layer.check(rows, layer.make()(layer.q, rows, places.int()))
     # Its codes are those of the definition, and nothing else was written.
-    cases.assert_key_bits(unpack_bits(layer.codes[places]), encoder, layer.k[places])
+    cases.assert_key_bits(cases.unpack_bits(layer.codes[places]), encoder, layer.k[places])
     rest = torch.ones(layer.slots, dtype=torch.bool)
     rest[places] = False
     assert torch.equal(layer.codes[rest], codes[rest])
@@ -103,7 +102,7 @@ def test_a_step_is_the_references(
         cases.assert_scales(layer.scales[places], encoder, layer.k[places])
         assert torch.equal(layer.scales[rest], scales[rest])
     ranked = layer.ranked()
-    planes = unpack_bits(torch.from_numpy(rows.planes)[ranked])
+    planes = cases.unpack_bits(torch.from_numpy(rows.planes)[ranked])
     cases.assert_query_bits(planes, encoder, layer.q[ranked])
 
 

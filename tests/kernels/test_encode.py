@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoder_cases import mostly
-from hata_kernels.bits import unpack_bits
+from encoder_cases import mostly, unpack_bits
 from hata_kernels.encode.triton import encode_triton
 
 # Projections closer to zero than this, relative to |x| * |w|, may round to either sign.

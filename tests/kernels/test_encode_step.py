@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import encoder_cases as cases
-from hata_kernels.bits import unpack_bits
+from encoder_cases import unpack_bits, whole
 from hata_kernels.encode.triton_step import StepScratch
 
 SLOTS = 60
@@ -54,11 +54,6 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def whole(*shape: int, most: int = 1) -> torch.Tensor:
-    """Whole numbers: exact in half precision, and their sums in float32; many sums are zero."""
-    return torch.randint(-most, most + 1, shape).float()
-
-
 def make_whole(method, kv_heads, group, dim, bits, **options):
     """An encoder of whole numbers, whose scales take all values up to the largest."""
     encoder = cases.make(method, kv_heads, group, dim, bits, **options)
@@ -103,20 +98,6 @@ def run(encoder, q, k, slots, poison, scratch=None, launch=True):
     return q_codes.cpu(), codes.cpu(), None if scales is None else scales.cpu()
 
 
-def same_keys(found, expected, encoder, k) -> None:
-    """Bits are equal but for those within rounding of zero."""
-    numbers = cases.key_numbers(encoder, k)
-    clear = cases.is_clear(numbers)
-    if encoder.options().get("stages") == 2:
-        first, second = clear.chunk(2, dim=-1)
-        # A first-stage sign within rounding of zero moves the whole second stage of its key.
-        clear = torch.cat([first, second & first.all(dim=-1, keepdim=True)], dim=-1)
-    assert cases.mostly(clear, 0.9)
-    found, expected = unpack_bits(found), unpack_bits(expected)
-    assert torch.equal(found[clear], expected[clear])
-    assert torch.equal(found[clear], (numbers > 0)[clear])
-
-
 def same_queries(found, expected, encoder, q) -> None:
     """Bits or levels are equal but for those within rounding of the next, which may be the next."""
     found, expected = (
@@ -156,7 +137,8 @@ def check_step(poison, device, dtypes, make_numbers, make, method, tokens, *shap
         assert torch.equal(found, expected)
         if method != "asymmetric":
             assert torch.equal(q_found, q_expected)
-    same_keys(found[rows], expected[rows], here, k.cpu())
+    for codes in (found, expected):
+        cases.assert_key_bits(unpack_bits(codes[rows]), here, k.cpu(), 0.9)
     same_queries(q_found, q_expected, here, q.cpu())
     if scales is not None:
         most = 2**there.scale_bits - 1
@@ -288,7 +270,7 @@ def test_a_step_is_keys_and_queries(
         # Blocks of other sizes: sums may round differently, and do so near zero.
         here = encoder.to("cpu", torch.float32)
         rows = slots.cpu()
-        same_keys(codes.cpu()[rows], expected.cpu()[rows], here, k.cpu())
+        cases.assert_key_bits(unpack_bits(codes.cpu()[rows]), here, k.cpu(), 0.9)
         same_queries(q_found.cpu(), q_expected.cpu(), here, q.cpu())
         if scales is not None:
             cases.assert_scales(scales.cpu()[rows], here, k.cpu())

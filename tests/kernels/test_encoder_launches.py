@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import encoder_cases as cases
-from hata_kernels.bits import unpack_bits
 from hata_kernels.encoders import AsymmetricEncoder
 
 
@@ -27,8 +26,8 @@ def test_triton_makes_the_same_codes(
     codes, scales = cases.make_buffers(encoder, 100, poison, device)
     slots = torch.randperm(99)[:tokens] + 1
     there._launch_keys(k.to(device), codes, slots.to(device), scales)
-    found = unpack_bits(codes.cpu()[slots])
-    q_found = unpack_bits(there._launch_queries(q.to(device)).cpu())
+    found = cases.unpack_bits(codes.cpu()[slots])
+    q_found = cases.unpack_bits(there._launch_queries(q.to(device)).cpu())
     q_found = q_found.unflatten(1, (kv_heads, -1))
     if method == "hashattention" and dtype == torch.float16 and options.get("hidden") != ():
         # Hidden layers are rounded to half precision: bits near the threshold change.
@@ -69,8 +68,8 @@ def test_triton_bfloat16(poison, method, kv_heads, group, dim, bits, options) ->
     codes, scales = cases.make_buffers(encoder, 100, poison, "cuda")
     slots = torch.randperm(100)[:70]
     encoder.encode_keys(k.cuda(), codes=codes, slots=slots.cuda(), scales=scales)
-    found = unpack_bits(codes.cpu()[slots])
-    q_found = unpack_bits(encoder.encode_queries(q.cuda()).cpu()).unflatten(1, (kv_heads, -1))
+    found = cases.unpack_bits(codes.cpu()[slots])
+    q_found = cases.unpack_bits(encoder.encode_queries(q.cuda()).cpu()).unflatten(1, (kv_heads, -1))
     if method == "hashattention" and options.get("hidden") != ():
         assert (found != rounded.key_bits(k)).float().mean() < 0.03
         assert (q_found != rounded.query_bits_of(q)).float().mean() < 0.03

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoder_cases import mostly
-from hata_kernels.bits import unpack_bits
+from encoder_cases import CLOSE, mostly, unpack_bits, whole
 from hata_kernels.encode.triton_planes import encode_planes_triton
 from hata_kernels.encoders import AsymmetricEncoder
 
@@ -18,14 +17,6 @@ SHAPES = [
     pytest.param(16, 2, 2, 33, 256, 8, id="T16-G2of2-D33-r256-B8"),
 ]
 CLIP = 1.7
-
-# Levels closer to the next one than this share of all levels may round to either.
-CLOSE = 1e-5
-
-
-def whole(*shape: int) -> torch.Tensor:
-    """Whole numbers: exact in half precision, and their sums in float32; many sums are zero."""
-    return torch.randint(-1, 2, shape).float()
 
 
 def make_inputs(make_numbers, tokens, kv_heads, group, dim, bits):

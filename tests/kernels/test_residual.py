@@ -5,24 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hata_kernels.bits import unpack_bits
+from encoder_cases import unpack_bits, whole
 from hata_kernels.encode.triton_residual import encode_residual_triton
 from hata_kernels.encoders import AsymmetricEncoder
-
-
-def whole(*shape: int, most: int = 2) -> torch.Tensor:
-    """Whole numbers up to ``most``: exact in half precision, and their sums in float32."""
-    return torch.randint(-most, most + 1, shape).float()
 
 
 def make(kv_heads: int, dim: int, bits: int, **options) -> AsymmetricEncoder:
     """Projections of whole numbers: many first-stage ones are exactly zero."""
     tensors = {
-        "key_weight": whole(kv_heads, dim, bits, most=1) * (torch.rand(kv_heads, dim, bits) < 0.2),
-        "key_bias": whole(kv_heads, bits),
+        "key_weight": whole(kv_heads, dim, bits) * (torch.rand(kv_heads, dim, bits) < 0.2),
+        "key_bias": whole(kv_heads, bits, most=2),
         "query_weight": torch.randn(kv_heads, dim, bits),
         "query_bias": torch.randn(kv_heads, bits),
-        "residual_weight": whole(kv_heads, bits // 2, bits // 2),
+        "residual_weight": whole(kv_heads, bits // 2, bits // 2, most=2),
     }
     if options.get("scale_bits"):
         tensors["scale_step"] = torch.full((kv_heads,), 2.0**-6)
@@ -55,7 +50,7 @@ def code_of(encoder: AsymmetricEncoder, key: list[float], head: int) -> tuple[li
 )
 def test_whole_numbers_are_exact(device, poison, dtype, tokens, kv_heads, dim, bits) -> None:
     encoder = make(kv_heads, dim, bits, scale_bits=16)
-    k = whole(tokens, kv_heads, dim)
+    k = whole(tokens, kv_heads, dim, most=2)
     k[1:2] = 0  # its projections are the biases
     expected = [
         [code_of(encoder, k[t, h].tolist(), h) for h in range(kv_heads)] for t in range(tokens)
@@ -98,7 +93,7 @@ def test_what_the_first_stage_left_over_decides_the_second() -> None:
 def test_mixed_dtypes_are_computed_in_float32(device, poison) -> None:
     encoder = make(2, 32, 96)
     weights = encoder.to(device, torch.float32).tensors()
-    k = whole(9, 2, 32)
+    k = whole(9, 2, 32, most=2)
     codes = poison(9, 2, 3, dtype=torch.int32, device=device)
     names = ("key_weight", "key_bias", "residual_weight")
     encode_residual_triton(

@@ -3,7 +3,7 @@
 PyTorch takes some microseconds for every small operation, and several times as many when a model's
 weights have just gone through the processor's caches; a layer's step is a hundred of them. Numba,
 which SGLang brings, compiles it all into one function (``*_kernels.py``); the classes here hand it
-what PyTorch has. The references are ``*_naive`` of the other sub-packages.
+what PyTorch has. The references are those of the other sub-packages.
 
 To import this compiles, for some seconds where no compiled code is found on disk
 (`hata_kernels.cpu.compiling`).

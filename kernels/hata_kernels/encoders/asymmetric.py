@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checks import expect
-from .base import Encoder, project
-from .checks import expect_names, take
+from .base import Encoder
+from .projection import project
+from .weights import expect_names, take
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch

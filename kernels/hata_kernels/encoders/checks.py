@@ -1,8 +1,7 @@
-"""Checks of an encoder's weights, and of the keys, queries and buffers that it is given."""
+"""Checks of the keys, queries and buffers that an encoder is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,31 +11,6 @@ from ..tally import check_tally
 
 if TYPE_CHECKING:
     from .base import Encoder
-
-
-def take(tensors: Mapping[str, torch.Tensor], name: str, *shape: int | None) -> torch.Tensor:
-    """Return a named weight of the given shape (None: any size).
-
-    Raises
-    ------
-    ValueError
-        When it is missing, of another shape, or not floating point.
-    """
-    expect(name in tensors, "tensors", name, ", ".join(sorted(tensors)) or "none")
-    expect_tensor(name, tensors[name], shape=shape, dtypes=FLOATS)
-    return tensors[name]
-
-
-def expect_names(tensors: Mapping[str, torch.Tensor], *names: str) -> None:
-    """Check that the weights are these and no others.
-
-    Raises
-    ------
-    ValueError
-        When names differ.
-    """
-    found = ", ".join(sorted(tensors)) or "none"
-    expect(set(tensors) == set(names), "tensors", ", ".join(sorted(names)), found)
 
 
 def check_heads(encoder: Encoder, name: str, x: torch.Tensor, heads: int) -> None:

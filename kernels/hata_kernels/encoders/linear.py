@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from .base import Encoder, project
-from .checks import expect_names, take
+from .base import Encoder
+from .projection import project
+from .weights import expect_names, take
 
 
 class LinearEncoder(Encoder):

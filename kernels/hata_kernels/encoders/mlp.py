@@ -9,8 +9,9 @@ from torch.nn.functional import silu
 
 from ..bits import WORD_BITS
 from ..checks import expect
-from .base import Encoder, project
-from .checks import expect_names, take
+from .base import Encoder
+from .projection import project
+from .weights import expect_names, take
 
 MAX_LAYERS = 3
 
