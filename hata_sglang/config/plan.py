@@ -49,6 +49,11 @@ class LayerPlan:
     recent: int
     scale_bits: int = 0
 
+    @classmethod
+    def of_dense(cls, layer: int) -> LayerPlan:
+        """The plan of a dense layer."""
+        return cls(layer, True, None, 0, None, None, None, 0, 0)
+
     @property
     def ranks(self) -> Literal["codes", "scores", "positions"] | None:
         """What tokens are ranked by; None where the layer is dense."""

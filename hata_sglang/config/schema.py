@@ -43,6 +43,7 @@ from hata_sglang.files import locate
 from hata_sglang.methods import MAX_BITS, WORD_BITS, choice, method_names, methods
 
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
+Attend = Literal["auto", "triton", "flashinfer"]
 
 #: Torch's generator on a CPU takes 32 bits of a seed; a longer one would repeat a shorter one's
 #: hyperplanes.
@@ -127,6 +128,9 @@ class HataConfig(BaseModel):
         GPU and later ones hata's own dense kernel, which reads a prefix that requests share once.
     inner_backend : str
         Stock SGLang backend of prefill and dense layers.
+    attend : str
+        Who attends over the selected tokens on a GPU: this package's Triton kernels, FlashInfer's,
+        or the faster of them where it was measured, else Triton's. A CPU takes auto alone.
     layers : dict of str to LayerOverride
         Overrides by layer or range.
 
@@ -151,6 +155,7 @@ class HataConfig(BaseModel):
     inner_backend: InnerBackend = Field(
         "auto", description="auto, flashinfer, fa3, triton or torch_native"
     )
+    attend: Attend = Field("auto", description="auto, triton or flashinfer")
     layers: dict[Annotated[str, BeforeValidator(_layer_key)], LayerOverride] = Field(
         default_factory=dict,
         description="a mapping of layers or ranges to settings, such as {'2-15': {budget: 1024}}",
@@ -320,7 +325,7 @@ class HataConfig(BaseModel):
     def _plan(self, layer: int, own: LayerOverride) -> LayerPlan:
         dense = layer in self.dense_layers if own.dense is None else own.dense
         if dense:
-            return LayerPlan(layer, True, None, 0, None, None, None, 0, 0)
+            return LayerPlan.of_dense(layer)
 
         def pick(key: str) -> Any:
             value = getattr(own, key)

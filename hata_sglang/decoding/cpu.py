@@ -51,6 +51,7 @@ class CpuDecoder:
     ):
         self.plans, self.scales, self.encoders = plans, scales, encoders
         self.tallies = tallies
+        self.dense: frozenset[int] = frozenset()  # dense layers are the inner backend's
         if encoders:
             self._load_kernels()
         self._layers: dict[int, SparseLayer] = {}
@@ -72,10 +73,6 @@ class CpuDecoder:
         self.width = int(batch.seq_lens_cpu.max())
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
         self._rows: dict[Budget, Rows] = {}
-
-    def decodes_dense(self, layer: int) -> bool:
-        """False: dense layers are the inner backend's."""
-        return False
 
     def decode(
         self,

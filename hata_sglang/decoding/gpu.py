@@ -24,12 +24,13 @@ from hata_sglang.decoding.gpu_buffers import (
     may_share,
     rank_key,
 )
+from hata_sglang.decoding.planned import PlannedAttention
 from hata_sglang.decoding.step import Batch, LayerCache
 from hata_sglang.shape import ModelShape
 
 
 class GpuDecoder:
-    """Decodes the sparse layers without waiting for the host, and without planning on it.
+    """Decodes the sparse layers without waiting for the host.
 
     It decodes dense layers as well, where its kernels can, and reads once what rows share. A step
     then needs nothing of the inner backend, whose plan would list every cached token first.
@@ -53,6 +54,8 @@ class GpuDecoder:
         Dense layers that it may decode: plain softmax attention in bfloat16 or float16.
     tallies : mapping of int to torch.Tensor, optional
         By layer, on the device, what its steps are counted in (`hata_kernels.tally`).
+    planned : PlannedAttention, optional
+        Attends over the selections. Default: `hata_kernels.attend.attend`.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class GpuDecoder:
         device: torch.device,
         dense: Collection[int] = (),
         tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
+        planned: PlannedAttention | None = None,
     ):
         self.dense = frozenset(dense)
         self.plans, self.scales, self.encoders = plans, scales, encoders
-        self.tallies = tallies
+        self.tallies, self.planned = tallies, planned
         self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
         self.shape, self.device = shape, device
         self._static: Buffers | None = None
@@ -82,12 +86,10 @@ class GpuDecoder:
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows read."""
         self._static = self._make_buffers(max_bs, self.shape.context_len)
+        if self.planned is not None:
+            self.planned.allocate_static(max_bs)
         kinds = {encoder_kind(encoder): encoder for encoder in self.encoders.values()}
         self._scratch = {kind: encoder.step_scratch(max_bs) for kind, encoder in kinds.items()}
-
-    def decodes_dense(self, layer: int) -> bool:
-        """Whether `decode_dense` is for a dense layer, or the inner backend."""
-        return layer in self.dense
 
     def prepare(self, batch: Batch, *, graph: bool) -> None:
         """Make ready for one step: before its kernels run, are captured or are replayed.
@@ -106,6 +108,8 @@ class GpuDecoder:
         else:
             self.buffers = self._make_buffers(bs, eager_width(longest, self.shape.context_len))
         self.bs, self.graph = bs, graph
+        if self.planned is not None:
+            self.planned.prepare(batch.seq_lens_cpu, graph=graph)
         copy_rows(
             batch.req_to_token,
             batch.rows,
@@ -132,9 +136,11 @@ class GpuDecoder:
     ) -> torch.Tensor:
         """Attend each row of ``q [bs, Hq, D]`` over its selected slots: ``[bs, Hq, D]``.
 
-        No host synchronisation; safe to capture after `prepare` with ``graph=True``. Parameters are
-        those of `CpuDecoder.decode`.
+        In a dense layer over its whole context. No host synchronisation; safe to capture after
+        `prepare` with ``graph=True``. Parameters are those of `CpuDecoder.decode`.
         """
+        if plan.dense:
+            return self._decode_dense(plan.layer, q, cache)
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], buffers.budgets[plan.budget][:bs])
         k = k_max(plan.budget, self.shape.context_len, where[0].shape[1])
@@ -155,15 +161,13 @@ class GpuDecoder:
                 buffers=buffers.rank[rank_key(encoder)],
                 groups=self.groups,
             )
+        if self.planned is not None:
+            return self.planned.attend(plan, q, cache, slots, where[1], tally)
         tokens = (q, cache.keys, cache.values, slots, *where[1:])
         scale = self.scales[plan.layer]
         return attend(*tokens, scale=scale, buffers=self.buffers.attend, tally=tally)
 
-    def decode_dense(self, layer: int, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
-        """Attend each row of ``q [bs, Hq, D]`` over its whole context: ``[bs, Hq, D]``.
-
-        Safe to capture, as `decode`, of a layer that `decodes_dense` names.
-        """
+    def _decode_dense(self, layer: int, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         buffers, bs = self.buffers, self.bs
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], self.groups)
         tokens = (q, cache.keys, cache.values)

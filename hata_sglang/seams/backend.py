@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
+from hata_sglang.config import LayerPlan
 from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder
+from hata_sglang.decoding.planned import PlannedAttention, choose_attend
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
@@ -38,33 +40,45 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     AttentionBackend
         The same object.
     """
-    shape, plans = session.shape, session.sparse_plans
     device, pool = torch.device(runner.device), runner.token_to_kv_pool
-    book = pool.hata_codes
-    layers = attention_layers(runner.model)
-    scales = {layer.layer_id: float(layer.scaling) for layer in layers}
-    if device.type == "cpu":
-        decoder: Any = CpuDecoder(plans, scales, book.encoders, book.tallies)
-    else:
-        decoder = GpuDecoder(
-            plans,
-            scales,
-            book.encoders,
-            shape,
-            device=device,
-            dense=dense_layers(layers, session, pool.dtype, device),
-            tallies=book.tallies,
-        )
+    facts = session.facts()
+    if device.type != "cpu":
+        facts["attend"] = choose_attend(session.config.attend, session.shape, device)
+    decoder = _make_decoder(session, attention_layers(runner.model), pool, device, facts)
     retype(backend, HataMethods)
-    backend.hata_plans = {p.layer: p for p in plans}
+    # Those that hata decodes: all sparse ones, and dense ones where it can.
+    backend.hata_plans = {
+        plan.layer: plan for plan in session.plans if not plan.dense or plan.layer in decoder.dense
+    }
     backend.hata_decoder = decoder
     backend.hata_pool = pool
     backend.hata_requests = runner.req_to_token_pool
     # Sizes of captured batches of which no layer is the stock backend's.
     backend.hata_alone = set()
     backend._hata_eager = False
-    METRICS.serve(session.facts(), book.tallies, tuple(session.encoders))
+    METRICS.serve(facts, pool.hata_codes.tallies, tuple(session.encoders))
     return backend
+
+
+def _make_decoder(session, layers, pool, device, facts) -> CpuDecoder | GpuDecoder:
+    plans, book = session.sparse_plans, pool.hata_codes
+    scales = {layer.layer_id: float(layer.scaling) for layer in layers}
+    if device.type == "cpu":
+        return CpuDecoder(plans, scales, book.encoders, book.tallies)
+    planned = None
+    if facts["attend"] == "flashinfer":
+        where = {"dtype": pool.dtype, "device": device}
+        planned = PlannedAttention(plans, scales, session.shape, **where)
+    return GpuDecoder(
+        plans,
+        scales,
+        book.encoders,
+        session.shape,
+        device=device,
+        dense=dense_layers(layers, session, pool.dtype, device),
+        tallies=book.tallies,
+        planned=planned,
+    )
 
 
 class HataMethods(Methods):
@@ -115,7 +129,7 @@ class HataMethods(Methods):
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         """Prefill one layer: the stock backend attends, the pool writes codes beside keys."""
-        _require_keys(self, layer, k, save_kv_cache)
+        _require_keys(self.hata_plans.get(layer.layer_id), k, save_kv_cache)
         return self.hata_stock.forward_extend(
             q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
         )
@@ -125,11 +139,11 @@ class HataMethods(Methods):
 
         ``q [bs, Hq * D]``, ``k`` and ``v`` ``[bs, Hkv * D]`` after RoPE; returns ``[bs, Hq * D]``.
         """
-        _require_keys(self, layer, k, save_kv_cache)
         plan = self.hata_plans.get(layer.layer_id)
-        # Whatever else a layer hands over is for the inner backend to know.
+        _require_keys(plan, k, save_kv_cache)
+        # Whatever else a dense layer hands over is for the inner backend to know.
         plain = k is not None and save_kv_cache and not kwargs
-        if plan is None and not (plain and self.hata_decoder.decodes_dense(layer.layer_id)):
+        if plan is None or (plan.dense and not plain):
             self.hata_alone.discard(forward_batch.batch_size)
             return self.hata_stock.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
@@ -137,23 +151,20 @@ class HataMethods(Methods):
         _require_plain(layer, kwargs)
         # Ranking does not wait for the codes of keys that are kept anyway: the decoder writes
         # them with those of the queries.
-        late = plan is not None and plan.recent > 0
+        late = plan.recent > 0
         where, pool = versions.write_loc(forward_batch), self.hata_pool
         new_keys = pool.write_step(layer, where, k, v, codes=not late)
         cache = pool.layer_cache(layer.layer_id)
         heads = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
-        if plan is None:
-            out = self.hata_decoder.decode_dense(layer.layer_id, heads, cache)
-        else:
-            out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
+        out = self.hata_decoder.decode(plan, heads, cache, new_keys if late else None)
         return out.reshape(-1, layer.tp_q_head_num * layer.head_dim)
 
 
-def _require_keys(backend: Any, layer: Any, k: Any, save_kv_cache: bool) -> None:
+def _require_keys(plan: LayerPlan | None, k: Any, save_kv_cache: bool) -> None:
     """Stop where a model wrote keys to the cache by itself: they would have no codes."""
-    if layer.layer_id in backend.hata_plans and (k is None or not save_kv_cache):
+    if plan is not None and not plan.dense and (k is None or not save_kv_cache):
         raise HataError(
-            f"layer {layer.layer_id}: expected the attention backend to write the keys, "
+            f"layer {plan.layer}: expected the attention backend to write the keys, "
             "found a model that writes them by itself; hata cannot keep codes for it"
         )
 

@@ -165,6 +165,8 @@ def check_resolved(server_args: Any) -> Session:
         assert session is not None, "the arguments carry a configuration"
         if args.device != "cpu":
             problems += device_limits(session) + _graphs(args)
+        elif (asked := session.config.attend) != "auto":
+            problems.append(Problem("attend", "auto on a CPU", asked))
     except Refusal as refusal:
         problems += refusal.problems
     refuse_any(problems)

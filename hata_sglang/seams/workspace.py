@@ -36,6 +36,7 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
     """Bytes of a step's buffers for so many rows of the longest context."""
     from hata_kernels.attend import fits_dense
     from hata_sglang.decoding.gpu_buffers import BufferSizes, scratch_bytes
+    from hata_sglang.decoding.planned import choose_attend, planned_bytes
 
     shape = session.shape
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
@@ -48,4 +49,7 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
         width=shape.context_len,
         dense=some_dense and fits_dense(*heads, device),
     )
-    return sizes.nbytes + scratch_bytes(session.encoders, bs)
+    planned = 0
+    if choose_attend(session.config.attend, shape, device) == "flashinfer":
+        planned = planned_bytes(session.sparse_plans, shape, bs, device)
+    return sizes.nbytes + scratch_bytes(session.encoders, bs) + planned

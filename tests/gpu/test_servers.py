@@ -212,6 +212,14 @@ def test_method_in_a_server(serve, facts, make_ids, model_log_probabilities, met
     assert ours == pytest.approx(theirs, abs=ROUNDING)
 
 
+@pytest.mark.parametrize("flags", [(), EAGER], ids=["graphs", "eager"])
+def test_attention_by_flashinfer(serve, facts, flags):
+    with serve(settings(attend="flashinfer"), *flags) as server:
+        assert hits(server, facts) >= 9
+        check_share(server.counters())
+        assert server.counters()["attend"] == "flashinfer"
+
+
 LAUNCHERS = {
     "hata_sglang.launch_server": (),
     "sglang.launch_server": ("--attention-backend", "hata"),

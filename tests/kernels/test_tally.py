@@ -8,6 +8,7 @@ import torch
 import encoder_cases as cases
 import hata_kernels.tally as tallies
 from hata_kernels.attend import api, attend, gather
+from hata_kernels.attend.pages import write_pages
 
 REFERENCE = api.gather_reference
 
@@ -82,6 +83,26 @@ def test_what_is_attended_is_counted(
     tally = make_tally("cpu")
     attend(*arguments, scale=0.1, tally=tally)
     assert counted(tally) == expected
+
+
+@pytest.mark.parametrize(("lengths", "budgets", "padding"), BATCHES)
+def test_what_flashinfer_will_attend_is_counted(
+    device, make_tally, lengths, budgets, padding
+) -> None:
+    rows, k_max, kv_heads = len(lengths), 64, 3
+    slots = torch.randint(1, 900, (rows, kv_heads, k_max), dtype=torch.int32)
+    slots[padding] = 0
+    counts = torch.minimum(torch.tensor(lengths), torch.tensor(budgets))
+    ends = counts.repeat_interleave(kv_heads).cumsum(0)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int()
+    pages = torch.zeros(int(ends[-1]), dtype=torch.int32)
+    tally, lengths = make_tally(), torch.tensor(lengths)
+    write_pages(*(x.to(device) for x in (slots, indptr, pages, lengths)), tally)
+    real = [row for row in range(rows) if row not in padding]
+    totals = [int(x[real].sum()) for x in (lengths, counts)]
+    assert counted(tally) == [0, int(bool(real)), *totals]
+    with pytest.raises(ValueError, match="seq_lens: expected the contexts, to count them"):
+        write_pages(slots.to(device), indptr.to(device), pages.to(device), tally=tally)
 
 
 @pytest.mark.gpu

@@ -64,13 +64,13 @@ def backend(monkeypatch, seam):
 
     monkeypatch.setattr(seam.versions, "write_loc", lambda batch: NEWEST[: batch.batch_size])
     settings = {"method": "streaming", "budget": 100, "dense_layers": [0, 1]}
-    plan = HataConfig.parse(settings).resolve(3, 4096)[2]
+    plans = HataConfig.parse(settings).resolve(3, 4096)
     made = Inner()
     retype(made, seam.HataMethods)
-    made.hata_plans, made.hata_pool = {2: plan}, Pool()
+    made.hata_plans, made.hata_pool = {0: plans[0], 2: plans[2]}, Pool()
     made.hata_alone, made._hata_eager = set(), False
     made.hata_decoder = GpuDecoder(
-        [plan],
+        [plans[2]],
         dict.fromkeys(range(3), SCALE),
         {},
         ModelShape(HQ, HKV, DIM, num_layers=8, context_len=4096),

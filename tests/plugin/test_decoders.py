@@ -3,160 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from itertools import product
 
 import pytest
 import torch
+from decoder_cases import BUDGETS, DIM, HKV, HQ, LAYER, LENGTHS, METHODS, SCALE, SLOTS, Step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hata_kernels.attend import attend_naive
-from hata_kernels.encoders import make_encoder
-from hata_sglang.config import HataConfig
+from hata_sglang.config import LayerPlan
 from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, gpu_buffers
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
+from hata_sglang.decoding.planned import PlannedAttention
 from hata_sglang.shape import ModelShape
-
-HQ, HKV, DIM, LAYER = 6, 2, 64, 0
-GROUP, SINK, RECENT = HQ // HKV, 4, 8
-LENGTHS = (1, 5, 40, 41, 130, 200)
-SLOTS = 700
-SCALE = 1 / math.sqrt(DIM)
-BUDGETS = {"fixed": 40, "ratio": {"ratio": 0.25, "min": 20, "max": 45}}
-
-
-def rand(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-LINEAR = {"weight": rand(HKV, DIM, 64)}
-STEP = {"scale_step": torch.full((HKV,), 0.05)}
-ASYMMETRIC = {
-    "key_weight": rand(HKV, DIM, 64),
-    "key_bias": rand(HKV, 64),
-    "query_weight": rand(HKV, GROUP * DIM, 64),
-    "query_bias": rand(HKV, 64),
-}
-MLP = {
-    f"{side}.{n}.{name}": rand(*shape)
-    for side, n in product(("key", "query"), (0, 1))
-    for name, shape in (("weight", (HQ, (DIM, 16)[n], (16, 32)[n])), ("bias", (HQ, (16, 32)[n])))
-}
-#: Case -> method, tensors and options of its encoder.
-METHODS = {
-    "hata": ("hata", LINEAR, {}),
-    "hata, 8-bit scales": ("hata", LINEAR | STEP, {"scale_bits": 8}),
-    "hashattention": ("hashattention", MLP, {}),
-    "asymmetric": ("asymmetric", ASYMMETRIC, {"query_bits": 3}),
-    "asymmetric, 16-bit scales": ("asymmetric", ASYMMETRIC | STEP, {"scale_bits": 16}),
-    "random": ("random", LINEAR, {}),
-    "exact": ("exact", None, {}),
-    "streaming": ("streaming", None, {}),
-}
-
-
-def make_plan(method: str, budget):
-    settings = {"method": method, "budget": budget, "sink": SINK, "recent": RECENT}
-    if method in ("hata", "hashattention", "asymmetric"):
-        settings["weights"] = "not read here"
-    (plan,) = HataConfig.parse({**settings, "dense_layers": []}).resolve(1, 256)
-    return plan
-
-
-class Step:
-    """One decode step: keys and values in scattered slots, their codes, and queries."""
-
-    def __init__(self, name: str, budget: str, device: str = "cpu", dtype=torch.float32):
-        method, tensors, options = METHODS[name]
-        self.plan = make_plan(method, BUDGETS[budget])
-        generator = torch.Generator().manual_seed(5)
-        self.k, self.v, self.q = (
-            torch.randn(n, heads, DIM, generator=generator).to(device, dtype)
-            for n, heads in ((SLOTS, HKV), (SLOTS, HKV), (len(LENGTHS), HQ))
-        )
-        self.encoder = self.codes = self.scales = None
-        if tensors is not None:
-            shape = {"num_kv_heads": HKV, "group": GROUP, "head_dim": DIM}
-            self.encoder = make_encoder(method, tensors, **shape, **options).to(device, dtype)
-            words = self.encoder.words
-            self.codes = torch.zeros(SLOTS, HKV, words, dtype=torch.int32, device=device)
-            if self.encoder.scale_bits:
-                self.scales = torch.zeros(SLOTS, HKV, dtype=self.encoder.scale_dtype, device=device)
-            every = torch.arange(SLOTS, device=device)
-            self.encoder.encode_keys(self.k, codes=self.codes, slots=every, scales=self.scales)
-        # Rows of requests in another order than the requests', with slots all over the pool.
-        order = torch.randperm(SLOTS - 1, generator=generator).int() + 1
-        self.rows = torch.tensor([3, 0, 7, 2, 5, 1])
-        table = torch.zeros(8, 256, dtype=torch.int32)
-        self.slots = list(order[: sum(LENGTHS)].split(LENGTHS))
-        for row, slots in zip(self.rows, self.slots, strict=True):
-            table[row, : len(slots)] = slots
-        lengths = torch.tensor(LENGTHS)
-        self.batch = Batch(
-            table.to(device), self.rows.to(device), lengths.to(device), lengths.clone()
-        )
-
-    def decode(self, decoder, **prepare):
-        decoder.prepare(self.batch, **prepare)
-        return decoder.decode(self.plan, self.q, self.cache)
-
-    @property
-    def cache(self):
-        return LayerCache(self.k, self.v, self.codes, self.scales)
-
-    @property
-    def encoders(self):
-        return {} if self.encoder is None else {LAYER: self.encoder}
-
-    def scores(self, row: int, head: int) -> torch.Tensor:
-        """Score of every token of a row for one KV head, as the readable definitions say."""
-        slots = self.slots[row].to(self.q.device)
-        group = slice(head * GROUP, (head + 1) * GROUP)
-        keys, queries = self.k[slots, head].float(), self.q[row, group].float()
-        if self.encoder is None:
-            return (queries @ keys.T * SCALE).softmax(-1).sum(0)
-        bits, planes = unpack(self.codes[slots, head]), self.planes()[row, head]
-        weights = torch.tensor(self.encoder.plane_weights, device=bits.device)
-        agreement = ((bits[:, None] == planes).sum(-1) * weights).sum(-1)
-        if self.scales is None:
-            return agreement
-        full = self.encoder.bits * sum(self.encoder.plane_weights)
-        top = 2**self.encoder.scale_bits - 1
-        scale = self.scales[slots, head].long() % (top + 1)
-        shift = next(n for n in range(64) if 2 * full * top >> n < 2047)
-        return ((2 * agreement - full) * scale + full * top) >> shift
-
-    def planes(self) -> torch.Tensor:
-        return unpack(self.encoder.encode_queries(self.q).unflatten(1, (HKV, -1)))
-
-    def kept(self, row: int, head: int) -> list[int]:
-        """Positions that a row keeps: forced ones, then the best, earlier ones first."""
-        length = LENGTHS[row]
-        budget = self.plan.budget.tokens(length)
-        if length <= budget:
-            return list(range(length))
-        if self.plan.method == "streaming":
-            return [*range(SINK), *range(length - budget + SINK, length)]
-        scores = self.scores(row, head).tolist()
-        forced = {*range(SINK), *range(length - RECENT, length)}
-        order = sorted(range(length), key=lambda t: (t not in forced, -scores[t], t))
-        return sorted(order[:budget])
-
-    def expected(self, every_token: bool = False) -> torch.Tensor:
-        out = torch.zeros_like(self.q)
-        for row, head in product(range(len(LENGTHS)), range(HKV)):
-            kept = list(range(LENGTHS[row])) if every_token else self.kept(row, head)
-            slots = self.slots[row][kept].to(self.q.device)
-            for member in range(head * GROUP, (head + 1) * GROUP):
-                logits = self.k[slots, head].float() @ self.q[row, member].float() * SCALE
-                out[row, member] = logits.softmax(0) @ self.v[slots, head].float()
-        return out
-
-
-def unpack(words: torch.Tensor) -> torch.Tensor:
-    shifts = torch.arange(32, device=words.device)
-    return ((words.unsqueeze(-1) >> shifts) & 1).flatten(-2)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -250,18 +109,17 @@ def test_what_is_compiled_is_loaded_with_a_word(caplog, name):
     assert re.fullmatch(r"hata: CPU kernels ready after [\d.]+ s: (read|compiled).*", after)
 
 
-def make_gpu_decoder(steps, device="cuda", dense=()):
+def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton"):
     """Decoder of one layer per step, and of dense layers."""
     encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
     plans = [step.plan for step in steps]
-    return GpuDecoder(
-        plans,
-        dict.fromkeys([*(plan.layer for plan in plans), *dense], SCALE),
-        encoders,
-        ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256),
-        device=torch.device(device),
-        dense=dense,
-    )
+    scales = dict.fromkeys([*(plan.layer for plan in plans), *dense], SCALE)
+    shape, device = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256), torch.device(device)
+    planned = None
+    if attend == "flashinfer":
+        where = {"dtype": steps[0].q.dtype, "device": device}
+        planned = PlannedAttention(plans, scales, shape, **where)
+    return GpuDecoder(plans, scales, encoders, shape, device=device, dense=dense, planned=planned)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -374,9 +232,7 @@ def test_users_of_one_document_decode_a_dense_layer():
             decoder.allocate_static(8)
         decoder.prepare(step.batch, graph=graph)
         assert decoder.groups.shared[:6].tolist() == [1024] * 5 + [0]
-        assert decoder.decodes_dense(1)
-        assert not decoder.decodes_dense(2)
-        out = decoder.decode_dense(1, step.q, LayerCache(*caches))
+        out = decoder.decode(LayerPlan.of_dense(1), step.q, LayerCache(*caches))
         for place, (row, length) in enumerate(zip(step.rows, lengths, strict=True)):
             slots = table[row, :length].expand(HKV, -1)[None].contiguous()
             counts = lengths[place : place + 1]
@@ -393,7 +249,7 @@ def test_rows_that_share_nothing_decode_a_dense_layer(graph):
         decoder.allocate_static(len(LENGTHS) + 3)
     step.decode(decoder, graph=graph)
     assert decoder.groups is None  # shorter than what a group shares
-    out = decoder.decode_dense(1, step.q, step.cache)
+    out = decoder.decode(LayerPlan.of_dense(1), step.q, step.cache)
     expected = step.expected(every_token=True)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
@@ -402,9 +258,10 @@ def test_rows_that_share_nothing_decode_a_dense_layer(graph):
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", METHODS)
-def test_gpu_attends_over_what_the_method_chooses(name, budget, graph):
+@pytest.mark.parametrize("attend", ["triton", "flashinfer"])
+def test_gpu_attends_over_what_the_method_chooses(attend, name, budget, graph):
     step = Step(name, budget, "cuda", torch.bfloat16)
-    decoder = make_gpu_decoder([step])
+    decoder = make_gpu_decoder([step], attend=attend)
     if graph:
         decoder.allocate_static(len(LENGTHS))
         real, lengths = step.batch, torch.ones(len(LENGTHS), dtype=torch.int64)

@@ -90,6 +90,10 @@ YAMLS = {
         GOOD + "inner_backend: flashinfer\n",
         "inner backend for decode on cpu: expected torch_native, found flashinfer",
     ),
+    "attention of a GPU": (
+        GOOD + "attend: flashinfer\n",
+        "attend: expected auto on a CPU, found flashinfer",
+    ),
     "missing weights": (TRAINED.replace("smollm2", "no-such"), "no-such-135m"),
     "weights of another model": (TRAINED, "num_hidden_layers"),
     "bits of other weights": (TRAINED + "bits: 64\n", "64"),

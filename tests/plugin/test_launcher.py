@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from hata_sglang.demo import model as demo_model
-from hata_sglang.launch_server import complete_arguments
-from hata_sglang.seams import cpu_preview
+from hata_sglang.errors import Refusal
+from hata_sglang.seams import cpu_preview, launch, refusing
+from hata_sglang.seams.launch import complete_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +93,8 @@ def test_a_file_that_names_another_backend_is_said_so(tmp_path):
     assert notes == ["not used: another attention backend was asked for"]
 
 
-def test_sglang_without_the_plugin_is_said_so(monkeypatch, capsys):
-    from hata_sglang.launch_server import require_plugin
+def test_sglang_without_the_plugin_is_said_so(monkeypatch):
+    from hata_sglang.seams.launch import require_plugin
 
     cpu_preview.enable()
     from sglang.srt import server_args
@@ -102,11 +103,21 @@ def test_sglang_without_the_plugin_is_said_so(monkeypatch, capsys):
     require_plugin()
     monkeypatch.setattr(server_args, "ATTENTION_BACKEND_CHOICES", ["triton"])
     monkeypatch.setenv("SGLANG_PLUGINS", "other")
-    with pytest.raises(SystemExit) as stop:
-        require_plugin()
-    assert stop.value.code == 2
     line = "environment variable SGLANG_PLUGINS: expected none, or hata in it, found other"
-    assert line in capsys.readouterr().err
+    with pytest.raises(Refusal, match=line):
+        require_plugin()
+
+
+def test_a_launch_that_is_refused_ends_with_code_2(monkeypatch, capsys):
+    def refuse(argv, *, on_cpu):
+        raise Refusal.of("--model-path", "a folder", "none")
+
+    monkeypatch.setattr(launch, "complete_arguments", refuse)
+    monkeypatch.setattr(refusing, "_from_command_line", False)
+    with pytest.raises(SystemExit) as stop:
+        launch.main()
+    assert stop.value.code == 2
+    assert "--model-path: expected a folder, found none" in capsys.readouterr().err
 
 
 def test_own_model_needs_its_own_config():

@@ -106,14 +106,16 @@ def test_layers_without_softmax_attention_are_refused(layers):
         layers.check_layers(torch.nn.Linear(1, 1), make_session())
 
 
-def test_keys_written_past_the_pool_stop_the_server(layers):
+def test_keys_written_past_the_pool_stop_the_server():
     from hata_sglang.seams import backend
 
-    layer, here = SimpleNamespace(layer_id=1), SimpleNamespace(hata_plans={1: None})
-    backend._require_keys(here, layer, k=torch.zeros(1), save_kv_cache=True)
+    dense, sparse = make_session().plans[:2]
+    for plan in (None, dense):  # the inner backend's business
+        backend._require_keys(plan, k=None, save_kv_cache=False)
+    backend._require_keys(sparse, k=torch.zeros(1), save_kv_cache=True)
     for k, save in ((None, True), (torch.zeros(1), False)):
         with pytest.raises(HataError, match="layer 1: expected the attention backend to write"):
-            backend._require_keys(here, layer, k=k, save_kv_cache=save)
+            backend._require_keys(sparse, k=k, save_kv_cache=save)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import gpu_buffers
+from hata_sglang.decoding.planned import planned_bytes
 from hata_sglang.errors import Refusal
 from hata_sglang.seams import cpu_preview
 from hata_sglang.seams.session import Session
@@ -24,9 +25,11 @@ def sglang_imports():
     cpu_preview.enable()
 
 
-def make_session(method: str = "random", bits: int | None = None, **shape) -> Session:
+def make_session(
+    method: str = "random", bits: int | None = None, attend: str = "auto", **shape
+) -> Session:
     shape = replace(SHAPE, **shape)
-    settings = {"method": method, "budget": 128, "dense_layers": [0]} | (
+    settings = {"method": method, "budget": 128, "dense_layers": [0], "attend": attend} | (
         {"bits": bits} if bits else {}
     )
     config = HataConfig.parse(settings)
@@ -204,12 +207,16 @@ def test_graphs_of_decode_steps(monkeypatch, backend, requests, line):
 
 @pytest.mark.parametrize(("captured", "requests"), [(8, None), (0, 16), (8, 16), (8, 4)])
 @pytest.mark.parametrize("method", ["random", "exact"])
-def test_memory_beside_the_pool(monkeypatch, method, captured, requests):
+@pytest.mark.parametrize("attend", ["auto", "flashinfer"])
+def test_memory_beside_the_pool(monkeypatch, attend, method, captured, requests):
     """As much as encoders and the buffers of graphs and of eager steps take when they are made."""
     from hata_sglang.seams import workspace
 
-    session = make_session(method)
+    session = make_session(method, attend=attend)
+    gpu = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(workspace.versions, "resolved", lambda args: args)
     monkeypatch.setattr(workspace.versions, "decode_graph_max_bs", lambda args: captured)
     configurator = SimpleNamespace(
@@ -224,6 +231,13 @@ def test_memory_beside_the_pool(monkeypatch, method, captured, requests):
     for rows in {captured, max(captured, requests or 0)} - {0}:
         expected += workspace._step_bytes(session, rows, torch.device("cuda"))
     assert found == expected
+    if attend == "flashinfer":
+        auto = workspace.workspace_bytes(configurator, make_session(method))
+        more = [
+            planned_bytes(session.sparse_plans, SHAPE, rows, torch.device("cuda"))
+            for rows in {captured, max(captured, requests or 0)} - {0}
+        ]
+        assert found == auto + sum(more)
     configurator.device = "cpu"
     assert workspace.workspace_bytes(configurator, session) == 0
 

@@ -1,4 +1,4 @@
-"""The tables of docs/yaml.md: every key of the YAML, out of its schema.
+"""The tables of docs/yaml.md: every key of the YAML, out of its schema, and every method.
 
 python tests/support/yaml_reference.py    makes them
 """
@@ -9,12 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from hata_sglang.config import HataConfig, LayerOverride
+from hata_sglang.methods import methods
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "yaml.md"
-BEGIN, END = "<!-- keys: made by tests/support/yaml_reference.py -->", "<!-- keys end -->"
+BEGIN = "<!-- {}: made by tests/support/yaml_reference.py -->"
+END = "<!-- {} end -->"
 
 
-def table() -> str:
+def methods_table() -> str:
+    """One line for each method of this package."""
+    lines = [
+        "| method | ranks by | weights | bits | what it is |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, method in methods().items():
+        weights = "trained" if method.trained else "from `seed`" if method.seeded else ""
+        bits = f"32 to {method.max_bits}" if method.coded else ""
+        text = f"[{method.summary}]({method.paper})" if method.paper else method.summary
+        lines.append(f"| `{name}` | {method.ranks} | {weights} | {bits} | {text} |")
+    return "\n".join(lines)
+
+
+def keys_table() -> str:
     """One line for each key: what it takes, its default, and whether a layer may have its own."""
     lines = ["| key | takes | default | per layer |", "| --- | --- | --- | --- |"]
     for key, field in HataConfig.model_fields.items():
@@ -38,10 +54,16 @@ def _words(default: Any) -> str:
 
 
 def in_document(text: str) -> str:
-    """The document's text with today's table."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """The document's text with today's tables."""
+    for name, table in TABLES.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
+
+
+TABLES = {"keys": keys_table, "methods": methods_table}
 
 
 if __name__ == "__main__":

@@ -7,14 +7,29 @@ import triton
 import triton.language as tl
 
 from ..checks import expect, expect_tensor
+from ..tally import check_tally
+from .gather_kernels import _count_attended
 
 
 @triton.jit
-def _pages_kernel(slots_ptr, indptr_ptr, pages_ptr, k, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+def _pages_kernel(
+    slots_ptr,
+    indptr_ptr,
+    pages_ptr,
+    seq_lens_ptr,
+    tally_ptr,
+    k,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Pages of one row: slot * HEADS + head, stored back to back as indptr says."""
     row = tl.program_id(0)
     begin = tl.load(indptr_ptr + row)
     count = tl.load(indptr_ptr + row + 1) - begin
+    if tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+        if (tl.program_id(1) == 0) & (row % HEADS == 0):
+            slots_row = slots_ptr + row.to(tl.int64) * k
+            _count_attended(tally_ptr, slots_row, seq_lens_ptr, row // HEADS, count)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = column < tl.minimum(count, k)
     slot = tl.load(slots_ptr + row.to(tl.int64) * k + column, mask=valid, other=0)
@@ -24,7 +39,13 @@ def _pages_kernel(slots_ptr, indptr_ptr, pages_ptr, k, HEADS: tl.constexpr, BLOC
     tl.store(pages_ptr + begin + column, page, mask=valid)
 
 
-def write_pages(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) -> None:
+def write_pages(
+    slots: torch.Tensor,
+    indptr: torch.Tensor,
+    pages: torch.Tensor,
+    seq_lens: torch.Tensor | None = None,
+    tally: torch.Tensor | None = None,
+) -> None:
     """Turn a selection into page indices of the pool viewed as ``[slots * kv_heads, 1, 1, D]``.
 
     Parameters
@@ -36,6 +57,10 @@ def write_pages(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) 
         most k of them. Read on the device, so the launch does not depend on it.
     pages : torch.Tensor
         int32, written.
+    seq_lens : torch.Tensor, optional
+        Integers ``[bs]``: the contexts, for the tally.
+    tally : torch.Tensor, optional
+        See `hata_kernels.tally`: counts what the rows' pages will be attended for.
 
     Raises
     ------
@@ -50,7 +75,11 @@ def write_pages(slots: torch.Tensor, indptr: torch.Tensor, pages: torch.Tensor) 
     expect_tensor("indptr", indptr, shape=(None,), **int32)
     expect(indptr.numel() > rows, "indptr.numel()", f"at least {rows + 1}", indptr.numel())
     expect_tensor("pages", pages, shape=(None,), **int32)
+    check_tally(tally, slots.device)
+    if tally is not None:
+        expect(seq_lens is not None, "seq_lens", "the contexts, to count them", None)
+        expect_tensor("seq_lens", seq_lens, shape=(batch,), device=slots.device, contiguous=True)
     block = min(1024, triton.next_power_of_2(k))
     _pages_kernel[(rows, triton.cdiv(k, block))](
-        slots, indptr, pages, k, HEADS=kv_heads, BLOCK=block
+        slots, indptr, pages, seq_lens, tally, k, HEADS=kv_heads, BLOCK=block
     )

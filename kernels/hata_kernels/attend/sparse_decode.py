@@ -238,6 +238,8 @@ class SparseDecode:
         slots: torch.Tensor,
         *,
         out: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None = None,
+        tally: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend over the selection; safe to capture. `plan` must hold for the selection's counts.
 
@@ -251,6 +253,8 @@ class SparseDecode:
             int32 ``[bs, kv_heads, k]``, contiguous; the first ``counts[b]`` of row b are valid.
         out : torch.Tensor, optional
             ``[bs, kv_heads * group, D]``, contiguous. Allocated when None.
+        seq_lens, tally : torch.Tensor, optional
+            As in `write_pages`.
 
         Returns
         -------
@@ -284,7 +288,7 @@ class SparseDecode:
 
         from .pages import write_pages
 
-        write_pages(slots, self._indptr, self._pages)
+        write_pages(slots, self._indptr, self._pages, seq_lens, tally)
         self._wrapper.run(
             q.contiguous().view(batch * heads, self._group, dim),
             (k_cache.view(pages, 1, 1, dim), v_cache.view(pages, 1, 1, dim)),

@@ -1,0 +1,154 @@
+"""FlashInfer's attention over the selections: planned on the host where counts change.
+
+`attend: flashinfer` in the YAML. A plan holds for the numbers of tokens that a step's rows attend.
+With a budget in tokens they stay the same once every context is longer than it, so that most steps
+plan nothing; with a share of the context every step plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from hata_kernels.attend import SparseDecode, workspace_bytes
+from hata_kernels.bits import power_of_2
+from hata_sglang.config import Budget, LayerPlan
+from hata_sglang.decoding.step import LayerCache, counts
+from hata_sglang.shape import AttentionShape, ModelShape
+
+Attend = Literal["triton", "flashinfer"]
+
+#: The faster of the two by device, query heads per KV head and head size, as `hata-sglang bench op`
+#: measures them; what is not listed takes Triton's, which needs no plan. On an H100 FlashInfer's
+#: took 13.3 and 17.9 us with 1 and 8 requests of 32K tokens, k 512, and 37.5 with 8 of 128K, k 2048
+#: (benchmarks/data/gpu_kernels.csv at 3d9d972); Triton's 5.5, 12.1 and 30.7 (op.csv).
+FASTER: Mapping[tuple[str, int, int], Attend] = {("NVIDIA H100 80GB HBM3", 4, 128): "triton"}
+
+
+def choose_attend(asked: str, shape: AttentionShape, device: torch.device) -> Attend:
+    """Who attends over selections: what the YAML's ``attend`` asks for, on a GPU."""
+    if asked != "auto":
+        return asked
+    where = (torch.cuda.get_device_name(device), shape.group, shape.head_dim)
+    return FASTER.get(where, "triton")
+
+
+class Kind(NamedTuple):
+    """Layers that share a plan."""
+
+    budget: Budget
+    scale: float
+
+
+class Scratch(NamedTuple):
+    """What wrappers of one stream share: partial results, page indices."""
+
+    workspace: torch.Tensor
+    pages: torch.Tensor
+
+
+class PlannedAttention:
+    """Attends for all sparse layers; a wrapper for each batch size and kind of layer.
+
+    Parameters
+    ----------
+    plans : sequence of LayerPlan
+        The sparse layers.
+    scales : mapping of int to float
+        Softmax scale by layer.
+    shape : ModelShape
+    dtype : torch.dtype
+        Of queries and cache, bfloat16 or float16.
+    device : torch.device
+        A CUDA device.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[LayerPlan],
+        scales: Mapping[int, float],
+        shape: ModelShape,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.kinds = {plan.layer: Kind(plan.budget, scales[plan.layer]) for plan in plans}
+        self.k_max = max(kind.budget.k_max(shape.context_len) for kind in self.kinds.values())
+        self._static: Scratch | None = None
+        self._wrappers: dict[tuple[Kind, int, bool], SparseDecode] = {}
+
+    def allocate_static(self, max_bs: int) -> None:
+        """Allocate what captured graphs of up to `max_bs` rows share."""
+        self._static = self._make_scratch(max_bs)
+
+    def _make_scratch(self, bs: int) -> Scratch:
+        rows = bs * self.shape.num_kv_heads
+        size = _workspace_bytes(self.shape, bs, self.device)
+        make = {"device": self.device}
+        return Scratch(
+            torch.zeros(size, dtype=torch.uint8, **make),
+            torch.empty(rows * self.k_max, dtype=torch.int32, **make),
+        )
+
+    def prepare(self, seq_lens_cpu: torch.Tensor, *, graph: bool) -> None:
+        """Plan one step, before its kernels run, are captured or are replayed.
+
+        Parameters
+        ----------
+        seq_lens_cpu : torch.Tensor
+            ``[bs]`` on the host, padding rows with 1.
+        graph : bool
+            Whether the step's kernels are captured or replayed.
+        """
+        self._step = {}
+        for kind in set(self.kinds.values()):
+            wrapper = self._step[kind] = self._wrapper(kind, len(seq_lens_cpu), graph)
+            wrapper.plan(counts(kind.budget, seq_lens_cpu))
+
+    def _wrapper(self, kind: Kind, bs: int, graph: bool) -> SparseDecode:
+        # Captured launches are of one batch size; eager ones of any up to a wrapper's.
+        most = bs if graph else power_of_2(bs)
+        if (kind, most, graph) not in self._wrappers:
+            scratch = self._static if graph else self._make_scratch(most)
+            assert scratch is not None, "SGLang calls init_cuda_graph_state before capture"
+            self._wrappers[kind, most, graph] = SparseDecode(
+                max_batch=most,
+                **self.shape.sizes,
+                k_max=kind.budget.k_max(self.shape.context_len),
+                dtype=self.dtype,
+                device=self.device,
+                scale=kind.scale,
+                use_cuda_graph=graph,
+                **scratch._asdict(),
+            )
+        return self._wrappers[kind, most, graph]
+
+    def attend(
+        self,
+        plan: LayerPlan,
+        q: torch.Tensor,
+        cache: LayerCache,
+        slots: torch.Tensor,
+        seq_lens: torch.Tensor,
+        tally: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attend each row of ``q [bs, Hq, D]`` over its ``slots [bs, Hkv, k]``, likewise."""
+        run = self._step[self.kinds[plan.layer]].run
+        return run(q, cache.keys, cache.values, slots, seq_lens=seq_lens, tally=tally)
+
+
+def planned_bytes(
+    plans: Sequence[LayerPlan], shape: ModelShape, bs: int, device: torch.device
+) -> int:
+    """Bytes of what the wrappers for `bs` rows of these layers share, on a GPU."""
+    k_max = max(plan.budget.k_max(shape.context_len) for plan in plans)
+    pages = 4 * bs * shape.num_kv_heads * k_max
+    return _workspace_bytes(shape, bs, device) + pages
+
+
+def _workspace_bytes(shape: AttentionShape, bs: int, device: torch.device) -> int:
+    sm_count = torch.cuda.get_device_properties(device).multi_processor_count
+    return workspace_bytes(bs * shape.num_kv_heads, shape.group, shape.head_dim, sm_count)
