@@ -236,7 +236,6 @@ METHOD = Method(
     name="asymmetric",
     ranks="codes",
     summary="trained codes of keys against queries of a few bits (this package)",
-    paper="https://arxiv.org/abs/2405.12497",
     encoder=AsymmetricEncoder,
     recipe=AsymmetricRecipe,
     trainer=AsymmetricTrainer,
