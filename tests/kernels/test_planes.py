@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import encoder_cases as cases
 from encoder_cases import CLOSE, mostly, unpack_bits, whole
-from hata_kernels.encode.triton_planes import encode_planes_triton
 from hata_kernels.encoders import AsymmetricEncoder
 
 # tokens, KV heads, group, head size, bits, planes
@@ -48,7 +48,7 @@ def in_steps(q, weight, bias, planes) -> torch.Tensor:
 def check_against_the_reference(
     device, dtypes, make_numbers, tokens, kv_heads, group, dim, bits, planes
 ) -> None:
-    """Levels of `encode_planes_triton` are those of the encoder.
+    """Levels of the launch are those of the encoder on a CPU.
 
     But for those within rounding of the next, which may be the next.
     """
@@ -58,8 +58,8 @@ def check_against_the_reference(
     tensors |= {"key_weight": torch.zeros(kv_heads, dim, bits), "key_bias": bias}
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
     encoder = AsymmetricEncoder(tensors, **shape, query_bits=planes, clip=CLIP)
-    here = (tensor.to(device) for tensor in (q, weight, bias))
-    found = levels_of(encode_planes_triton(*here, planes=planes, clip=CLIP), planes)
+    there = encoder.to(device, dtypes[1])
+    found = levels_of(there._launch_queries(q.to(device)), planes)
     expected = encoder.query_levels(q)
     steps = in_steps(q, weight, bias, planes)
     clear = ((steps - steps.round()).abs() > CLOSE * 2**planes) | (steps == 0)
@@ -99,13 +99,11 @@ def test_triton_is_the_reference_in_bfloat16(
 
 
 def test_no_queries_and_wrong_arguments(device) -> None:
-    def run(q, bits=64):
-        weights = torch.randn(2, 48, bits, device=device), torch.randn(2, bits, device=device)
-        return encode_planes_triton(q, *weights, planes=3, clip=CLIP)
-
+    encoder = cases.make("asymmetric", 2, 3, 16, query_bits=3).to(device, torch.float32)
     q = torch.randn(4, 6, 32, device=device)
-    assert run(q[:0, :, :16]).shape == (0, 6, 2)
+    assert encoder._launch_queries(q[:0, :, :16]).shape == (0, 6, 2)
     with pytest.raises(ValueError, match=r"q\.stride\(2\): expected 1, found 2"):
-        run(q[..., ::2])
-    with pytest.raises(ValueError, match=r"weight\.shape\[2\]: expected at most 1024, found 1056"):
-        run(q[..., :16], 1056)
+        encoder._launch_queries(q[..., ::2])
+    wide = cases.make("asymmetric", 2, 3, 16, 1056).to(device, torch.float32)
+    with pytest.raises(ValueError, match=r"bits: expected at most 1024, found 1056"):
+        wide._launch_queries(q[..., :16])

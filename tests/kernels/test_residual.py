@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from encoder_cases import unpack_bits, whole
-from hata_kernels.encode.triton_residual import encode_residual_triton
 from hata_kernels.encoders import AsymmetricEncoder
 
 
@@ -91,32 +90,24 @@ def test_what_the_first_stage_left_over_decides_the_second() -> None:
 
 
 def test_mixed_dtypes_are_computed_in_float32(device, poison) -> None:
-    encoder = make(2, 32, 96)
-    weights = encoder.to(device, torch.float32).tensors()
-    k = whole(9, 2, 32, most=2)
+    encoder, k = make(2, 32, 96), whole(9, 2, 32, most=2)
     codes = poison(9, 2, 3, dtype=torch.int32, device=device)
-    names = ("key_weight", "key_bias", "residual_weight")
-    encode_residual_triton(
-        k.to(device, torch.float16),
-        *(weights[name] for name in names),
-        out=codes,
-        slots=torch.arange(9, dtype=torch.int32, device=device),
-    )
+    slots = torch.arange(9, dtype=torch.int32, device=device)
+    there = encoder.to(device, torch.float32)
+    there._launch_keys(k.to(device, torch.float16), codes, slots, None)
     assert torch.equal(unpack_bits(codes.cpu()), encoder.key_bits(k))
 
 
 def test_no_keys_and_wrong_arguments(device, poison) -> None:
     def run(k, bits=64):
         codes = poison(5, 2, bits // 32, dtype=torch.int32, device=device)
-        shapes = ((2, 16, bits), (2, bits), (2, bits // 2, bits // 2))
-        weights = (torch.randn(shape, device=device) for shape in shapes)
         slots = torch.arange(len(k), device=device)
-        assert encode_residual_triton(k, *weights, out=codes, slots=slots) is codes
+        make(2, 16, bits).to(device, torch.float32)._launch_keys(k, codes, slots, None)
         return codes
 
     k = torch.randn(4, 2, 32, device=device)
     assert run(k[:0, :, :16]).eq(-987654321).all()
     with pytest.raises(ValueError, match=r"k\.stride\(2\): expected 1, found 2"):
         run(k[..., ::2])
-    with pytest.raises(ValueError, match=r"weight\.shape\[2\]: expected at most 1024, found 1056"):
+    with pytest.raises(ValueError, match="bits: expected at most 1024, found 1056"):
         run(k[..., :16], 1056)

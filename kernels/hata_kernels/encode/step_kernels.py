@@ -1,4 +1,4 @@
-"""Kernel of a decode step of `AsymmetricEncoder`; `encode_step_asymmetric` launches it."""
+"""Kernel of a decode step of `AsymmetricEncoder`; `launch_step` launches it."""
 
 from __future__ import annotations
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from ..checks import expect
+
+if TYPE_CHECKING:
+    from ..encoders import AsymmetricEncoder
 
 MAX_BITS = 1024
 
@@ -100,53 +105,48 @@ def _planes_kernel(
     store_planes(u, out_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R)
 
 
-def encode_planes_triton(
-    q: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, planes: int, clip: float
-) -> torch.Tensor:
-    """Encode queries into the planes of `hata_kernels.encoders.AsymmetricEncoder`.
-
-    Parameters
-    ----------
-    q : torch.Tensor
-        ``[T, kv_heads * G, D]``.
-    weight, bias : torch.Tensor
-        ``[kv_heads, G * D, r]`` and ``[kv_heads, r]``, contiguous; r is at most 1024.
-    planes : int
-        B.
-    clip : float
-        Multiple of the rms that the largest level stands for.
-
-    Returns
-    -------
-    torch.Tensor
-        int32 ``[T, kv_heads * B, r // 32]``: plane p of KV head h is row ``h * B + p``.
+def check_launch(encoder: AsymmetricEncoder, **given: torch.Tensor) -> None:
+    """Check what the kernels of an asymmetric encoder take less of than a CPU does.
 
     Raises
     ------
     ValueError
-        When q's last dimension is not contiguous, or r is more than 1024.
+        When the last dimension of a tensor is not contiguous, or codes have more than 1024 bits.
     """
-    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
-    tokens, heads, dim = q.shape
-    kv_heads, _, bits = weight.shape
-    expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
-    out = torch.empty((tokens, kv_heads * planes, bits // 32), dtype=torch.int32, device=q.device)
+    for name, x in given.items():
+        expect(x.stride(2) == 1, f"{name}.stride(2)", 1, x.stride(2))
+    expect(encoder.bits <= MAX_BITS, "bits", f"at most {MAX_BITS}", encoder.bits)
+
+
+def launch_planes(encoder: AsymmetricEncoder, q: torch.Tensor) -> torch.Tensor:
+    """`Encoder.encode_queries`, of checked queries.
+
+    Raises
+    ------
+    ValueError
+        As `check_launch`.
+    """
+    check_launch(encoder, q=q)
+    tokens, (kv_heads, bits) = len(q), (encoder.num_kv_heads, encoder.bits)
+    planes = encoder.query_bits
+    shape = (tokens, kv_heads * planes, encoder.words)
+    out = torch.empty(shape, dtype=torch.int32, device=q.device)
     if tokens == 0:
         return out
-    same = q.dtype == weight.dtype
+    same = q.dtype == encoder.query_weight.dtype
     block_m, block_r = 16, triton.next_power_of_2(bits)
     _planes_kernel[(triton.cdiv(tokens, block_m), kv_heads)](
         q,
-        weight,
-        bias,
+        encoder.query_weight,
+        encoder.query_bias,
         out,
         tokens,
         q.stride(0),
         q.stride(1),
-        float(clip),
+        encoder.clip,
         KV_HEADS=kv_heads,
-        GROUP=heads // kv_heads,
-        DIM=dim,
+        GROUP=encoder.group,
+        DIM=encoder.head_dim,
         BITS=bits,
         PLANES=planes,
         SAME_DTYPE=same,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
 from ..bits import WORD_BITS
-from ..checks import expect
 from .triton import count_written, largest_scale, store_scales
-from .triton_planes import MAX_BITS
+from .triton_planes import check_launch
+
+if TYPE_CHECKING:
+    from ..encoders import AsymmetricEncoder
 
 
 @triton.jit
@@ -144,71 +148,49 @@ def _residual_kernel(
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
 
 
-def encode_residual_triton(
+def launch_residual(
+    encoder: AsymmetricEncoder,
     k: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual_weight: torch.Tensor,
-    *,
-    out: torch.Tensor,
+    codes: torch.Tensor,
     slots: torch.Tensor,
-    scales: torch.Tensor | None = None,
-    scale_step: torch.Tensor | None = None,
-    tally: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Encode keys in two stages, as `hata_kernels.encoders.AsymmetricEncoder`, to their slots.
-
-    Parameters
-    ----------
-    k : torch.Tensor
-        ``[T, kv_heads, D]``.
-    weight, bias, residual_weight : torch.Tensor
-        ``[kv_heads, D, r]``, ``[kv_heads, r]`` and ``[kv_heads, r / 2, r / 2]``, contiguous; r is
-        at most 1024.
-    out, slots, scales, scale_step, tally : torch.Tensor
-        As in `encode_triton`.
-
-    Returns
-    -------
-    torch.Tensor
-        ``out``.
+    scales: torch.Tensor | None,
+    tally: torch.Tensor | None,
+) -> None:
+    """`Encoder.encode_keys` in two stages, of checked arguments.
 
     Raises
     ------
     ValueError
-        When k's last dimension is not contiguous, or r is more than 1024.
+        As `check_launch`.
     """
-    expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
-    tokens, kv_heads, dim = k.shape
-    bits = weight.shape[2]
-    expect(bits <= MAX_BITS, "weight.shape[2]", f"at most {MAX_BITS}", bits)
-    half = bits // 2
+    check_launch(encoder, k=k)
+    tokens, dim, half = len(k), encoder.head_dim, encoder.bits // 2
     if tokens == 0:
-        return out
+        return
     # The second half may begin in the middle of a word. Little-endian: its low half comes first.
     unit = WORD_BITS if half % WORD_BITS == 0 else WORD_BITS // 2
-    same = k.dtype == weight.dtype
+    same = k.dtype == encoder.key_weight.dtype
     wide = same and k.dtype != torch.float32
     block_2 = triton.next_power_of_2(half)
     # A tile of second-stage projections within 32 KiB, one of their weights within 16 KiB;
     # float32 products keep their operands in registers: smaller tiles avoid spills.
     block_m = min(64, 8192 // block_2, max(16, triton.next_power_of_2(tokens))) if wide else 16
-    _residual_kernel[(triton.cdiv(tokens, block_m), kv_heads)](
+    _residual_kernel[(triton.cdiv(tokens, block_m), encoder.num_kv_heads)](
         k,
-        weight,
-        bias,
-        residual_weight,
-        out if unit == WORD_BITS else out.view(torch.int16),
+        encoder.key_weight,
+        encoder.key_bias,
+        encoder.residual_weight,
+        codes if unit == WORD_BITS else codes.view(torch.int16),
         slots,
         scales,
-        scale_step,
+        encoder.scale_step,
         tally,
         tokens,
         k.stride(0),
         k.stride(1),
-        KV_HEADS=kv_heads,
+        KV_HEADS=encoder.num_kv_heads,
         DIM=dim,
-        BITS=bits,
+        BITS=encoder.bits,
         UNIT=unit,
         HAS_SCALES=scales is not None,
         MOST=largest_scale(scales),
@@ -219,4 +201,3 @@ def encode_residual_triton(
         BLOCK_D=max(16, min(64 if wide else 32, 8192 // block_2, triton.next_power_of_2(dim))),
         num_warps=8 if wide and block_2 > 64 else 4,
     )
-    return out

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
-from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
 from .triton import _encode_kernel, largest_scale
+
+if TYPE_CHECKING:
+    from ..encoders import LinearEncoder
 
 BLOCK_M = 16
 WARPS = 4
@@ -111,32 +115,16 @@ def _linear_step_kernel(
         )
 
 
-def encode_step_linear(
+def launch_step(
+    encoder: LinearEncoder,
     q: torch.Tensor,
     k: torch.Tensor,
-    weight: torch.Tensor,
-    *,
     codes: torch.Tensor,
     slots: torch.Tensor,
-    scales: torch.Tensor | None = None,
-    scale_step: torch.Tensor | None = None,
-    tally: torch.Tensor | None = None,
+    scales: torch.Tensor | None,
+    tally: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Encode a step's keys into their slots, and return its queries' codes, in one launch.
-
-    Parameters
-    ----------
-    q, k : torch.Tensor
-        ``[T, kv_heads * G, D]`` and ``[T, kv_heads, D]``, of one dtype.
-    weight : torch.Tensor
-        ``[kv_heads, D, r]``, contiguous.
-    codes, slots, scales, scale_step, tally : torch.Tensor
-        As in `encode_triton`, where codes are ``out``; scales are of norms.
-
-    Returns
-    -------
-    torch.Tensor
-        int32 ``[T, kv_heads * G, r // 32]``.
+    """`Encoder.encode_step` of checked arguments, in one launch.
 
     Raises
     ------
@@ -145,13 +133,12 @@ def encode_step_linear(
     """
     expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
     expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
-    tokens, kv_heads, dim = k.shape
-    bits = weight.shape[2]
-    shape = (tokens, q.shape[1], bits // WORD_BITS)
+    tokens, weight, bits = len(k), encoder.weight, encoder.bits
+    kv_heads, group, dim = encoder.num_kv_heads, encoder.group, encoder.head_dim
+    shape = (tokens, kv_heads * group, encoder.words)
     q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
     if tokens == 0:
         return q_codes
-    group = q.shape[1] // kv_heads
     wide = q.dtype == weight.dtype != torch.float32
     block_r = next(size for size in ((64, 32) if wide else (32,)) if bits % size == 0)
     q_blocks, k_blocks = triton.cdiv(tokens * group, BLOCK_M), triton.cdiv(tokens, BLOCK_M)
@@ -164,7 +151,7 @@ def encode_step_linear(
             codes,
             slots,
             scales,
-            scale_step,
+            encoder.scale_step,
             tally,
             tokens,
             q_blocks,

@@ -131,21 +131,19 @@ class AsymmetricEncoder(Encoder):
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton
-        from ..encode.triton_residual import encode_residual_triton
+        from ..encode.triton_residual import launch_residual
 
-        weights, where = (self.key_weight, self.key_bias), {"out": codes, "slots": slots}
-        where |= {"scales": scales, "scale_step": self._tensors.get("scale_step"), "tally": tally}
-        if self.residual_weight is None:
-            encode_triton(k, *weights, **where, scale_of="projections")
-        else:
-            encode_residual_triton(k, *weights, self.residual_weight, **where)
+        if self.residual_weight is not None:
+            launch_residual(self, k, codes, slots, scales, tally)
+            return
+        where = {"out": codes, "slots": slots, "scales": scales, "scale_step": self.scale_step}
+        weights = (self.key_weight, self.key_bias)
+        encode_triton(k, *weights, **where, scale_of="projections", tally=tally)
 
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
-        from ..encode.triton_planes import encode_planes_triton
+        from ..encode.triton_planes import launch_planes
 
-        return encode_planes_triton(
-            q, self.query_weight, self.query_bias, planes=self.query_bits, clip=self.clip
-        )
+        return launch_planes(self, q)
 
     def step_scratch(self, tokens: int) -> StepScratch:
         """Scratch of `encode_step` for up to so many tokens."""
@@ -163,22 +161,6 @@ class AsymmetricEncoder(Encoder):
         return self.num_kv_heads, self.group, self.head_dim, self.bits
 
     def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
-        from ..encode.triton_step import encode_step_asymmetric
+        from ..encode.triton_step import launch_step
 
-        return encode_step_asymmetric(
-            q,
-            k,
-            self.query_weight,
-            self.query_bias,
-            self.key_weight,
-            self.key_bias,
-            self.residual_weight,
-            planes=self.query_bits,
-            clip=self.clip,
-            codes=codes,
-            slots=slots,
-            scales=scales,
-            scale_step=self._tensors.get("scale_step"),
-            scratch=scratch,
-            tally=tally,
-        )
+        return launch_step(self, q, k, codes, slots, scales, scratch, tally)

@@ -167,7 +167,7 @@ class Encoder(EncoderWeights, ABC):
 
     def _whole_scales(self, size: torch.Tensor) -> torch.Tensor:
         """Round sizes of keys ``[T, Hkv]`` to whole steps, int32: see `key_scales`."""
-        steps = (size / self._tensors["scale_step"] + 0.5).floor()
+        steps = (size / self.scale_step + 0.5).floor()
         return steps.clamp(0, 2**self.scale_bits - 1).int()
 
     @abstractmethod

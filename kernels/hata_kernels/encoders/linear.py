@@ -72,16 +72,8 @@ class LinearEncoder(Encoder):
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton
 
-        encode_triton(
-            k,
-            self.weight,
-            out=codes,
-            slots=slots,
-            scales=scales,
-            scale_step=self._tensors.get("scale_step"),
-            scale_of="norm",
-            tally=tally,
-        )
+        where = {"out": codes, "slots": slots, "scales": scales, "scale_step": self.scale_step}
+        encode_triton(k, self.weight, **where, scale_of="norm", tally=tally)
 
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
         from ..encode.triton import encode_triton
@@ -89,9 +81,6 @@ class LinearEncoder(Encoder):
         return encode_triton(q, self.weight)
 
     def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
-        from ..encode.triton_step_linear import encode_step_linear
+        from ..encode.triton_step_linear import launch_step
 
-        where = {"codes": codes, "slots": slots, "scales": scales, "tally": tally}
-        return encode_step_linear(
-            q, k, self.weight, **where, scale_step=self._tensors.get("scale_step")
-        )
+        return launch_step(self, q, k, codes, slots, scales, tally)

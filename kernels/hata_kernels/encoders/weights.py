@@ -56,8 +56,9 @@ class EncoderWeights:
         self.num_kv_heads, self.group, self.head_dim = num_kv_heads, group, head_dim
         self.bits, self.plane_weights, self.scale_bits = bits, plane_weights, scale_bits
         self._tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.scale_step = None
         if scale_bits:
-            step = take(self._tensors, "scale_step", num_kv_heads)
+            self.scale_step = step = take(self._tensors, "scale_step", num_kv_heads)
             expect(bool((step > 0).all()), "scale_step", "positive numbers", step.tolist())
 
     @property
