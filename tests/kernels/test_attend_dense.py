@@ -397,7 +397,7 @@ def caches(*shape: int, dtype=F16) -> dict:
             r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
         ),
         (
-            {"buffers": DenseBuffers(1, 2, 1, 64, "cpu")},
+            {"buffers": lambda device: DenseBuffers(1, 2, 1, 64, device)},
             r"buffers\.partial: expected \d+ numbers, found \d+",
         ),
         (
@@ -411,6 +411,8 @@ def test_launches_name_what_only_the_reference_does(device, changed, message: st
     there = {}
     for name, value in {**good(), "groups": None, **changed}.items():
         there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
+        if callable(value):
+            there[name] = value(device)
     with pytest.raises(ValueError, match=message):
         attend_dense(**there)
 

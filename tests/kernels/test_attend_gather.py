@@ -354,7 +354,7 @@ def in_float32() -> dict:
             r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
         ),
         (
-            {"buffers": AttendBuffers(1, 2, 64, 200, "cpu")},
+            {"buffers": lambda device: AttendBuffers(1, 2, 64, 200, device)},
             r"buffers\.partial: expected 3072 numbers, found 512",
         ),
         (
@@ -368,6 +368,8 @@ def test_launches_name_what_only_the_reference_does(device, changed, message: st
     there = {}
     for name, value in {**good(), **changed}.items():
         there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
+        if callable(value):
+            there[name] = value(device)
     with pytest.raises(ValueError, match=message):
         attend(**there)
 

@@ -80,7 +80,7 @@ def most_parts(rows: int, k_max: int) -> int:
 
 
 class AttendBuffers:
-    """Partial results of `attend_gather`, so that a captured step allocates nothing.
+    """Partial results of `attend`, so that a captured step allocates nothing.
 
     Calls on one stream may share them: layers of one step, and batches of all sizes.
 
@@ -130,7 +130,7 @@ class AttendBuffers:
 def launch_gather(
     q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, v_scale, buffers, tally
 ) -> None:
-    """`hata_kernels.attend.attend` on the GPU, of checked arguments; ``scale`` is that of fp8 too.
+    """`hata_kernels.attend.attend` on the GPU, of checked arguments; ``scale`` has k_scale in it.
 
     Raises
     ------
