@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 import rank_cases as cases
-from hata_kernels.rank import RankBuffers, rank_naive, shared_values
-from hata_kernels.rank.triton import rank_triton
+from hata_kernels.rank import RankBuffers, rank, shared_values
 from hata_kernels.rows import RowGroups, group_rows_naive
 
 
@@ -52,11 +51,11 @@ class Call:
 
     def check(self, device, groups, buffers=None) -> RankBuffers:
         """Compare with the reference; returns the scratch."""
-        expected = rank_naive(*self.arguments, **self.options)
+        expected = rank(*self.arguments, **self.options)
         buffers = buffers or self.buffers(device)
         moved = [argument.to(device) for argument in self.arguments]
         scales = self.options["scales"]
         options = self.options | {"scales": None if scales is None else scales.to(device)}
-        found = rank_triton(*moved, **options, buffers=buffers, groups=groups)
+        found = cases.rank_triton(*moved, **options, buffers=buffers, groups=groups)
         assert torch.equal(found.cpu(), expected)
         return buffers
