@@ -16,7 +16,7 @@ from hata_kernels.attend.dense import attend_dense_triton
 from hata_kernels.attend.gather import attend_gather
 from hata_kernels.attend.pages import write_pages
 from hata_kernels.rows import RowGroups
-from hata_kernels.rows.groups_triton import group_rows_triton
+from hata_kernels.rows.triton import group_rows_triton
 from hata_kernels.score.exact_triton import exact_score_triton
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.tally import SIZE

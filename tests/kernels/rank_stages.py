@@ -90,7 +90,7 @@ def floor_of(row: Row, score_bits: int, *, sample: int, unsampled: int, deviatio
 
 
 def key_bits(keys: torch.Tensor, values: int) -> torch.Tensor:
-    """Bits of codes ``[n, words]`` in the order of `RankBuffers.bit_scores`, int64 ``[n, values]``."""
+    """Bits of codes ``[n, words]`` in the order of `bit_scores`, int64 ``[n, values]``."""
     bits = torch.zeros(len(keys), values, dtype=torch.int64)
     for word in range(keys.shape[1]):
         for place in range(32):

@@ -6,7 +6,7 @@ import torch
 
 import rank_cases as cases
 from hata_kernels.rank import RankBuffers, rank, shared_values
-from hata_kernels.rows import RowGroups, group_rows_naive
+from hata_kernels.rows import RowGroups, group_rows
 
 
 def share(lengths, documents, shared, slots: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def make_groups(token_slots, lengths, device, unit, more: int = 2) -> RowGroups:
     groups = RowGroups(len(lengths) + more, token_slots.shape[1], torch.device("cpu"), unit=unit)
     cases.fill_with_garbage(groups)
     lengths = torch.tensor(lengths, dtype=torch.int32)
-    group_rows_naive(token_slots, lengths, longest=int(lengths.max()), groups=groups)
+    group_rows(token_slots, lengths, longest=int(lengths.max()), groups=groups)
     for name, tensor in vars(groups).items():
         if isinstance(tensor, torch.Tensor):
             setattr(groups, name, tensor.to(device))
