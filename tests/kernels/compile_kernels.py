@@ -14,12 +14,12 @@ from compile_lengths import lengths_all, run_copies
 from compiling import BF16, F16, F32, FP8, compiled, start, zeros
 from hata_kernels.attend import attend, attend_dense
 from hata_kernels.attend.pages import write_pages
-from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
-from hata_kernels.rows.groups_triton import group_rows_triton
+from hata_kernels.rows.triton import group_rows_triton
 from hata_kernels.score import exact_score
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.tally import SIZE
+from rank_cases import rank_triton
 
 
 def rank_all() -> None:

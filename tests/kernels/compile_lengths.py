@@ -7,12 +7,11 @@ import torch
 from compile_encoders import linear_and_asymmetric, mlp
 from compiling import BF16, binaries, zeros
 from hata_kernels.attend import attend
-from hata_kernels.rank.triton import rank_triton
 from hata_kernels.rows import RowGroups
-from hata_kernels.rows.groups_triton import group_rows_triton
-from hata_kernels.rows.triton import copy_rows_triton
+from hata_kernels.rows.triton import copy_rows_triton, group_rows_triton
 from hata_sglang.decoding.gpu_buffers import eager_width
 from hata_sglang.decoding.warm import PROMPTS
+from rank_cases import rank_triton
 
 
 def lengths_all() -> None:

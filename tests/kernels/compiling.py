@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from hata_kernels.attend import api
+from hata_kernels.rank.buffers import Tiling
 from hata_kernels.score import exact, exact_triton
 from hata_kernels.score.scoring import Scoring
 
@@ -91,14 +92,14 @@ def compile_only(run):
     return warm_up
 
 
-def filter_spills(*, SCORING: Scoring, SECTIONS: int, **_) -> int:
+def filter_spills(*, SCORING: Scoring, TILING: Tiling, **_) -> int:
     """Bytes that the filter may spill (`filter_limits`)."""
     # Eight planes, scales of 16 bits: products of 64 bits. No shipped set has these.
     if SCORING.wide:
         return 752
     if SCORING.scale_bits:
         return 72
-    if SECTIONS > 1 and SCORING.heads < 4:
+    if TILING.sections > 1 and SCORING.heads < 4:
         return 24
     return 176 if SCORING.words < SCORING.words_pow2 else 0  # words are loaded one by one
 
@@ -110,9 +111,9 @@ def check_lanes(shared: int, *, SCORING: Scoring, LANES: int, **_) -> None:
         assert shared <= 4 * LANES, f"filter_kernel: scores move between threads, {shared} bytes"
 
 
-def check_counts(ttgir: str, *, SECTIONS: int, **_) -> None:
+def check_counts(ttgir: str, *, TILING: Tiling, **_) -> None:
     """Where candidates are counted, no two threads have the same score."""
-    if SECTIONS == 1:
+    if TILING.sections == 1:
         return
     count = next(line for line in ttgir.splitlines() if "red.relaxed" in line)
     # Words are summed over a dimension: a slice of a layout, but for codes of one word.

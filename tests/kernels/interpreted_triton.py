@@ -35,7 +35,6 @@ def load_interpreted_kernels() -> None:
     import hata_kernels.encode.triton_step
     import hata_kernels.encode.triton_step_linear
     import hata_kernels.rank.triton
-    import hata_kernels.rows.groups_triton
     import hata_kernels.rows.triton
     import hata_kernels.score.exact_triton  # noqa: F401
 

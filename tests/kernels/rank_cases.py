@@ -10,11 +10,16 @@ import torch
 import hata_kernels.rank.buffers as sizing
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
-import hata_kernels.rank.sections as sectioning
 import hata_kernels.rank.take as taking
-from hata_kernels.rank import RankBuffers, RankSizes, rank_naive
-from hata_kernels.rank.triton import rank_triton
+import hata_kernels.rank.triton as launches
+from hata_kernels.rank import RankArguments, RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
+from hata_kernels.score.scoring import Scoring
+
+
+def rank_triton(*arguments, **options) -> torch.Tensor:
+    """`rank` by Triton, wherever the tensors are."""
+    return launches.rank_triton(RankArguments(*arguments, **options))
 
 
 def random_words(*shape: int) -> torch.Tensor:
@@ -73,9 +78,8 @@ def make_buffers(inputs, options, device, k_max, *, rows=0, width=0, values=0) -
 
 def sections(inputs, options) -> int:
     """Lists that a row has in the call of these arguments, without groups."""
-    kv_heads, words = inputs[1].shape[1:]
-    levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
-    return sizing.sections_of(inputs[2].shape[0] * kv_heads, words, levels, 0)
+    scoring = Scoring.of(inputs[1], options["plane_weights"], options["scale_bits"])
+    return sizing.Tiling.of(inputs[2].shape[0] * scoring.heads, scoring, 0).sections
 
 
 def found_in(buffers, inputs, options) -> torch.Tensor:
@@ -97,15 +101,15 @@ def lists(request, monkeypatch) -> None:
         monkeypatch.setattr(sizing, "SECTIONED_ROWS", 0)
     else:
         monkeypatch.setattr(sizing, "SECTIONED_ROWS", 10**6)
-        monkeypatch.setattr(sectioning, "LEAST", 1)
+        monkeypatch.setattr(sizing, "SECTION_TOKENS", 1)
 
 
 def check(device, poison, inputs, options, budgets, *, sink, recent, k_max, buffers=None) -> None:
-    """`rank_triton` selects what `rank_naive` does; it takes budgets above k_max for k_max."""
+    """Triton selects what the reference does; it takes budgets above k_max for k_max."""
     arguments = (*inputs, torch.tensor(budgets, dtype=torch.int32))
     options = {**options, "sink": sink, "recent": recent, "k_max": k_max}
     out = poison(len(budgets), inputs[1].shape[1], k_max, dtype=torch.int32)
-    expected = rank_naive(*inputs, arguments[4].clamp(max=k_max), **options, out=out)
+    expected = rank(*inputs, arguments[4].clamp(max=k_max), **options, out=out)
     assert expected is out
     assert not expected.eq(-987654321).any()
     found = poison(*out.shape, dtype=torch.int32, device=device)
@@ -144,8 +148,9 @@ def set_programs(monkeypatch, programs: int) -> None:
     monkeypatch.setattr(filtering, "filter_limits", lambda *of: (limits(*of)[0], programs))
 
 
-def set_held(monkeypatch, held: tuple[int, ...]) -> None:
+def set_registers(monkeypatch, sizes: tuple[int, ...]) -> None:
     """Longer lists are read again and again, 64 candidates at a time."""
-    monkeypatch.setattr(taking, "HELD", held)
-    monkeypatch.setattr(taking, "HELD_OF_SECTION", tuple(max(size // 2, 64) for size in held))
+    of_section = tuple(max(size // 2, 64) for size in sizes)
+    monkeypatch.setattr(taking, "IN_REGISTERS", sizes)
+    monkeypatch.setattr(taking, "SECTION_IN_REGISTERS", of_section)
     monkeypatch.setattr(taking, "chunk", lambda k_max: 64)

@@ -9,7 +9,6 @@ import torch
 
 import rank_cases as cases
 from hata_kernels.rank import RankBuffers, shared_values
-from hata_kernels.rank.triton import rank_triton
 from hata_kernels.score import score_dtype, score_levels, score_naive
 
 #: Every byte of a buffer before the ranking: no launch writes such numbers.
@@ -91,7 +90,7 @@ def floor_of(row: Row, score_bits: int, *, sample: int, unsampled: int, deviatio
 
 
 def key_bits(keys: torch.Tensor, values: int) -> torch.Tensor:
-    """Bits of codes ``[n, words]`` in the order of `RankBuffers.values`, int64 ``[n, values]``."""
+    """Bits of codes ``[n, words]`` in the order of `bit_scores`, int64 ``[n, values]``."""
     bits = torch.zeros(len(keys), values, dtype=torch.int64)
     for word in range(keys.shape[1]):
         for place in range(32):
@@ -128,7 +127,7 @@ def take_of(pieces: list[list[int]], budget: int, k_max: int, score_bits: int) -
 
 
 class Ranked:
-    """Result and buffers of `rank_triton`, on the CPU; what it did not write is poison.
+    """Result and buffers of Triton's ranking, on the CPU; what it did not write is poison.
 
     Attributes
     ----------
@@ -163,7 +162,7 @@ class Ranked:
         moved = [argument.to(device) for argument in arguments]
         scales = options["scales"]
         options = options | {"scales": None if scales is None else scales.to(device)}
-        rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
+        cases.rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
         self.sizes, self.rows, self.out = sizes, batch * kv_heads, out.cpu()
         self.levels = score_levels(weights, 32 * words, options["scale_bits"])
         self.score_bits = (self.levels - 1).bit_length()
@@ -175,7 +174,7 @@ class Ranked:
 
     def handed(self, row: Row) -> dict[str, torch.Tensor]:
         """All that is handed on for a row."""
-        names = ("floors", "entries", "tiles", "values", "bases")
+        names = ("floors", "entries", "tiles", "bit_scores", "bases")
         handed = {name: self.tensors[name][row.number] for name in names}
         return handed | {"found": self.found[row.request, row.head]}
 

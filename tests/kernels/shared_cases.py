@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 import rank_cases as cases
-from hata_kernels.rank import RankBuffers, rank_naive, shared_values
-from hata_kernels.rank.triton import rank_triton
-from hata_kernels.rows import RowGroups, group_rows_naive
+from hata_kernels.rank import RankBuffers, rank, shared_values
+from hata_kernels.rows import RowGroups, group_rows
 
 
 def share(lengths, documents, shared, slots: int) -> torch.Tensor:
@@ -26,7 +25,7 @@ def make_groups(token_slots, lengths, device, unit, more: int = 2) -> RowGroups:
     groups = RowGroups(len(lengths) + more, token_slots.shape[1], torch.device("cpu"), unit=unit)
     cases.fill_with_garbage(groups)
     lengths = torch.tensor(lengths, dtype=torch.int32)
-    group_rows_naive(token_slots, lengths, longest=int(lengths.max()), groups=groups)
+    group_rows(token_slots, lengths, longest=int(lengths.max()), groups=groups)
     for name, tensor in vars(groups).items():
         if isinstance(tensor, torch.Tensor):
             setattr(groups, name, tensor.to(device))
@@ -52,11 +51,11 @@ class Call:
 
     def check(self, device, groups, buffers=None) -> RankBuffers:
         """Compare with the reference; returns the scratch."""
-        expected = rank_naive(*self.arguments, **self.options)
+        expected = rank(*self.arguments, **self.options)
         buffers = buffers or self.buffers(device)
         moved = [argument.to(device) for argument in self.arguments]
         scales = self.options["scales"]
         options = self.options | {"scales": None if scales is None else scales.to(device)}
-        found = rank_triton(*moved, **options, buffers=buffers, groups=groups)
+        found = cases.rank_triton(*moved, **options, buffers=buffers, groups=groups)
         assert torch.equal(found.cpu(), expected)
         return buffers

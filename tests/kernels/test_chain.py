@@ -11,7 +11,7 @@ from hata_kernels import chain
 from hata_kernels.attend import AttendBuffers, attend
 from hata_kernels.attend.gather import attend_parts
 from hata_kernels.encoders import make_encoder
-from hata_kernels.rank import rank, rank_naive, shared_values
+from hata_kernels.rank import rank, shared_values
 from hata_kernels.rows import RowGroups, group_rows
 from shared_cases import share
 
@@ -79,7 +79,7 @@ def test_a_captured_step_many_times(enabled, monkeypatch) -> None:
         k.normal_()
         q_codes, result = run()
         inputs = (q_codes, codes, token_slots, lengths, budgets)
-        assert torch.equal(result.cpu(), rank_naive(*(x.cpu() for x in inputs), **ends))
+        assert torch.equal(result.cpu(), rank(*(x.cpu() for x in inputs), **ends))
 
 
 def test_layers_of_a_step_many_times(any_device) -> None:
@@ -136,7 +136,7 @@ def test_layers_of_a_step_many_times(any_device) -> None:
             layers, run(), strict=True
         ):
             on_cpu = [x.cpu() for x in (q_codes, codes, *rows)]
-            assert torch.equal(picked.cpu(), rank_naive(*on_cpu, **options))
+            assert torch.equal(picked.cpu(), rank(*on_cpu, **options))
             tokens = [x.float().cpu() for x in (q, k_cache, v_cache)]
             expected = attend(*tokens, picked.cpu(), *on_cpu[3:], scale=dim**-0.5)
             torch.testing.assert_close(out.float().cpu(), expected, atol=2e-2, rtol=2e-2)

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import encoder_cases as cases
 from hata_kernels.attend import attend_naive
 from hata_kernels.cpu import Rows, SparseLayer
-from hata_kernels.rank import rank_naive
+from hata_kernels.rank import rank
 from hata_kernels.tally import SIZE
 
 SCALE = 0.125
@@ -57,7 +57,7 @@ class Layer:
         q_codes = torch.zeros(len(self.lengths), *rows.planes.shape[1:], dtype=torch.int32)
         q_codes[self.ranked()] = torch.from_numpy(rows.planes)[self.ranked()]
         arguments = (self.codes, self.table, torch.tensor(self.lengths), self.budgets)
-        return rank_naive(
+        return rank(
             q_codes.flatten(1, 2),
             *arguments,
             **self.ends,

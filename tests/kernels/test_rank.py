@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hata_kernels.rank.floor as sampling
+import hata_kernels.rank.score as scoring
 import hata_kernels.rank.take as taking
-import hata_kernels.rank.tokens as tokens
 import rank_cases as cases
-from hata_kernels.rank import rank, rank_naive
-from hata_kernels.rank.triton import rank_triton
+from hata_kernels.rank import rank
+from rank_cases import rank_triton
 
 # Fixtures, which pytest looks for in each module.
 small, lists = cases.small, cases.lists
@@ -46,7 +46,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("held", [None, (64, 128), (64,)], ids="held-{}".format)
+@pytest.mark.parametrize("registers", [None, (64, 128), (64,)], ids="registers-{}".format)
 @pytest.mark.parametrize(
     (
         "lengths", "kv_heads", "words", "weights", "scale_bits", "budgets", "sink", "recent",
@@ -55,18 +55,18 @@ CASES = [
     CASES,
 )  # fmt: skip
 def test_triton_equals_naive(
-    device, monkeypatch, poison, make_token_slots, small, held,
+    device, monkeypatch, poison, make_token_slots, small, registers,
     lengths, kv_heads, words, weights, scale_bits, budgets, sink, recent, more,
 ) -> None:  # fmt: skip
     shape = (lengths, kv_heads, words, weights, scale_bits)
     inputs, options = cases.make_inputs(make_token_slots, *shape)
     ends = {"sink": sink, "recent": recent}
     k_max = max(budgets) + more
-    if held is None:
+    if registers is None:
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=3)
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max)
     else:
-        cases.set_held(monkeypatch, held)
+        cases.set_registers(monkeypatch, registers)
         buffers = cases.make_buffers(inputs, options, device, k_max)
         cases.check(device, poison, inputs, options, budgets, **ends, k_max=k_max, buffers=buffers)
 
@@ -151,7 +151,7 @@ def test_either_order_of_dimensions(
     device, monkeypatch, poison, make_token_slots, small, last
 ) -> None:
     if device.type == "cpu":  # on a GPU it is what Triton needs
-        monkeypatch.setattr(tokens, "LANES_LAST", tl.constexpr(last))
+        monkeypatch.setattr(scoring, "LANES_LAST", tl.constexpr(last))
     inputs, options = cases.make_inputs(make_token_slots, [1300, 40, 700], 4, 4, (1, 2, 4), 8)
     cases.check(device, poison, inputs, options, [50] * 3, sink=4, recent=4, k_max=50)
 
@@ -247,14 +247,13 @@ def test_both_sort_by_score_and_position(
         patch.setattr(sampling, "SAMPLE", 16)
         patch.setattr(sampling, "UNSAMPLED", 25)
         patch.setattr(taking, "chunk", lambda k_max: 16)
-        patch.setattr(taking, "HELD", (64, 128) if seed % 2 else (64,))
-        patch.setattr(taking, "HELD_OF_SECTION", (64, 128) if seed % 2 else (64,))
+        patch.setattr(taking, "IN_REGISTERS", (64, 128) if seed % 2 else (64,))
+        patch.setattr(taking, "SECTION_IN_REGISTERS", (64, 128) if seed % 2 else (64,))
         if room:
             cases.set_room(patch, room)
         assert torch.equal(rank_triton(*arguments, **ends), expected)
     # The reference takes budgets of at most k_max.
     clamped = (*arguments[:4], arguments[4].clamp(max=k_max))
-    assert torch.equal(rank_naive(*clamped, **ends), expected)
     assert torch.equal(rank(*clamped, **ends), expected)
 
 
@@ -308,5 +307,5 @@ def test_a_graph_replays_with_other_lengths_and_budgets(make_token_slots) -> Non
         arguments[3].copy_(torch.tensor(lengths))
         arguments[4].copy_(torch.tensor(budgets))
         graph.replay()
-        expected = rank_naive(*(argument.cpu() for argument in arguments), **options)
+        expected = rank(*(argument.cpu() for argument in arguments), **options)
         assert torch.equal(out.cpu(), expected)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 
 import pytest
 import torch
 
 import rank_cases as cases
-from hata_kernels.rank import RankBuffers, RankSizes, rank, rank_naive
-from hata_kernels.rank.triton import rank_triton
+from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
+from rank_cases import rank_triton
 
 
 @pytest.mark.parametrize(
@@ -28,20 +27,12 @@ def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     assert min(width, 4 * k_max) <= sizes.room <= width
 
 
-def test_signatures() -> None:
-    assert inspect.signature(rank) == inspect.signature(rank_triton)
-    reference, launch = inspect.signature(rank_naive), inspect.signature(rank_triton)
-    assert list(reference.parameters) == list(launch.parameters)
-
-
 def test_no_requests(device) -> None:
     nothing = torch.zeros(0, dtype=torch.int32, device=device)
     codes = torch.zeros(9, 2, 1, dtype=torch.int32, device=device)
     arguments = (nothing.view(0, 4, 1), codes, nothing.view(0, 5), nothing, nothing)
-    for implementation in (rank_naive, rank_triton):
-        if implementation is rank_naive and device.type == "cuda":
-            continue
-        options = {"plane_weights": (1, 2), "sink": 1, "recent": 1, "k_max": 7}
+    options = {"plane_weights": (1, 2), "sink": 1, "recent": 1, "k_max": 7}
+    for implementation in (rank, rank_triton):
         assert implementation(*arguments, **options).shape == (0, 2, 7)
 
 
@@ -99,9 +90,8 @@ GOOD = {
     ],
 )
 def test_wrong_arguments_are_named(changed, message: str) -> None:
-    for implementation in (rank, rank_triton):
-        with pytest.raises(ValueError, match=message):
-            implementation(**{**GOOD, **changed})
+    with pytest.raises(ValueError, match=message):
+        rank(**{**GOOD, **changed})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +106,7 @@ def test_wrong_arguments_are_named(changed, message: str) -> None:
 )
 def test_naive_refuses_impossible_lengths_and_budgets(changed, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rank_naive(**{**GOOD, **changed})
+        rank(**{**GOOD, **changed})
 
 
 def test_buffers_that_do_not_fit_are_named() -> None:
@@ -137,7 +127,7 @@ def test_contexts_whose_tiles_do_not_fit_beside_a_score() -> None:
 
 
 def test_contexts_whose_tokens_are_too_many_to_count() -> None:
-    """Three counts of `take_rescored` share an int64."""
+    """Three counts of `topk_rescored` share an int64."""
     RankSizes.of(1, 1, 34, 2**21 - 1, 20)
     with pytest.raises(ValueError, match=r"width: expected at most 2097151 .* found 2097152"):
         RankSizes.of(1, 1, 34, 2**21, 20)

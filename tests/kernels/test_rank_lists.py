@@ -72,7 +72,7 @@ def test_rows_that_a_sample_misled_are_scored_again(
     deviations, rooms, third, kv_heads, words, weights, scale_bits,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sampling, "DEVIATIONS", deviations)
-    cases.set_held(monkeypatch, (64,))
+    cases.set_registers(monkeypatch, (64,))
     lengths, budgets = [700, 512, third, 20], [45, 45, 44, 44]
     shape = (lengths, kv_heads, words, weights, scale_bits)
     inputs, options = cases.make_inputs(make_token_slots, *shape)
@@ -133,7 +133,7 @@ def test_prefix_sums_of_both_sizes(
     device, monkeypatch, poison, make_token_slots, small, room
 ) -> None:
     cases.set_room(monkeypatch, room)
-    cases.set_held(monkeypatch, (64,))
+    cases.set_registers(monkeypatch, (64,))
     inputs, options = cases.make_inputs(make_token_slots, [900, 650], 2, 2, (3, 1), 0)
     buffers = cases.make_buffers(inputs, options, device, 150)
     assert buffers.sizes.field == (16 if room < 2**15 else 32)

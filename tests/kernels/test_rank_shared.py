@@ -9,9 +9,9 @@ import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.shared as sharing
 import rank_cases as cases
-from hata_kernels.rank import RankBuffers, RankSizes, rank_naive, shared_values
-from hata_kernels.rank.triton import rank_triton
+from hata_kernels.rank import RankBuffers, RankSizes, rank, shared_values
 from hata_kernels.rows import RowGroups
+from rank_cases import rank_triton
 from shared_cases import Call, make_groups, share
 
 TILE = 128  # of 8 KV heads and codes of 4 words
@@ -175,18 +175,18 @@ def test_what_does_not_fit_is_named() -> None:
     slots = share(lengths, "aaaaa", [290] * 5, 1000)
     call, cpu = Call(slots, lengths, 8, 4), torch.device("cpu")
 
-    def rank(groups, buffers=None):
+    def launch(groups, buffers=None):
         rank_triton(*call.arguments, **call.options, groups=groups, buffers=buffers)
 
     with pytest.raises(ValueError, match=r"groups\.unit: expected a multiple of 128 tokens"):
-        rank(RowGroups(5, 300, cpu, unit=64))
+        launch(RowGroups(5, 300, cpu, unit=64))
     with pytest.raises(ValueError, match=r"groups\.rows: expected at least 5, found 4"):
-        rank(RowGroups(4, 300, cpu))
+        launch(RowGroups(4, 300, cpu))
     with pytest.raises(ValueError, match=r"groups\.device: expected cpu, found meta"):
-        rank(RowGroups(5, 300, torch.device("meta")))
+        launch(RowGroups(5, 300, torch.device("meta")))
     without = RankBuffers(40, RankSizes.of(8, 4, 1922, 305, 25), cpu)
     with pytest.raises(ValueError, match=r"buffers\.sizes: expected those of RankSizes\(tile"):
-        rank(RowGroups(5, 300, cpu), without)
+        launch(RowGroups(5, 300, cpu), without)
 
 
 @pytest.mark.parametrize("words", [1, 3, 8])
@@ -233,4 +233,4 @@ def test_a_graph_replays_with_other_groups() -> None:
         call.arguments[3] = torch.tensor(lengths)
         moved[3].copy_(call.arguments[3])
         graph.replay()
-        assert torch.equal(out.cpu(), rank_naive(*call.arguments, **call.options))
+        assert torch.equal(out.cpu(), rank(*call.arguments, **call.options))

@@ -7,7 +7,6 @@ import torch
 
 import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
-import hata_kernels.rank.sections as sectioning
 import hata_kernels.rank.shared as sharing
 import hata_kernels.rank.take as taking
 import rank_cases as cases
@@ -76,16 +75,16 @@ def make_sharers(device, kv_heads, words, weights, scale_bits, unit):
 @pytest.fixture(params=CASES)
 def alone(request, monkeypatch, make_token_slots):
     """Arguments and options of rows that are ranked one by one."""
-    *shape, held = CASES[request.param]
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    *shape, thread_words = CASES[request.param]
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", thread_words)
     return make_inputs(make_token_slots, *shape)
 
 
 @pytest.fixture(params=KINDS)
 def together(request, monkeypatch, device):
     """Arguments, options and groups of rows that share tiles."""
-    *shape, held = KINDS[request.param]
-    monkeypatch.setattr(sizes_of, "THREAD_WORDS", held)
+    *shape, thread_words = KINDS[request.param]
+    monkeypatch.setattr(sizes_of, "THREAD_WORDS", thread_words)
     return make_sharers(device, *shape)
 
 
@@ -109,7 +108,7 @@ def rank_rows(device, monkeypatch, arguments, options, groups=None):
 
 
 def sample_of(ranked) -> int:
-    return sampling.sample_size(ranked.out.shape[2], ranked.levels, taking.HELD[-1])
+    return sampling.sample_size(ranked.out.shape[2], ranked.levels, taking.IN_REGISTERS[-1])
 
 
 def floor_of(row, ranked) -> int:
@@ -214,7 +213,7 @@ def test_sizes_of_samples() -> None:
 
 
 def test_floors_of_large_samples(device, monkeypatch, make_token_slots) -> None:
-    monkeypatch.setattr(taking, "HELD", (64, 128))
+    monkeypatch.setattr(taking, "IN_REGISTERS", (64, 128))
     ranked, rows = rank_rows(
         device,
         monkeypatch,
@@ -229,9 +228,9 @@ def test_queries_as_numbers(device, monkeypatch, together) -> None:
     codes = together[0][1]
     ranked, rows = rank_rows(device, monkeypatch, *together)
     for row in rows:
-        values, base = ranked.handed(row)["values"].long(), ranked.bases[row.number]
+        values, base = ranked.handed(row)["bit_scores"].long(), ranked.bases[row.number]
         if row.whole:
-            assert stages.untouched(ranked.handed(row)["values"])
+            assert stages.untouched(ranked.handed(row)["bit_scores"])
             assert stages.untouched(base)
             continue
         bits = stages.key_bits(codes[row.slots, row.head], ranked.values)
@@ -274,10 +273,10 @@ def test_lists_that_are_over(device, monkeypatch, make_token_slots, shared, room
     assert check_take(ranked, rows) > 0
 
 
-@pytest.mark.parametrize("lists", [None, (64, 128)], ids="held-{}".format)
+@pytest.mark.parametrize("lists", [None, (64, 128)], ids="registers-{}".format)
 def test_take(device, monkeypatch, alone, lists) -> None:
     if lists:  # of which longer ones are read again and again
-        monkeypatch.setattr(taking, "HELD", lists)
+        monkeypatch.setattr(taking, "IN_REGISTERS", lists)
         monkeypatch.setattr(taking, "chunk", lambda k_max: 64)
     assert check_take(*rank_rows(device, monkeypatch, *alone)) > 0
 
@@ -289,7 +288,7 @@ def test_take_of_rows_that_share_tiles(device, monkeypatch, together) -> None:
 def sections_of(ranked, row) -> tuple[range, int]:
     """Numbers of a row's lists, and tiles of a section."""
     used = -(-row.length // ranked.sizes.tile)
-    tiles = max(-(-used // sizes_of.SECTIONS), sectioning.LEAST // ranked.sizes.tile)
+    tiles = max(-(-used // sizes_of.SECTIONS), sizes_of.SECTION_TOKENS // ranked.sizes.tile)
     first = row.number * sizes_of.SECTIONS
     return range(first, first + sizes_of.SECTIONS), tiles
 
@@ -301,7 +300,7 @@ def test_lists_of_sections(device, monkeypatch, alone, least) -> None:
     monkeypatch.setattr(sizes_of, "SECTIONED_ROWS", 100)
     if cases.sections(arguments, options) == 1:
         pytest.skip("rows have one list")
-    monkeypatch.setattr(sectioning, "LEAST", least)
+    monkeypatch.setattr(sizes_of, "SECTION_TOKENS", least)
     cases.set_programs(monkeypatch, 2 * arguments[2].shape[0])
     ranked = stages.Ranked(device, arguments, options)
     rows = stages.rows_of(arguments, options)

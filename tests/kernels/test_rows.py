@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 
-from hata_kernels.rows import SHARE_UNIT, copy_rows, copy_rows_naive
+from hata_kernels.rows import SHARE_UNIT, copy_rows
 from hata_kernels.rows import triton as kernels
-from hata_kernels.rows.triton import copy_rows_triton
 from hata_sglang.config.budget import Budget
 
 RATIOS = ({"ratio": 0.0156, "min": 20, "max": 70}, {"ratio": 0.07, "min": 1, "max": 10**6})
@@ -40,7 +37,7 @@ def poison():
 @pytest.mark.parametrize("lengths", [[1], [900], [1, 300, 64, 65], [127] * 9])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_triton_is_the_reference(device, monkeypatch, poison, lengths, shares, dtype) -> None:
-    monkeypatch.setattr(kernels, "CHUNK", 64)
+    monkeypatch.setattr(kernels, "COPY_CHUNK", 64)
     table, rows, seq_lens = make_step(device, lengths)
     rows, seq_lens = rows.to(dtype), seq_lens.to(dtype)
     options = {"longest": max(lengths) + 3 * (max(lengths) < 900)}
@@ -48,8 +45,8 @@ def test_triton_is_the_reference(device, monkeypatch, poison, lengths, shares, d
     want, got = (
         make_out(poison, where, len(lengths) + 2, 905, shares) for where in ("cpu", device)
     )
-    copy_rows_naive(table.cpu(), rows.cpu(), seq_lens.cpu(), **options, **want)
-    copy_rows_triton(table, rows, seq_lens, **options, **got)
+    copy_rows(table.cpu(), rows.cpu(), seq_lens.cpu(), **options, **want)
+    kernels.copy_rows_triton(table, rows, seq_lens, **options, **got)
     for name, tensor in want.items():
         assert torch.equal(tensor, got[name].cpu()), name
 
@@ -73,12 +70,7 @@ def test_naive_refuses_impossible_lengths(poison, lengths) -> None:
     table, rows, seq_lens = make_step("cpu", lengths)
     out = make_out(poison, "cpu", 2, 900, 0)
     with pytest.raises(ValueError, match="seq_lens: expected 1 to longest = 7"):
-        copy_rows_naive(table, rows, seq_lens, longest=7, shares=[], **out)
-
-
-def test_signatures_agree() -> None:
-    want = inspect.signature(copy_rows_naive)
-    assert inspect.signature(copy_rows_triton) == inspect.signature(copy_rows) == want
+        copy_rows(table, rows, seq_lens, longest=7, shares=[], **out)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +89,9 @@ def test_signatures_agree() -> None:
         ({"req_to_token": torch.zeros(3, 900)}, "req_to_token"),
     ],
 )
-@pytest.mark.parametrize("function", [copy_rows_naive, copy_rows_triton])
-def test_bad_arguments(poison, function, change, message) -> None:
+def test_bad_arguments(poison, change, message) -> None:
     table, rows, seq_lens = make_step("cpu", [5, 6, 7])
     arguments = {"req_to_token": table, "rows": rows, "seq_lens": seq_lens, "longest": 900}
     arguments |= {"shares": [(5, 1, 9)], **make_out(poison, "cpu", 3, 900, 1), **change}
     with pytest.raises(ValueError, match=message):
-        function(**arguments)
+        copy_rows(**arguments)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 
-from hata_kernels.rows import RowGroups, group_rows, group_rows_naive, groups, groups_triton
-from hata_kernels.rows.groups_triton import group_rows_triton
+from hata_kernels.rows import RowGroups, group_rows, groups
+from hata_kernels.rows import triton as kernels
+from hata_kernels.rows.triton import group_rows_triton
 
 UNIT = 16
 
@@ -55,13 +54,13 @@ CASES = [
 def test_triton_is_the_reference(
     device, monkeypatch, lengths, documents, shared, chunk, least
 ) -> None:
-    for module in (groups, groups_triton):
+    for module in (groups, kernels):
         monkeypatch.setattr(module, "CHUNK", chunk)
-    monkeypatch.setattr(groups_triton, "PARTS", 2)
+    monkeypatch.setattr(kernels, "PARTS", 2)
     rows, longest = len(lengths), max(lengths)
     table, counts = make_rows(lengths, documents, shared), torch.tensor(lengths).int()
     want, got = (make_groups(rows + 3, 600, where, least=least) for where in ("cpu", device))
-    group_rows_naive(table, counts, longest=longest, groups=want)
+    group_rows(table, counts, longest=longest, groups=want)
     group_rows_triton(table.to(device), counts.to(device), longest=longest, groups=got)
     for name in ("shared", "sizes", "extents"):
         assert torch.equal(getattr(got, name).cpu(), getattr(want, name)), name
@@ -115,7 +114,7 @@ def test_bytes() -> None:
 def test_no_rows(device) -> None:
     empty = torch.zeros(0, 5, dtype=torch.int32, device=device)
     made = make_groups(2, 5, device)
-    for function in (group_rows_naive, group_rows_triton):
+    for function in (group_rows, group_rows_triton):
         function(empty, empty[:, 0].contiguous(), longest=5, groups=made)
 
 
@@ -124,12 +123,7 @@ def test_naive_refuses_impossible_lengths(lengths) -> None:
     made = make_groups(2, 9, "cpu")
     slots = torch.ones(2, 9, dtype=torch.int32)
     with pytest.raises(ValueError, match="lengths: expected 1 to longest = 7"):
-        group_rows_naive(slots, torch.tensor(lengths).int(), longest=7, groups=made)
-
-
-def test_signatures_agree() -> None:
-    want = inspect.signature(group_rows_naive)
-    assert inspect.signature(group_rows_triton) == inspect.signature(group_rows) == want
+        group_rows(slots, torch.tensor(lengths).int(), longest=7, groups=made)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +139,7 @@ def test_signatures_agree() -> None:
         ({"groups": make_groups(2, 10, "meta")}, r"groups\.device: expected cpu, found meta"),
     ],
 )
-@pytest.mark.parametrize("function", [group_rows_naive, group_rows_triton])
-def test_bad_arguments(function, change, message) -> None:
+def test_bad_arguments(change, message) -> None:
     arguments = {
         "token_slots": torch.zeros(2, 10, dtype=torch.int32),
         "lengths": torch.ones(2, dtype=torch.int32),
@@ -154,7 +147,7 @@ def test_bad_arguments(function, change, message) -> None:
         "groups": make_groups(2, 10, "cpu"),
     }
     with pytest.raises(ValueError, match=message):
-        function(**(arguments | change))
+        group_rows(**(arguments | change))
 
 
 @pytest.mark.gpu
@@ -166,7 +159,7 @@ def test_long_documents_on_a_gpu(users) -> None:
     # Their middles differ: the document's slots are there as well.
     table[:, 12000:20000] = torch.arange(8000, dtype=torch.int32)
     want, got = (RowGroups(users, 32000, torch.device(where)) for where in ("cpu", "cuda"))
-    group_rows_naive(table, counts, longest=30000, groups=want)
+    group_rows(table, counts, longest=30000, groups=want)
     group_rows_triton(table.cuda(), counts.cuda(), longest=30000, groups=got)
     assert want.sizes[0] == users
     for name in ("shared", "sizes", "extents"):

@@ -1,14 +1,16 @@
-"""Sizes and device memory of what the launches of the ranking hand on."""
+"""Sizes and device memory of what the launches of the ranking hand on, as kernels take it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from ..bits import WORD_BITS, power_of_2
 from ..checks import expect
+from ..score.scoring import Scoring
 
 #: Warps of a program of the filter, and int32 words of codes that one of its threads holds.
 FILTER_WARPS, THREAD_WORDS = 4, 32
@@ -19,19 +21,10 @@ FILTER_WARPS, THREAD_WORDS = 4, 32
 #: Where rows are few, a program for each takes longer for a list than all others took to make it.
 SECTIONED_ROWS, SECTIONS, SECTIONED_LEVELS = 16, 8, 4096
 BINS = 128
+#: Tokens of a section at least: a list of few candidates does not repay a program.
+SECTION_TOKENS = 8192
 #: Numbers in a cache line.
 LINE = 32
-
-
-def sections_of(rows: int, words: int, levels: int, values: int) -> int:
-    """Lists of a row, of so many rows with codes of so many words and scores of so many values; see
-    `shared_values`.
-
-    A thread of the filter has all words of a code if none is beyond it. Of others several threads
-    have each score, and would count it each.
-    """
-    few = rows <= SECTIONED_ROWS and words == power_of_2(words) and levels <= SECTIONED_LEVELS
-    return SECTIONS if few and not values else 1
 
 
 def filter_shape(kv_heads: int, words: int) -> tuple[int, int, int]:
@@ -52,8 +45,89 @@ def shared_values(kv_heads: int, words: int, plane_weights: Sequence[int]) -> in
     return WORD_BITS * power_of_2(words) if fits else 0
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """A constant of kernels: how they divide a row's context, and its candidates into lists.
+
+    Attributes
+    ----------
+    tile : int
+        Tokens of a tile.
+    sections : int
+        Sections of a context, each with a list of its own.
+    least : int
+        Tiles of a section, at least.
+    bins : int
+        Counts of a section's candidates.
+    """
+
+    tile: int
+    sections: int
+    least: int
+    bins: int
+
+    @classmethod
+    def of(cls, rows: int, scoring: Scoring, values: int) -> Tiling:
+        """For so many rows; see `shared_values`.
+
+        Only where a thread of the filter has all words of a code, and so none beyond it, can rows
+        have sections: else several threads have each score, and would count it each.
+        """
+        words, tile = scoring.words, filter_shape(scoring.heads, scoring.words)[2]
+        few = rows <= SECTIONED_ROWS and scoring.levels <= SECTIONED_LEVELS
+        sections = SECTIONS if few and words == power_of_2(words) and not values else 1
+        return cls(tile, sections, SECTION_TOKENS // tile, BINS)
+
+    def section_tiles(self, tiles: int) -> int:
+        """Tiles of a section of a row of so many, at most."""
+        return max(-(-tiles // self.sections), self.least) if self.sections > 1 else tiles
+
+
+class Inputs(NamedTuple):
+    """What kernels read of the arguments of `rank`: tensors, which in a kernel are pointers."""
+
+    q_codes: torch.Tensor | None
+    codes: torch.Tensor
+    scales: torch.Tensor | None
+    token_slots: torch.Tensor
+    seq_lens: torch.Tensor
+    budgets: torch.Tensor
+
+
+class Scratch(NamedTuple):
+    """What a kernel reads and writes of `RankBuffers`; the rest is None, and no argument of it."""
+
+    floors: torch.Tensor | None = None
+    found: torch.Tensor | None = None
+    entries: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    tiles: torch.Tensor | None = None
+    bit_scores: torch.Tensor | None = None
+    bases: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+
+
+class Scalars(NamedTuple):
+    """Numbers that kernels take: strides, sizes of the buffers, and counts of the call.
+
+    A stride of `RowGroups.members` and the number of requests are `shared_kernel`'s alone.
+    """
+
+    token_slots_stride: int
+    members_stride: int | None
+    tiles: int
+    room: int
+    sink: int
+    recent: int
+    k_max: int
+    found_request: int  # `found_steps`
+    found_head: int
+    batch: int | None = None
+
+
 def found_steps(batch: int, kv_heads: int, values: int) -> tuple[int, int]:
-    """Where `RankBuffers.found` of the next request is, and of the next KV head; see
+    """Steps from a request to the next in `RankBuffers.found`, and from a KV head to the next; see
     `shared_values`.
 
     Atomics on one line wait for each other, unless they are one access: on numbers side by side.
@@ -93,7 +167,7 @@ class RankSizes:
     @staticmethod
     def most_tokens(kv_heads: int, words: int, levels: int) -> int:
         """Tokens of a context, at most: 31 bits hold a score and a tile, 21 bits a number of tokens
-        (`take_rescored`).
+        (`topk_rescored`).
         """
         return min(2**21 - 1, filter_shape(kv_heads, words)[2] << (31 - (levels - 1).bit_length()))
 
@@ -180,13 +254,13 @@ class RankBuffers:
     entries : torch.Tensor
         int64 ``[lists, room]``: candidates; above 32 bits of the slot the tile, in those of 31 bits
         that a score leaves (`hata_kernels.score.scoring.Scoring.score_bits`), and the score. A row
-        has one list, or with `sections_of` several side by side.
+        has one list, or one for every section side by side.
     counts : torch.Tensor
         int32 ``[lists of sections, BINS]``: candidates by how far above the floor, the last or
         farther.
     tiles : torch.Tensor
         int64 ``[rows, tiles]``: where a tile's candidates begin, above 32 bits of their number.
-    values, bases : torch.Tensor
+    bit_scores, bases : torch.Tensor
         int8 ``[rows, values]`` and int32 ``[rows, 1]``, of no columns where `values` is 0: what a
         row's query gives to a score for every bit of a key that is set, and for none.
     before, shift : torch.Tensor
@@ -206,10 +280,14 @@ class RankBuffers:
         self.entries = make(sizes.room, torch.int64, lists)
         self.counts = make(BINS, torch.int32, counted)
         self.tiles = make(sizes.tiles, torch.int64)
-        self.values = make(sizes.values, torch.int8)
+        self.bit_scores = make(sizes.values, torch.int8)
         self.bases = make(min(sizes.values, 1), torch.int32)
         self.before = make(sizes.room + 1, sums, lists)
         self.shift = make(sizes.tiles, sums)
+
+    def scratch(self, *names: str) -> Scratch:
+        """These tensors, as a kernel takes them."""
+        return Scratch(**{name: getattr(self, name) for name in names})
 
     def check(self, rows: int, sizes: RankSizes, device: torch.device) -> None:
         """Check that a call fits.

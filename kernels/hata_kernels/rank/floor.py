@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from .shared_parts import write_values
-from .tokens import load_codes, score_codes, turned
+from .score import load_codes, load_lanes, score_codes
+from .shared import write_values
 
 # Tokens that a floor is taken from, at least.
 SAMPLE = 1024
@@ -36,33 +36,16 @@ def sample_size(k_max: int, levels: int, held: int) -> int:
 
 @triton.jit
 def floor_kernel(
-    q_codes_ptr,
-    codes_ptr,
-    scales_ptr,
-    token_slots_ptr,
-    seq_lens_ptr,
-    budgets_ptr,
-    floors_ptr,
-    found_ptr,
-    counts_ptr,
-    values_ptr,
-    bases_ptr,
-    token_slots_stride,
-    tiles,
-    room,
-    sink,
-    recent,
-    k_max,
-    found_batch,
-    found_head,
+    inputs,
+    scratch,
+    scalars,
     SCORING: tl.constexpr,
+    TILING: tl.constexpr,
     SAMPLE: tl.constexpr,
     LANES: tl.constexpr,
     UNSAMPLED: tl.constexpr,
     DEVIATIONS: tl.constexpr,
     VALUES: tl.constexpr,
-    SECTIONS: tl.constexpr,
-    BINS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Floor of one row: 0, below every score, where the context is short or mostly kept.
@@ -72,8 +55,8 @@ def floor_kernel(
     start_next(PDL)
     row = tl.program_id(0).to(tl.int64)
     batch = row // SCORING.heads
-    length = tl.load(seq_lens_ptr + batch).to(tl.int32)
-    budget = tl.minimum(tl.load(budgets_ptr + batch), k_max)
+    length = tl.load(inputs.seq_lens + batch).to(tl.int32)
+    budget = tl.minimum(tl.load(inputs.budgets + batch), scalars.k_max)
     if length <= budget:
         wait_for_last(PDL)  # the next launch waits for this one alone
         return
@@ -81,35 +64,23 @@ def floor_kernel(
     # One token of every SAMPLE-th part of the context, not always the first: texts have periods.
     jitter = (place * 40503) & 1023
     token = ((place.to(tl.int64) * 1024 + jitter) * length // (SAMPLE * 1024)).to(tl.int32)
-    slot = turned(tl.load(turned(token_slots_ptr + batch * token_slots_stride + token)))
+    slots_row = inputs.token_slots + batch * scalars.token_slots_stride
+    slot = load_lanes(slots_row + token)
     head = (row % SCORING.heads).to(tl.int32) + tl.zeros((LANES,), tl.int32)
-    keys = load_codes(codes_ptr, slot, head, SCORING)
+    keys = load_codes(inputs.codes, slot, head, SCORING)
     wait_for_last(PDL)
     if VALUES > 0:
-        write_values(q_codes_ptr, values_ptr, bases_ptr, row, SCORING, VALUES)
-    found_row = found_ptr + batch * found_batch + row % SCORING.heads * found_head
-    tl.store(found_row + tl.arange(0, SECTIONS) * tl.num_programs(0), 0)
-    if SECTIONS > 1:
-        tl.store(counts_ptr + row * (SECTIONS * BINS) + tl.arange(0, SECTIONS * BINS), 0)
+        write_values(inputs.q_codes, scratch, row, SCORING, VALUES)
+    found_row = scratch.found + batch * scalars.found_request
+    found_row += row % SCORING.heads * scalars.found_head
+    tl.store(found_row + tl.arange(0, TILING.sections) * tl.num_programs(0), 0)
+    if TILING.sections > 1:
+        COUNTS: tl.constexpr = TILING.sections * TILING.bins
+        tl.store(scratch.counts + row * COUNTS + tl.arange(0, COUNTS), 0)
     if (length <= UNSAMPLED) | (budget * 4 >= length):
-        tl.store(floors_ptr + row, 0)
+        tl.store(scratch.floors + row, 0)
         return
-    score = score_codes(
-        keys,
-        q_codes_ptr,
-        scales_ptr,
-        batch,
-        head,
-        slot,
-        token,
-        length,
-        sink,
-        recent,
-        True,
-        SAMPLE // LANES,
-        LANES,
-        SCORING,
-    )
+    score = score_codes(inputs, scalars, keys, batch, head, slot, token, length, True, SCORING)
     # So many of the top k are expected in the sample; it holds more than `rank` of them, which
     # would put the floor above the threshold, where chance is off by DEVIATIONS of its root.
     expected = budget.to(tl.float32) * SAMPLE / length.to(tl.float32)
@@ -128,4 +99,4 @@ def floor_kernel(
         digit += ((counts >> 32) >= rank).to(tl.int32)
         floor += digit * unit
         unit = unit >> 2
-    tl.store(floors_ptr + row, floor)
+    tl.store(scratch.floors + row, floor)

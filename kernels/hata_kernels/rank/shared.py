@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
 from ..score.parts import scaled
-from .emit import count_kept, emit
-from .shared_parts import bit_of, unpack
+from .filter import append, count_kept
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
 SPAN = 2
@@ -25,33 +27,67 @@ def shared_shape(tile: int) -> tuple[int, int]:
     return (32, max(1, tile // 32)) if tile < 1024 else (16, tile // 64)
 
 
+class Groups(NamedTuple):
+    """What the kernel reads of `hata_kernels.rows.RowGroups`."""
+
+    shared: torch.Tensor
+    members: torch.Tensor
+    sizes: torch.Tensor
+    extents: torch.Tensor
+
+
+@triton.jit
+def bit_of(place):
+    """Which bit of its word is at a place of 32: 0, 8, 16, 24, 1, 9, ... One shift and one mask
+    then make four bytes that are 0 or 1.
+    """
+    return place // 4 + 8 * (place % 4)
+
+
+@triton.jit
+def unpack(word, bit, PTX: tl.constexpr):
+    """Bits of words as int8. PTX takes four at a time, of which it reads the first word and bit:
+    a thread must hold four neighbours of `bit_of`, as it does of operands of tensor cores.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 bits; shr.u32 bits, $1, $5; and.b32 $0, bits, 0x01010101; }",
+            "=r,r,r,r,r,r,r,r,r",
+            [word, bit],
+            dtype=tl.int8,
+            is_pure=True,
+            pack=4,
+        )
+    return ((word >> bit) & 1).to(tl.int8)
+
+
+@triton.jit
+def write_values(q_codes_ptr, scratch, row, SCORING: tl.constexpr, VALUES: tl.constexpr):
+    """What a row's query gives to a score for every bit of a key that is set, and for none.
+
+    A bit that weighs A in the planes of the query that have it set, and S - A in the others, gives
+    A or S - A: the base is the sum of the latter, the values are their differences.
+    """
+    place = tl.arange(0, VALUES)
+    word = place // 32
+    in_code = word < SCORING.words
+    weight = tl.zeros((VALUES,), tl.int32)
+    PLANES: tl.constexpr = SCORING.planes
+    for plane in tl.static_range(PLANES):
+        place_q = q_codes_ptr + (row * PLANES + plane) * SCORING.words + word
+        query = tl.load(place_q, mask=in_code, other=0)
+        weight += ((query >> bit_of(place % 32)) & 1) * SCORING.weights[plane]
+    value = tl.where(in_code, 2 * weight - SCORING.full // (32 * SCORING.words), 0)
+    tl.store(scratch.bit_scores + row * VALUES + place, value.to(tl.int8))
+    tl.store(scratch.bases + row, SCORING.full - tl.sum(weight, axis=0))
+
+
 @triton.jit
 def shared_kernel(
-    codes_ptr,
-    scales_ptr,
-    token_slots_ptr,
-    seq_lens_ptr,
-    budgets_ptr,
-    floors_ptr,
-    found_ptr,
-    entries_ptr,
-    tiles_ptr,
-    values_ptr,
-    bases_ptr,
-    shared_ptr,
-    members_ptr,
-    sizes_ptr,
-    extents_ptr,
-    token_slots_stride,
-    members_stride,
-    tiles,
-    room,
-    sink,
-    recent,
-    k_max,
-    found_batch,
-    found_head,
-    batch,
+    inputs,
+    scratch,
+    groups,
+    scalars,
     SCORING: tl.constexpr,
     TILE: tl.constexpr,
     SPAN: tl.constexpr,
@@ -92,9 +128,9 @@ def shared_kernel(
     bit = bit_of(tl.arange(0, 32))
     # Nothing is loaded, but Triton moves to the threads of tensor cores, before it works on them,
     # only what it loaded: without this it would unpack elsewhere, where `unpack` is wrong.
-    bit = tl.load(codes_ptr + bit, mask=(bit >= 0) & (programs < 0), other=bit)
+    bit = tl.load(inputs.codes + bit, mask=(bit >= 0) & (programs < 0), other=bit)
     every = tl.arange(0, ROWS)
-    spans = tl.load(extents_ptr + every, mask=every < batch, other=0) // (SPAN * TILE)
+    spans = tl.load(groups.extents + every, mask=every < scalars.batch, other=0) // (SPAN * TILE)
     ends = tl.cumsum(spans, axis=0)
     all_spans = tl.sum(spans, axis=0)
     # Programs without work leave their SM to those of the filter, which load codes meanwhile. The
@@ -105,22 +141,23 @@ def shared_kernel(
     for span in range(tl.program_id(0), all_spans, programs):
         leader = tl.sum((ends <= span).to(tl.int32), axis=0)
         begin = (span - tl.sum(tl.where(ends <= span, spans, 0), axis=0)) * SPAN
-        size = tl.load(sizes_ptr + leader)
-        slots_row = token_slots_ptr + leader.to(tl.int64) * token_slots_stride
+        size = tl.load(groups.sizes + leader)
+        slots_row = inputs.token_slots + leader.to(tl.int64) * scalars.token_slots_stride
         for done in range(0, size, MEMBERS):
             place = done + tl.arange(0, MEMBERS)
-            member_place = members_ptr + leader.to(tl.int64) * members_stride + place
+            member_place = groups.members + leader.to(tl.int64) * scalars.members_stride + place
             member = tl.load(member_place, mask=place < size, other=0)
-            length = tl.load(seq_lens_ptr + member).to(tl.int32)
-            budget = tl.minimum(tl.load(budgets_ptr + member), k_max)
+            length = tl.load(inputs.seq_lens + member).to(tl.int32)
+            budget = tl.minimum(tl.load(inputs.budgets + member), scalars.k_max)
             # A row that is kept whole needs no scores.
             scored = (place < size) & (length > budget)
-            end = tl.where(scored, tl.load(shared_ptr + member), 0)
+            end = tl.where(scored, tl.load(groups.shared + member), 0)
             row = member.to(tl.int64) * HEADS + head
-            found_place = found_ptr + member * found_batch + head * found_head
-            base = tl.load(bases_ptr + row, mask=scored, other=0)
-            floor = tl.load(floors_ptr + row, mask=scored, other=0)
-            value_place = values_ptr + row[:, None] * VALUES + tl.arange(0, VALUES)[None, :]
+            found_place = scratch.found + member * scalars.found_request
+            found_place += head * scalars.found_head
+            base = tl.load(scratch.bases + row, mask=scored, other=0)
+            floor = tl.load(scratch.floors + row, mask=scored, other=0)
+            value_place = scratch.bit_scores + row[:, None] * VALUES + tl.arange(0, VALUES)[None, :]
             values = tl.load(value_place, mask=scored[:, None], other=0)
             shortest = tl.min(tl.where(scored, length, NEVER), axis=0)
             last = tl.minimum(begin + SPAN, tl.max(end, axis=0) // TILE)
@@ -129,7 +166,7 @@ def shared_kernel(
                 slot = tl.load(slots_row + start + dealt)
                 key_place = slot.to(tl.int64) * (HEADS * WORDS) + head * WORDS
                 keys = tl.load(
-                    codes_ptr + key_place[None, :] + word[:, None],
+                    inputs.codes + key_place[None, :] + word[:, None],
                     mask=(word < WORDS)[:, None],
                     other=0,
                 )
@@ -141,11 +178,12 @@ def shared_kernel(
                     out_dtype=tl.int32,
                 )
                 if SCORING.most > 0:
-                    scale = tl.load(scales_ptr + slot.to(tl.int64) * HEADS + head)
+                    scale = tl.load(inputs.scales + slot.to(tl.int64) * HEADS + head)
                     score = scaled(score, scale[None, :], SCORING)
-                if (start < sink) | (start + TILE > shortest - recent):
+                if (start < scalars.sink) | (start + TILE > shortest - scalars.recent):
                     token = (start + dealt)[None, :]
-                    forced = (token < sink) | (token >= (length - recent)[:, None])
+                    forced = token < scalars.sink
+                    forced |= token >= (length - scalars.recent)[:, None]
                     score = tl.where(forced, SCORING.forced, score)
                 score = tl.reshape(score, (MEMBERS, 2 * PAIRS // RUN, RUN // 2, 4 * WARPS, 2))
                 score = tl.reshape(tl.permute(score, (0, 3, 1, 2, 4)), (MEMBERS, RUNS, RUN))
@@ -163,19 +201,21 @@ def shared_kernel(
                 again = tl.zeros((WARPS, 1), tl.int32)
                 begun = tl.atomic_add(found_place[None, :] + again, upto, mask=whole, sem="relaxed")
                 piece = (begun.to(tl.int64) << 32) | upto.to(tl.int64)
-                tl.store((tiles_ptr + row * tiles + tile)[None, :] + again, piece, mask=whole)
+                tl.store(
+                    (scratch.tiles + row * scalars.tiles + tile)[None, :] + again, piece, mask=whole
+                )
                 # Where a row has no room its list does not count; any place in it will do.
-                begun = tl.where(whole & (begun + upto <= room), begun, 0)
+                begun = tl.where(whole & (begun + upto <= scalars.room), begun, 0)
                 first = tl.trans(tl.sum(begun, axis=0)[None, :] + upto)[:, :, None]
                 earlier = ((by_run * (ONES - 1))[:, :, None] >> (8 * lane)).to(tl.int32) & 255
                 own = ((by_run * ONES) >> LAST).to(tl.int32) & 255
                 first = tl.reshape(first - own[:, :, None] + earlier, (MEMBERS, RUNS))
                 token = start + run * RUN + in_run[None, :]
-                emit(
+                append(
                     score,
                     tl.load(slots_row + token)[None, :, :],
                     tile,
-                    (entries_ptr + row * room)[:, None, None] + first[:, :, None],
+                    (scratch.entries + row * scalars.room)[:, None, None] + first[:, :, None],
                     kept[:, :, None],
                     field,
                     SCORING,

@@ -13,75 +13,51 @@ No launch depends on ``seq_lens``: safe inside a CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..bits import power_of_2
 from ..chain import chain_options, most_cache
 from ..checks import expect
-from ..rows.groups import RowGroups
 from ..score.scoring import Scoring
-from . import buffers as sizing
 from . import filter as filtering
 from . import floor as sampling
-from . import sections as sectioning
 from . import shared as sharing
 from . import take as taking
-from .buffers import FILTER_WARPS, RankBuffers, RankSizes, filter_shape, shared_values
-from .naive import check_rank
+from .buffers import (
+    FILTER_WARPS,
+    Inputs,
+    RankBuffers,
+    RankSizes,
+    Scalars,
+    Tiling,
+    filter_shape,
+    found_steps,
+    shared_values,
+)
+
+if TYPE_CHECKING:
+    from . import RankArguments
 
 
-def rank_triton(
-    q_codes: torch.Tensor,
-    codes: torch.Tensor,
-    token_slots: torch.Tensor,
-    seq_lens: torch.Tensor,
-    budgets: torch.Tensor,
-    *,
-    plane_weights: Sequence[int],
-    sink: int,
-    recent: int,
-    k_max: int,
-    out: torch.Tensor | None = None,
-    scales: torch.Tensor | None = None,
-    scale_bits: int = 0,
-    buffers: RankBuffers | None = None,
-    groups: RowGroups | None = None,
-) -> torch.Tensor:
-    """Rank on the GPU; same contract and result as `rank_naive`.
-
-    Kernels of a GPU of compute capability 9.0 and up read lengths, budgets, slots, groups and the
-    codes of tokens before the last ``recent`` while the launch before still runs: it must not write
-    them, nor the one before `Encoder.encode_step`, which alone may write codes directly before.
-
-    Parameters
-    ----------
-    q_codes, codes, token_slots, seq_lens, budgets
-    plane_weights, sink, recent, k_max, out, scales, scale_bits
-        As in `rank_naive`.
-    buffers : RankBuffers, optional
-        Allocated when None.
-    groups : RowGroups, optional
-        Of these very rows, slots and lengths: the tiles that they share are scored once for all,
-        unless `shared_values` or a list that is shorter than a tile say otherwise.
+def rank_triton(arguments: RankArguments) -> torch.Tensor:
+    """`rank` on a GPU: three launches, or four.
 
     Raises
     ------
     ValueError
-        As `rank_naive`, and when buffers or groups do not fit; lengths and budgets are trusted.
+        When buffers or groups do not fit; lengths and budgets are trusted.
     """
-    counts = (plane_weights, sink, recent, k_max)
-    out = check_rank(
-        q_codes, codes, token_slots, seq_lens, budgets, *counts, out, scales, scale_bits
-    )
+    out, codes, token_slots = arguments.result(), arguments.codes, arguments.token_slots
+    k_max, groups, buffers = arguments.k_max, arguments.groups, arguments.buffers
     batch, width = token_slots.shape
     kv_heads, words = codes.shape[1:]
     rows = batch * kv_heads
     if rows == 0:
         return out
-    scoring = Scoring.of(codes, plane_weights, scale_bits)
-    values = shared_values(kv_heads, words, plane_weights) if groups is not None else 0
+    scoring = Scoring.of(codes, arguments.plane_weights, arguments.scale_bits)
+    values = shared_values(kv_heads, words, scoring.weights) if groups is not None else 0
     sizes = RankSizes.of(kv_heads, words, scoring.levels, width, k_max, values)
     if buffers is None:
         buffers = RankBuffers(rows, sizes, codes.device)
@@ -93,23 +69,29 @@ def rank_triton(
         groups.check(batch, 1, codes.device)
         unit, tile = groups.unit, sizes.tile
         expect(unit % tile == 0, "groups.unit", f"a multiple of {tile} tokens", unit)
-    sections = sizing.sections_of(rows, words, scoring.levels, values)
-    common = {"SCORING": scoring, **chain_options(codes.device)}
-    counted = {"SECTIONS": sections, "BINS": sizing.BINS}
-    inputs = (q_codes, codes, scales, token_slots, seq_lens, budgets)
-    found_steps = sizing.found_steps(batch, kv_heads, values)
-    scalars = (token_slots.stride(0), made.tiles, made.room, sink, recent, k_max, *found_steps)
-    floor = (buffers.floors, buffers.found)
-    sample = sampling.sample_size(k_max, scoring.levels, taking.HELD[-1])
+    tiling = Tiling.of(rows, scoring, values)
+    options = {"SCORING": scoring, **chain_options(codes.device)}
+    found_request, found_head = found_steps(batch, kv_heads, values)
+    rows_of_call = (token_slots, arguments.seq_lens, arguments.budgets)
+    inputs = Inputs(arguments.q_codes, codes, arguments.scales, *rows_of_call)
+    scalars = Scalars(
+        token_slots_stride=token_slots.stride(0),
+        members_stride=None,
+        tiles=made.tiles,
+        room=made.room,
+        sink=arguments.sink,
+        recent=arguments.recent,
+        k_max=k_max,
+        found_request=found_request,
+        found_head=found_head,
+    )
+    sample = sampling.sample_size(k_max, scoring.levels, taking.IN_REGISTERS[-1])
     sampled = sampling.floor_kernel[(rows,)](
-        *inputs,
-        *floor,
-        buffers.counts,
-        buffers.values,
-        buffers.bases,
-        *scalars,
-        **common,
-        **counted,
+        inputs,
+        buffers.scratch("floors", "found", "counts", "bit_scores", "bases"),
+        scalars,
+        **options,
+        TILING=tiling,
         VALUES=values,
         SAMPLE=sample,
         LANES=min(sample, 32 * sampling.WARPS),
@@ -122,21 +104,11 @@ def rank_triton(
         members, warps = sharing.shared_shape(tile)
         # Without `most_cache`: several programs of an SM need more shared memory than it leaves.
         sharing.shared_kernel[(max(1, sharing.WARPS // warps // kv_heads), kv_heads)](
-            *inputs[1:],
-            *floor,
-            buffers.entries,
-            buffers.tiles,
-            buffers.values,
-            buffers.bases,
-            groups.shared,
-            groups.members,
-            groups.sizes,
-            groups.extents,
-            token_slots.stride(0),
-            groups.members.stride(0),
-            *scalars[1:],
-            batch,
-            **common,
+            inputs._replace(q_codes=None),
+            buffers.scratch("floors", "found", "entries", "tiles", "bit_scores", "bases"),
+            sharing.Groups(groups.shared, groups.members, groups.sizes, groups.extents),
+            scalars._replace(members_stride=groups.members.stride(0), batch=batch),
+            **options,
             TILE=tile,
             SPAN=math.gcd(sharing.SPAN, groups.unit // tile),
             ROWS=power_of_2(batch),
@@ -146,51 +118,29 @@ def rank_triton(
             num_warps=warps,
             maxnreg=sharing.REGISTERS,
         )
-    registers, programs = filtering.filter_limits(words, sections)
+    registers, programs = filtering.filter_limits(words, tiling.sections)
     programs = min(sizes.tiles, max(1, programs // batch))
     filtered = filtering.filter_kernel[(programs, batch)](
-        *inputs,
-        *floor,
-        buffers.entries,
-        buffers.counts,
-        buffers.tiles,
+        inputs,
+        buffers.scratch("floors", "found", "entries", "counts", "tiles"),
         groups.shared if values else None,
-        *scalars,
-        **common,
-        **counted,
-        LEAST=sectioning.LEAST,
+        scalars,
+        **options,
+        TILING=tiling,
         SHARED=values > 0,
-        TILE=tile,
         RUN=run,
         LANES=lanes,
         num_warps=FILTER_WARPS,
         maxnreg=registers,
     )
-    held = taking.HELD if sections == 1 else taking.HELD_OF_SECTION
-    section = sectioning.most_tiles(sizes.tiles, tile, sections)
-    taken = taking.take_kernel[(rows, sections)](
-        *inputs,
-        *floor,
-        buffers.entries,
-        buffers.counts,
-        buffers.tiles,
-        buffers.before,
-        buffers.shift,
+    taken = taking.take_kernel[(rows, tiling.sections)](
+        inputs,
+        buffers.scratch("floors", "found", "entries", "counts", "tiles", "before", "shift"),
         out,
-        *scalars,
-        **common,
-        SECTIONS=sections,
-        LEAST=sectioning.LEAST,
-        COUNTED=sizing.BINS,
-        BINS=taking.BINS,
-        TILE=tile,
-        TILES=min(taking.TILES, power_of_2(section)),
-        HELD=held,
-        SIZES=len(held),
-        CHUNK=taking.chunk(k_max),
-        BLOCK=taking.BLOCK,
-        LANES=32 * taking.WARPS,
-        FIELD=made.field,
+        scalars,
+        **options,
+        TILING=tiling,
+        SELECTION=taking.Selection.of(tiling, sizes.tiles, k_max, made.field),
         num_warps=taking.WARPS,
     )
     for kernel in (sampled, filtered, taken):

@@ -1,4 +1,4 @@
-"""Rows of a step by PyTorch: the slots, lengths and budgets of the requests at hand."""
+"""References of what is done to the rows of a step, by PyTorch: arguments are checked."""
 
 from __future__ import annotations
 
@@ -6,92 +6,30 @@ from collections.abc import Sequence
 
 import torch
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
+from ..checks import expect_lengths
+from .groups import RowGroups
 
 #: Shares of a context are whole numbers of these parts: host and device agree on every length.
 SHARE_UNIT = 10**9
-
-
-def check_rows(
-    req_to_token: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    longest: int,
-    shares: Sequence[tuple[int, int, int]],
-    token_slots: torch.Tensor,
-    lengths: torch.Tensor,
-    budgets: torch.Tensor,
-) -> None:
-    """Check the arguments of `copy_rows_naive` and of its Triton counterpart.
-
-    Raises
-    ------
-    ValueError
-        When a shape, dtype, device, ``longest`` or a share does not fit.
-    """
-    device, int32 = req_to_token.device, (torch.int32,)
-    integers = (torch.int32, torch.int64)
-    expect_table("req_to_token", req_to_token, None)
-    expect_tensor("rows", rows, shape=(None,), dtypes=integers, device=device, contiguous=True)
-    bs = rows.shape[0]
-    where = {"device": device, "contiguous": True}
-    expect_tensor("seq_lens", seq_lens, shape=(bs,), dtypes=integers, **where)
-    expect_tensor("token_slots", token_slots, shape=(None, None), dtypes=int32, **where)
-    expect_tensor("lengths", lengths, shape=token_slots.shape[:1], dtypes=int32, **where)
-    most = token_slots.shape[0]
-    expect_tensor("budgets", budgets, shape=(len(shares), most), dtypes=int32, **where)
-    expect(bs <= most, "rows.shape[0]", f"at most token_slots.shape[0] = {most}", bs)
-    expect_table("token_slots", token_slots, None)
-    for name, tensor in (("req_to_token", req_to_token), ("token_slots", token_slots)):
-        width = tensor.shape[1]
-        expect(1 <= longest <= width, "longest", f"1 to {name}.shape[1] = {width}", longest)
-    for share in shares:
-        parts, low, high = share
-        valid = 1 <= parts <= SHARE_UNIT and 1 <= low <= high
-        expect(valid, "shares", "(1 to 10**9, at least 1, no less than that)", share)
 
 
 def copy_rows_naive(
     req_to_token: torch.Tensor,
     rows: torch.Tensor,
     seq_lens: torch.Tensor,
-    *,
     longest: int,
     shares: Sequence[tuple[int, int, int]],
     token_slots: torch.Tensor,
     lengths: torch.Tensor,
     budgets: torch.Tensor,
 ) -> None:
-    """Copy the rows of a step's requests to buffers of their own, and compute their budgets.
-
-    Parameters
-    ----------
-    req_to_token : torch.Tensor
-        int32 ``[requests, context]``: slots of every request in position order.
-    rows : torch.Tensor
-        int32 or int64 ``[bs]``: each row's request.
-    seq_lens : torch.Tensor
-        int32 or int64 ``[bs]``, tokens, at least 1.
-    longest : int
-        No length is above it.
-    shares : sequence of (int, int, int)
-        Budgets that follow the context: parts of a billion, and bounds in tokens.
-    token_slots : torch.Tensor
-        int32 ``[at least bs, at least longest]``, contiguous: row b is written up to its length;
-        what is beyond is undefined.
-    lengths : torch.Tensor
-        int32 ``[at least bs]``: gets ``seq_lens``.
-    budgets : torch.Tensor
-        int32 ``[len(shares), at least bs]``: gets ``min(n, clamp(ceil(n * parts / 10**9), low,
-        high))`` of every length n.
+    """`copy_rows` on a CPU.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device, ``longest``, a length or a share does not fit.
+        When a length is not 1 to ``longest``.
     """
-    out = (token_slots, lengths, budgets)
-    check_rows(req_to_token, rows, seq_lens, longest, shares, *out)
     bs, tokens = rows.shape[0], seq_lens.to(torch.int64)
     counts = expect_lengths("seq_lens", tokens, longest, f"1 to longest = {longest}")
     for row, (request, length) in enumerate(zip(rows.tolist(), counts, strict=True)):
@@ -100,3 +38,37 @@ def copy_rows_naive(
     for (parts, low, high), budget in zip(shares, budgets, strict=True):
         share = (tokens * parts + SHARE_UNIT - 1) // SHARE_UNIT
         budget[:bs] = torch.minimum(tokens, share.clamp(low, high))
+
+
+def group_rows_naive(
+    token_slots: torch.Tensor, lengths: torch.Tensor, longest: int, groups: RowGroups
+) -> None:
+    """`group_rows` on a CPU.
+
+    Raises
+    ------
+    ValueError
+        When a length is not 1 to ``longest``.
+    """
+    counts = expect_lengths("lengths", lengths, longest, f"1 to longest = {longest}")
+    followers: dict[int, list[tuple[int, int]]] = {row: [] for row in range(len(counts))}
+    for row, count in enumerate(counts):
+        middle = count // 2
+        leader = next(
+            other
+            for other in range(row + 1)
+            if counts[other] > middle and token_slots[other, middle] == token_slots[row, middle]
+        )
+        shorter = min(count, counts[leader])
+        differ = (token_slots[row, :shorter] != token_slots[leader, :shorter]).nonzero()
+        same = int(differ[0]) if len(differ) else shorter
+        followers[leader].append((row, same // groups.unit * groups.unit))
+    for leader, rows in followers.items():
+        ranked = sorted((same for _, same in rows), reverse=True)
+        # Tiles that fewer share are not worth it.
+        extent = ranked[groups.least - 1] if len(rows) >= groups.least else 0
+        members = [row for row, same in rows if min(same, extent) > 0]
+        groups.extents[leader], groups.sizes[leader] = extent, len(members)
+        groups.members[leader, : len(members)] = torch.tensor(members, dtype=torch.int32)
+        for row, same in rows:
+            groups.shared[row] = min(same, extent)

@@ -1,4 +1,4 @@
-"""What the ranking kernels share: how one program scores some tokens."""
+"""What the ranking kernels share: how a program scores some tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..score.parts import popcount, scaled
 
-#: Over which of two dimensions Triton spreads threads: see `turned`.
+#: Over which of two dimensions Triton spreads threads: see `load_lanes`.
 LANES_LAST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
 
 
@@ -29,14 +29,7 @@ def _add_bits(a, b, c, PTX: tl.constexpr):
 
 
 @triton.jit
-def _weighted_distance(
-    keys,
-    q_place,
-    real,
-    RUN: tl.constexpr,
-    LANES: tl.constexpr,
-    SCORING: tl.constexpr,
-):
+def _weighted_distance(keys, q_place, real, SCORING: tl.constexpr):
     """Weighted Hamming distances ``[LANES, RUN]`` of a piece of codes ``[LANES, RUN, piece]`` to
     queries.
 
@@ -48,6 +41,8 @@ def _weighted_distance(
     PLANES: tl.constexpr = SCORING.planes
     WEIGHTS: tl.constexpr = SCORING.weights
     WORDS: tl.constexpr = SCORING.piece
+    LANES: tl.constexpr = keys.shape[0]
+    RUN: tl.constexpr = keys.shape[1]
     PTX: tl.constexpr = SCORING.ptx
     if SCORING.doubling and PLANES > 1 and WORDS > 1:
         even, odd = tl.split(tl.reshape(keys, (LANES, RUN, WORDS // 2, 2)))
@@ -81,42 +76,27 @@ def _weighted_distance(
 
 
 @triton.jit
-def pack_entries(score, tile, slot, SCORING: tl.constexpr):
-    """Candidates: see `RankBuffers.entries`."""
-    high = (score << (31 - SCORING.score_bits)) | tile
-    return (high.to(tl.int64) << 32) | slot.to(tl.int64)
-
-
-@triton.jit
-def unpack_entries(entry, SCORING: tl.constexpr):
-    """Score, tile and slot of candidates; -1 has the score -1."""
-    high = (entry >> 32).to(tl.int32)
-    tile = high & ((1 << (31 - SCORING.score_bits)) - 1)
-    return high >> (31 - SCORING.score_bits), tile, entry.to(tl.int32)
-
-
-@triton.jit
-def load_entries(entries_list, index, size, SCORING: tl.constexpr):
-    """Which of a list's places are below its size, and score, tile and slot of candidates there."""
-    here = index < size
-    score, tile, slot = unpack_entries(tl.load(entries_list + index, mask=here, other=-1), SCORING)
-    return here, score, tile, slot
-
-
-@triton.jit
-def turned(tensor):
-    """``[LANES, RUN, ...]`` as Triton must load it so that a thread has one lane, all of it; undoes
-    itself.
-
-    Of dimensions that are not contiguous in memory, Triton spreads threads over the first, and from
-    3.7 on over the last.
-    """
+def _transposed(tensor):
+    """``[LANES, RUN, ...]`` as Triton must load it; undoes itself."""
     if not LANES_LAST:
         return tensor
     elif len(tensor.shape) == 2:
         return tl.trans(tensor)
     else:
         return tl.permute(tensor, (1, 0, 2))
+
+
+@triton.jit
+def load_lanes(place, mask=None):
+    """Load ``[LANES, RUN, ...]`` so that a thread has one lane, all of it; 0 where masked out.
+
+    Of dimensions that are not contiguous in memory, Triton spreads threads over the first, and from
+    3.7 on over the last.
+    """
+    if mask is None:
+        return _transposed(tl.load(_transposed(place)))
+    else:
+        return _transposed(tl.load(_transposed(place), mask=_transposed(mask), other=0))
 
 
 @triton.jit
@@ -133,7 +113,7 @@ def _words_of(piece, head, SCORING: tl.constexpr):
 def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
     """Codes of slots ``[LANES, RUN]`` for KV heads ``[LANES]``: a tuple of ``[LANES, RUN, piece]``.
 
-    One thread has one lane (`turned`). A token's codes are one contiguous row of memory: where
+    One thread has one lane (`load_lanes`). A token's codes are one contiguous row of memory: where
     the heads of a token are lanes side by side, whole cache lines are read. Every slot is read,
     also of tokens that are none: theirs is 0, which is reserved.
     """
@@ -143,40 +123,28 @@ def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
         word, real = _words_of(piece, head, SCORING)
         place = slot.to(tl.int64)[:, :, None] * (SCORING.heads * SCORING.words)
         place += (head * SCORING.words)[:, None, None] + word
-        keys += (turned(tl.load(turned(codes_ptr + place), mask=turned(real), other=0)),)
+        keys += (load_lanes(codes_ptr + place, real),)
     return keys
 
 
 @triton.jit
 def score_codes(
-    keys,
-    q_codes_ptr,
-    scales_ptr,
-    batch,
-    head,
-    slot,
-    token,
-    length,
-    sink,
-    recent,
-    some_forced,
-    RUN: tl.constexpr,
-    LANES: tl.constexpr,
-    SCORING: tl.constexpr,
+    inputs, scalars, keys, batch, head, slot, token, length, some_forced, SCORING: tl.constexpr
 ):
     """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave."""
     row = batch * SCORING.heads + head
-    q_place = q_codes_ptr + row[:, None, None] * (SCORING.planes * SCORING.words)
+    q_place = inputs.q_codes + row[:, None, None] * (SCORING.planes * SCORING.words)
     PIECES: tl.constexpr = SCORING.pieces
-    score = tl.full((LANES, RUN), SCORING.full, tl.int32)
+    score = tl.full(slot.shape, SCORING.full, tl.int32)
     for piece in tl.static_range(PIECES):
         word, real = _words_of(piece, head, SCORING)
-        score -= _weighted_distance(keys[piece], q_place + word, real, RUN, LANES, SCORING)
+        score -= _weighted_distance(keys[piece], q_place + word, real, SCORING)
     if SCORING.most > 0:
         place = slot.to(tl.int64) * SCORING.heads + head[:, None]
         has_scale = (head < SCORING.heads)[:, None]
-        scale = turned(tl.load(turned(scales_ptr + place), mask=turned(has_scale), other=0))
+        scale = load_lanes(inputs.scales + place, has_scale)
         score = scaled(score, scale, SCORING)
     if some_forced:  # a scalar: the branch is the same for all threads
-        score = tl.where((token < sink) | (token >= length - recent), SCORING.forced, score)
+        forced = (token < scalars.sink) | (token >= length - scalars.recent)
+        score = tl.where(forced, SCORING.forced, score)
     return score
