@@ -1,4 +1,4 @@
-"""The arms of ``hata-sglang bench serve``: the same engine, stock and with each YAML file."""
+"""The arms of ``hata-sglang bench serve``: the same server, stock and with each YAML file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def random_arm(bits: int, folder: Path) -> tuple[str, Path]:
 
 @dataclass(frozen=True)
 class ServeArm:
-    """One engine.
+    """One server.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ def check_server_args(words: Sequence[str]) -> None:
 
 def context_length(workloads: Sequence[Workload]) -> int:
     """Tokens of the longest request, and some to spare."""
-    return max(workload.longest for workload in workloads) + SPARE_CONTEXT
+    return max(each.prompt + each.output for each in workloads) + SPARE_CONTEXT
 
 
 def common_flags(
@@ -109,16 +109,15 @@ def common_flags(
         The user's; last, so that they win.
     """
     users = sorted({1, *(workload.users for workload in workloads)})
-    flags = ["--model-path", str(model), "--skip-tokenizer-init", "--random-seed", "0"]
+    flags = ["--model-path", str(model), "--random-seed", "0"]
     flags += ["--context-length", str(context_length(workloads))]
     # SGLang keeps one of them back: 127 of 128 users would run, and one wait.
     flags += ["--max-running-requests", str(users[-1] + 1)]
-    flags += ["--incremental-streaming-output"]
     if dummy:
         flags += ["--load-format", "dummy"]
     if on_cpu:
         slots = max(workload.pool for workload in workloads) + SPARE_SLOTS
-        flags += ["--device", "cpu", "--max-total-tokens", str(slots)]
+        flags += ["--max-total-tokens", str(slots)]
     else:
         # The steady state of a workload is a batch of all its users: one exact graph for each.
         flags += ["--cuda-graph-bs-decode", *map(str, users)]
