@@ -29,7 +29,7 @@ from hata_sglang.bench.serve_arms import (
     common_flags,
     context_length,
     make_arms,
-    random_arm,
+    random_codes,
 )
 from hata_sglang.bench.shapes import SHAPES, write_model
 from hata_sglang.bench.workloads import Workload, read_workload
@@ -125,7 +125,7 @@ def main() -> None:
         folder = Path(name)
         model = write_model(shape, folder, context_length(workloads))
         flags = common_flags(model, workloads, on_cpu=False, dummy=True, more=more)
-        arms = make_arms(flags, "flashinfer", [random_arm(RANDOM_BITS, folder)], folder)
+        arms = make_arms(flags, "flashinfer", [random_codes(RANDOM_BITS, folder)], folder)
         (arm,) = (each for each in arms if each.name == args.arm)
         with ServerProcess(arm.flags) as server:
             warm_up(server, 2000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hata_kernels.attend import fits_dense
@@ -84,9 +84,7 @@ def measure(scenario: Scenario, copy: float) -> list[dict[str, Any]]:
     ]
 
 
-def run_scenarios(
-    scenarios: Sequence[Scenario], results: ResultFile, say: Callable[[str], None]
-) -> int:
+def run_scenarios(scenarios: Sequence[Scenario], results: ResultFile) -> int:
     """Append the rows that a file lacks.
 
     Parameters
@@ -94,8 +92,6 @@ def run_scenarios(
     scenarios : sequence of Scenario
     results : ResultFile
         Of `op_rows.COLUMNS` and `op_rows.KEYS`.
-    say : callable
-        Takes a line per scenario.
 
     Returns
     -------
@@ -106,13 +102,13 @@ def run_scenarios(
     for number, scenario in enumerate(scenarios, 1):
         if results.has(key_of(scenario, LAYER)):
             continue
-        say(f"{number} of {len(scenarios)}: {scenario}")
+        print(f"{number} of {len(scenarios)}: {scenario}", flush=True)
         copy = copy or copy_bandwidth()
         try:
             rows = measure(scenario, copy)
         except Exception as error:  # of one scenario: the others are worth having
             failed += 1
-            say(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            print(f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             continue
         # Peers do not depend on method and bits, dense attention not on the budget.
         results.append([row for row in rows if not results.has(row)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -116,17 +116,6 @@ def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) ->
     return row
 
 
-def describe(row: Mapping[str, Any]) -> str:
-    """One line for people."""
-    text = f"{row['arm']}: {row['workload']} {row['users']}x{row['prompt_tokens']}: "
-    text += f"first token {row['ttft_p50_s']} s, "
-    if row["note"]:
-        return text + row["note"]
-    text += f"{row['itl_p50_ms']} ms between tokens (p99 {row['itl_p99_ms']}), "
-    text += f"{row['decode_tokens_per_s']} tokens/s"
-    return text + (f", {row['share_read']:.2%} of the context read" if row["share_read"] else "")
-
-
 def run_arms(
     arms: Sequence[ServeArm],
     workloads: Sequence[Workload],
@@ -135,7 +124,6 @@ def run_arms(
     model: str,
     weights: str,
     vocabulary: int,
-    say: Callable[[str], None],
 ) -> list[str]:
     """Run every arm's workloads that are not in the file yet.
 
@@ -149,13 +137,11 @@ def run_arms(
         Columns.
     vocabulary : int
         Token ids of prompts are below it.
-    say : callable
-        Takes a line of progress.
 
     Returns
     -------
     list of str
-        The names of arms that failed; `say` had their reasons.
+        The names of arms that failed; their reasons were printed.
     """
     failed = []
     for arm in arms:
@@ -166,10 +152,10 @@ def run_arms(
 
         left = [workload for workload in workloads if not results.has(keys(workload))]
         if not left:
-            say(f"{arm.name}: all {len(workloads)} rows are in {results.path}")
+            print(f"{arm.name}: all {len(workloads)} rows are in {results.path}")
             continue
         log = results.path.with_suffix(f".{arm.name}.log")
-        say(f"{arm.name}: starting SGLang's server, log in {log}")
+        print(f"{arm.name}: starting SGLang's server, log in {log}")
         try:
             with ServerProcess(arm.flags, log=log) as server:
                 warm_up(server, max(workload.prompt for workload in left))
@@ -178,8 +164,8 @@ def run_arms(
                         keys(workload), arm, run_workload(server, arm, workload, vocabulary)
                     )
                     results.append([row])
-                    say(describe(row))
+                    print(*(f"{name}={value}" for name, value in row.items() if value != ""))
         except (HataError, OSError) as error:
             failed.append(arm.name)
-            say(f"arm {arm.name} failed (log in {log}): {error}")
+            print(f"arm {arm.name} failed (log in {log}): {error}")
     return failed

@@ -8,14 +8,14 @@ import yaml
 from transformers import AutoTokenizer
 
 from hata_sglang import cli
-from hata_sglang.bench.cli import add_bench_arguments, make_workloads
 from hata_sglang.bench.serve_arms import (
     check_server_args,
     common_flags,
     context_length,
     make_arms,
-    random_arm,
+    random_codes,
 )
+from hata_sglang.bench.serve_cli import add_serve_arguments, make_workloads
 from hata_sglang.bench.shapes import SHAPES, write_model
 from hata_sglang.bench.workloads import FIRST_TOKEN, Workload, read_workload
 from hata_sglang.config import HataConfig
@@ -26,8 +26,8 @@ SHARED = Workload("shared", 3, 100, 8, question=20)
 
 def parse(*argv):
     parser = argparse.ArgumentParser()
-    add_bench_arguments(parser)
-    return parser.parse_args(["serve", *argv])
+    add_serve_arguments(parser)
+    return parser.parse_args(["--out", "x.csv", *argv])
 
 
 def test_shared_prompts_have_one_document():
@@ -93,11 +93,11 @@ def test_server_args_may_not_tell_arms_apart():
 
 
 def test_arms_differ_in_the_backend_alone(tmp_path):
-    source = random_arm(64, tmp_path)[1]
+    source = random_codes(64, tmp_path)
     flags = common_flags(tmp_path, [SHARED], on_cpu=False, dummy=True, more=["--dtype", "half"])
-    stock, hata = make_arms(flags, "flashinfer", [("mine", source)], tmp_path / "..")
+    stock, hata = make_arms(flags, "flashinfer", [source], tmp_path)
     assert (stock.name, stock.backend, stock.inner) == ("stock", "flashinfer", "flashinfer")
-    assert (hata.name, hata.backend, hata.inner) == ("mine", "hata", "flashinfer")
+    assert (hata.name, hata.backend, hata.inner) == ("random-64b", "hata", "flashinfer")
     assert stock.flags == (*flags, "--attention-backend", "flashinfer")
     assert hata.flags[: len(flags) + 2] == (*flags, "--attention-backend", "hata")
     completed = yaml.safe_load(Path(hata.flags[-1]).read_text())
@@ -112,15 +112,22 @@ def test_arms_differ_in_the_backend_alone(tmp_path):
 def test_an_inner_backend_of_the_yaml_stays(tmp_path):
     source = tmp_path / "a.yaml"
     source.write_text("method: random\nbudget: 1024\ninner_backend: triton\n")
-    (tmp_path / "out").mkdir()
-    _, arm = make_arms([], "flashinfer", [("a", source)], tmp_path / "out")
+    _, arm = make_arms([], "flashinfer", [source], tmp_path)
     assert arm.inner == "triton"
+    assert "inner_backend: triton" in Path(arm.flags[-1]).read_text()
+    assert source.read_text().startswith("method")
+
+
+@pytest.mark.parametrize("names", [["a.yaml", "sub/a.yaml"], ["stock.yaml"]])
+def test_arms_of_one_name(names, tmp_path):
+    with pytest.raises(Refusal, match="--config: expected files of different names"):
+        make_arms([], "flashinfer", [tmp_path / name for name in names], tmp_path)
 
 
 @pytest.mark.parametrize(("bits", "name"), [(128, "random"), (64, "random-64b")])
 def test_random_codes_of_a_model_without_weights(bits, name, tmp_path):
-    arm, path = random_arm(bits, tmp_path)
-    assert arm == name
+    path = random_codes(bits, tmp_path)
+    assert path.stem == name
     plans = HataConfig.load(path).resolve(4, 131072)
     assert [plan.dense for plan in plans] == [True, True, False, False]
     assert (plans[2].method, plans[2].bits) == ("random", bits)
@@ -146,7 +153,6 @@ def test_a_checkpoint_without_weights(tmp_path):
     [
         (["--model", "m", "--shape", "tiny"], "not allowed with"),
         (["--shape", "gpt"], "expected one of llama-3.1-8b"),
-        (["--config", "stock=a.yaml"], "NAME a word other than stock"),
         (["--bits", "0"], "expected a whole number above 0"),
         (["--workloads", "one=5"], "expected NAME=USERSxTOKENS (8x32K), found 'one=5'"),
         (["--workloads", "many"], "expected one of one, unrelated, shared, short, found 'many'"),
@@ -164,9 +170,9 @@ def test_usage_errors(argv, words, capsys):
     [
         (["--model", "none"], "--config: expected a YAML file for this model"),
         (["--model", "none", "--config", "a.yaml"], "no such folder"),
-        (["--shape", "tiny", "--config", "a=none.yaml"], "none.yaml"),
+        (["--shape", "tiny", "--config", "none.yaml"], "none.yaml"),
         (["--bits", "64"], "--bits: expected --shape without --config"),
-        (["--shape", "tiny", "--config", "a=a.yaml", "--bits", "64"], "--bits: expected --shape"),
+        (["--shape", "tiny", "--config", "a.yaml", "--bits", "64"], "--bits: expected --shape"),
         (["--shape", "tiny", "--server-args", "--device cpu"], "--server-args: expected"),
     ],
 )

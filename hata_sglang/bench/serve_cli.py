@@ -1,0 +1,153 @@
+"""Arguments of ``hata-sglang bench serve``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hata_sglang.bench.shapes import SHAPES, read_shape, write_model
+from hata_sglang.bench.workloads import WORKLOADS, Workload, read_count, read_workload
+from hata_sglang.errors import Refusal
+
+#: Tokens that every request generates, and of a question about a shared document; fewer on a CPU.
+OUTPUT, SMALL_OUTPUT = 256, 32
+QUESTION, SMALL_QUESTION = 200, 32
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench serve``."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (the demo model)")
+    model.add_argument(
+        "--shape", type=read_shape, metavar="NAME", help=f"dummy weights: {', '.join(SHAPES)}"
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        type=Path,
+        metavar="YAML",
+        help="arms with hata, named as the files (the demo model's, or random codes for --shape)",
+    )
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        type=read_count,
+        metavar="N",
+        help="of the random codes of --shape, an arm each (128)",
+    )
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        type=read_workload,
+        default=[(name, None) for name in WORKLOADS],
+        metavar="NAME=USERSxTOKENS",
+        help="; ".join(f"{name}: {what}" for name, (what, *_) in WORKLOADS.items()),
+    )
+    parser.add_argument(
+        "--output-tokens", type=read_count, metavar="N", help=f"of every request ({OUTPUT})"
+    )
+    parser.add_argument(
+        "--attention-backend",
+        metavar="NAME",
+        help="of the stock arm, and inside of hata (flashinfer; on a CPU torch_native)",
+    )
+    parser.add_argument(
+        "--server-args",
+        default="",
+        metavar="FLAGS",
+        help='of SGLang, for every arm, in one string: "--mem-fraction-static 0.85"',
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="CSV; rows that one there has are skipped"
+    )
+
+
+def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
+    """The workloads that a command line asks for; `small` ones, for a CPU, where it has no sizes.
+
+    Raises
+    ------
+    Refusal
+        If one has fewer than two output tokens per request: nothing would be between them.
+    """
+    output = args.output_tokens or (SMALL_OUTPUT if small else OUTPUT)
+    if output < 2:
+        raise Refusal.of("--output-tokens", "at least 2", str(output))
+    made = []
+    for name, size in args.workloads:
+        _, usual, few = WORKLOADS[name]
+        question = (SMALL_QUESTION if small else QUESTION) if name == "shared" else 0
+        for users, tokens in [size] if size else few if small else usual:
+            made.append(Workload(name, users, tokens, output, question))
+    return list(dict.fromkeys(made))
+
+
+def read_config(model: Path, needed: int) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint, whose contexts have to be of `needed` tokens.
+
+    Raises
+    ------
+    Refusal
+        If there is none, or requests are longer than the model's context.
+    """
+    path = model / "config.json"
+    if not path.is_file():
+        found = "no config.json in it" if model.is_dir() else "no such folder"
+        raise Refusal.of("--model", "a model's folder, with config.json", f"{model}: {found}")
+    config = json.loads(path.read_text())
+    config = config.get("text_config", config)
+    longest = config.get("max_position_embeddings")
+    if longest is not None and needed > longest:
+        expected = f"requests of at most {longest} tokens, the context of the model"
+        raise Refusal.of("--workloads", expected, str(needed))
+    return config
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """``bench serve``: every workload through every arm; 1 if an arm failed."""
+    from hata_sglang.bench import serve_arms
+    from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
+    from hata_sglang.demo.model import ensure_demo_model
+    from hata_sglang.evaluation.arms import demo_config
+    from hata_sglang.evaluation.results import ResultFile
+    from hata_sglang.evaluation.server import exit_on_sigterm
+    from hata_sglang.seams.cpu_preview import has_cuda_driver
+
+    more = shlex.split(args.server_args)
+    serve_arms.check_server_args(more)
+    if args.model is not None and args.config is None:
+        raise Refusal.of("--config", "a YAML file for this model", "none")
+    if args.bits and (args.shape is None or args.config is not None):
+        raise Refusal.of("--bits", "--shape without --config", "another model's codes")
+    on_cpu = not has_cuda_driver()
+    demo = args.model is None and args.shape is None
+    workloads = make_workloads(args, small=on_cpu or demo)
+    needed = serve_arms.context_length(workloads)
+    with TemporaryDirectory(prefix="hata-bench-") as name:
+        folder = Path(name)
+        configs = args.config
+        if args.shape:
+            model = write_model(args.shape, folder, needed)
+            bits = dict.fromkeys(args.bits or [serve_arms.RANDOM_BITS])
+            configs = configs or [serve_arms.random_codes(each, folder) for each in bits]
+        else:
+            model = (args.model or ensure_demo_model()).resolve()
+            configs = configs or [demo_config()]
+        config, dummy = read_config(model, needed), args.shape is not None
+        flags = serve_arms.common_flags(model, workloads, on_cpu=on_cpu, dummy=dummy, more=more)
+        stock = args.attention_backend or ("torch_native" if on_cpu else "flashinfer")
+        arms = serve_arms.make_arms(flags, stock, configs, folder)
+        exit_on_sigterm()
+        failed = run_arms(
+            arms,
+            workloads,
+            ResultFile(args.out, COLUMNS, KEYS),
+            model=model.name,
+            weights="dummy weights" if dummy else "checkpoint",
+            vocabulary=config["vocab_size"],
+        )
+    return 1 if failed else 0
