@@ -76,17 +76,19 @@ def run_workload(
     Raises
     ------
     LoadError
-        If the server does not answer, or decodes without hata where the arm has it.
+        If the server does not answer, or decodes with hata where the arm has none, or without.
     """
     post(server, f"/flush_cache?timeout={IDLE_S}")
     before = server.counters()
+    if (before is not None) != (arm.backend == "hata"):
+        raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
     read = send(server.base_url, [document], 1)[0].ttft if document else None
     result = speed(send(server.base_url, prompts, workload.output))
     (state, *_) = server.get_json("/server_info")["internal_states"]
     result["prefill_s"] = result["ttft_max_s"] if read is None else read
     result["pool_tokens"] = state.get("memory_usage", {}).get("token_capacity")
-    if arm.backend == "hata":
+    if before is not None:
         attended, context = (
             state["hata"][key] - before[key] for key in ("tokens_attended", "tokens_in_context")
         )
@@ -152,10 +154,10 @@ def run_arms(
 
         left = [workload for workload in workloads if not results.has(keys(workload))]
         if not left:
-            print(f"{arm.name}: all {len(workloads)} rows are in {results.path}")
+            print(f"{arm.name}: all {len(workloads)} rows are in {results.path}", flush=True)
             continue
         log = results.path.with_suffix(f".{arm.name}.log")
-        print(f"{arm.name}: starting SGLang's server, log in {log}")
+        print(f"{arm.name}: starting SGLang's server, log in {log}", flush=True)
         try:
             with ServerProcess(arm.flags, log=log) as server:
                 warm_up(server, max(workload.prompt for workload in left))
@@ -164,8 +166,9 @@ def run_arms(
                         keys(workload), arm, run_workload(server, arm, workload, vocabulary)
                     )
                     results.append([row])
-                    print(*(f"{name}={value}" for name, value in row.items() if value != ""))
+                    filled = (f"{name}={value}" for name, value in row.items() if value != "")
+                    print(*filled, flush=True)
         except (HataError, OSError) as error:
             failed.append(arm.name)
-            print(f"arm {arm.name} failed (log in {log}): {error}")
+            print(f"arm {arm.name} failed (log in {log}): {error}", flush=True)
     return failed

@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         state = {"memory_usage": {"token_capacity": 5000}}
-        if MODE != "stock":
+        if MODE not in ("stock", "plain"):
             state["hata"] = hata
         self.answer(json.dumps({"internal_states": [state]}))
 
@@ -136,20 +136,21 @@ def test_rows(go):
 
 
 def test_arms_that_fail_do_not_end_the_others(go):
-    failed, rows, said = go("dead", "broken", "idle", "short", "stock")
-    assert failed == ["dead", "broken", "idle", "short"]
+    failed, rows, said = go("dead", "broken", "idle", "plain", "short", "stock")
+    assert failed == ["dead", "broken", "idle", "plain", "short"]
     assert [(row["arm"], row["workload"]) for row in rows] == [
         ("broken", "one"),
         ("stock", "one"),
         ("stock", "shared"),
     ]
-    _, dead, broken, idle, short = said.split(" failed (log in ")
+    _, dead, broken, idle, plain, short = said.split(" failed (log in ")
     assert "exit code 1" in dead
     assert "the pool is too small" in dead
     assert "expected 8 tokens, found" in broken
     assert "out of memory" in broken
     # A run that was dense must never be a row of hata's.
     assert "one 1x64: hata's counters say that it decoded nothing" in idle
+    assert "expected hata's counters in its server alone" in plain
     assert "expected 8 tokens, found 7" in short
 
 
