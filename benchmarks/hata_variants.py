@@ -4,8 +4,8 @@
 
 WORK is the folder that ``HATA_WORK=WORK bash launch/train_demo_weights.sh`` filled: its texts and
 captures are used, so that all variants see what the shipped weights saw. Each variant is one run
-of ``hata-sglang train`` on a CPU thread of its own. The CSV gets the held-out attention mass from
-the cards, a row per variant, layer and budget.
+of ``hata-sglang train`` on one CPU thread. The CSV gets the held-out attention mass from the cards,
+a row per variant, layer and budget.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hata_sglang.evaluation.provenance import write_csv
@@ -41,7 +40,7 @@ def train_variant(name: str, args: argparse.Namespace) -> Card:
         command += ["--validation", args.texts / "validation.jsonl"]
         command += ["--held-out", args.texts / "held_out.jsonl"]
         command += ["--work-dir", args.texts / "captures", "--method", "hata"]
-        command += ["--bits", args.bits, "--seed", 0, "--dtype", "float16", "--threads", 1]
+        command += ["--bits", 128, "--seed", 0, "--dtype", "float16", "--threads", 1]
         command += ["--out", folder, "--description", DESCRIPTION]
         for option, value in VARIANTS[name].items():
             command += ["--option", f"{option}={value}"]
@@ -73,13 +72,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint of the demo model")
     parser.add_argument("--texts", type=Path, required=True, help="texts and captures")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--bits", type=int, default=128)
-    parser.add_argument("--jobs", type=int, default=1, help="variants at a time (1)")
     args = parser.parse_args()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        cards = list(pool.map(lambda name: train_variant(name, args), VARIANTS))
     rows = []
-    for name, card in zip(VARIANTS, cards, strict=True):
+    for name in VARIANTS:
+        card = train_variant(name, args)
         rows += rows_of(name, card)
         means = (
             f"k = {held_out.budget}: {held_out.mean['hata']:.4f}" for held_out in card.held_out

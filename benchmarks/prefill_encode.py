@@ -17,12 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hata_sglang.bench.layer import random_encoder
 from hata_sglang.bench.shapes import SHAPES
 from hata_sglang.bench.timing import time_layers
-from hata_sglang.bench.versions import package_versions
+from hata_sglang.bench.versions import VERSIONS
 from hata_sglang.evaluation.results import ResultFile
 
 CHUNK = 8192  # SGLang's --chunked-prefill-size
 KEYS = ("shape", "tokens", "method", "bits")
-COLUMNS = (*KEYS, "encode_us", "attention_us", "share", "triton", "flashinfer")
+COLUMNS = (*KEYS, "encode_us", "attention_us", "share", *VERSIONS)
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     results = ResultFile(parser.parse_args().out, COLUMNS, KEYS)
-    shape = SHAPES["Llama-3.1-8B"]
+    shape = SHAPES["llama-3.1-8b"]
     make = {"device": "cuda", "dtype": torch.bfloat16}
     for tokens in (8192, 32768):
         q = torch.randn(1, shape.q_heads, tokens, shape.dim, **make)
@@ -60,7 +60,7 @@ def main() -> None:
 
             took = time_layers(encode, 1).p50
             values = (shape.name, tokens, method, bits)
-            row = dict(zip(KEYS, values, strict=True)) | package_versions()
+            row = dict(zip(KEYS, values, strict=True)) | VERSIONS
             row |= {"encode_us": round(took, 2), "attention_us": round(attention, 1)}
             results.append([{**row, "share": round(took / attention, 5)}])
             print(*values, row["encode_us"], row["attention_us"], f"{took / attention:.3%}")

@@ -1,12 +1,11 @@
-"""Arguments of ``hata-sglang bench``."""
+"""``hata-sglang bench``: its sub-commands, and the arguments of ``op`` and ``plot``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
+from hata_sglang.bench.scenarios import PRESETS
 from hata_sglang.errors import Problem, Refusal
 
 
@@ -18,15 +17,17 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser : argparse.ArgumentParser
         Of `bench`. Its namespaces have the attribute `action`, for `run_bench`.
     """
-    from hata_sglang.bench.op_cli import add_op_arguments, run_op
     from hata_sglang.bench.serve_cli import add_serve_arguments, run_serve
 
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     summary = "Time the stages of a sparse layer on a GPU, beside dense attention and exact top-k."
     op = actions.add_parser("op", help=summary, description=summary)
-    add_op_arguments(op)
+    op.add_argument("--preset", choices=PRESETS, default="headline", help="scenarios (headline)")
+    op.add_argument("--only", default="", metavar="TEXT", help="those with TEXT in their line")
+    op.add_argument("--list", action="store_true", help="print the scenarios, measure nothing")
+    op.add_argument("--out", type=Path, help="CSV; rows that one there has are skipped")
     op.set_defaults(action=run_op)
-    summary = "Time SGLang's engine under whole workloads, stock and with hata."
+    summary = "Time SGLang's server under whole workloads, stock and with hata."
     serve = actions.add_parser("serve", help=summary, description=summary)
     add_serve_arguments(serve)
     serve.set_defaults(action=run_serve)
@@ -35,9 +36,6 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("csv", nargs="+", type=Path)
     plot.add_argument("--out", type=Path, required=True, help="folder")
     plot.set_defaults(action=run_plot)
-    for sub in (op, serve):
-        sub.add_argument("--out", type=Path, help="CSV; rows that one there has are skipped")
-        sub.add_argument("--plots", type=Path, metavar="DIR", help="draw the CSV at the end")
 
 
 def run_bench(args: argparse.Namespace) -> int:
@@ -49,12 +47,35 @@ def run_bench(args: argparse.Namespace) -> int:
         0; 1 where a part failed and the others went on. What is wrong with the call is raised as
         `HataError`.
     """
-    if args.out is None and not getattr(args, "list", False):
+    return args.action(args)
+
+
+def run_op(args: argparse.Namespace) -> int:
+    """``bench op``: every scenario that the CSV lacks; 1 if one failed.
+
+    Raises
+    ------
+    HataError
+        Without a CSV file or a CUDA GPU, or if no scenario has the text of ``--only``.
+    """
+    scenarios = [each for each in PRESETS[args.preset]() if args.only in str(each)]
+    if not scenarios:
+        raise Refusal.of("--only", "a part of a line of --list", repr(args.only))
+    if args.list:
+        print(*scenarios, sep="\n")
+        return 0
+    if args.out is None:
         raise Refusal.of("--out", "a CSV file", "nothing")
-    code = args.action(args)
-    if getattr(args, "plots", None) is not None:
-        draw([args.out], args.plots)
-    return code
+    import torch
+
+    if not torch.cuda.is_available():
+        found = "torch.cuda.is_available() is False"
+        raise Refusal.of("bench op", "a CUDA GPU (bench serve runs on a CPU too)", found)
+    from hata_sglang.bench.op import run_scenarios
+    from hata_sglang.bench.op_rows import COLUMNS, KEYS
+    from hata_sglang.evaluation.results import ResultFile
+
+    return 1 if run_scenarios(scenarios, ResultFile(args.out, COLUMNS, KEYS)) else 0
 
 
 def run_plot(args: argparse.Namespace) -> int:
@@ -62,14 +83,8 @@ def run_plot(args: argparse.Namespace) -> int:
     missing = [path for path in args.csv if not path.is_file()]
     if missing:
         raise Refusal([Problem("csv", "a file", f"{path}: no such file") for path in missing])
-    draw(args.csv, args.out)
-    return 0
-
-
-def draw(files: list[Path], out: Path) -> None:
-    """Write the plots of some CSV files and say where."""
     from hata_sglang.bench.plots import write_plots
 
-    console = Console()
-    for path in write_plots(files, out):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    for path in write_plots(args.csv, args.out):
+        print(path)
+    return 0

@@ -7,7 +7,8 @@ import math
 import torch
 
 from hata_kernels.encoders import Encoder, make_encoder
-from hata_sglang.bench.shapes import Scenario, Shape
+from hata_sglang.bench.scenarios import Scenario
+from hata_sglang.bench.shapes import Shape
 
 #: More bytes of codes than this, over all layers, do not fit any L2 cache (that of an H100: 50 MB).
 COLD_BYTES = 200e6
@@ -71,35 +72,10 @@ class LayerBuffers:
         self.token_slots = torch.cat([shared, own], dim=1)
 
 
-def layer_count(scenario: Scenario, code_bytes: int) -> int:
-    """How many layers keep the L2 cold, of those that fit `POOL_BYTES`; at least two.
-
-    Parameters
-    ----------
-    scenario : Scenario
-    code_bytes : int
-        Of a token and KV head.
-    """
-    shape = scenario.shape
-    slots = scenario.tokens + 1
-    codes = slots * shape.kv_heads * code_bytes
-    kv = 2 * slots * shape.kv_heads * shape.dim * 2
-    return max(2, min(32, math.ceil(COLD_BYTES / codes), int(POOL_BYTES / kv)))
-
-
 def make_layers(scenario: Scenario, encoder: Encoder) -> list[LayerBuffers]:
-    """As many layers as keep the L2 cold, and as fit."""
-    slots = scenario.tokens + 1
-    count = layer_count(scenario, encoder.code_bytes)
+    """Layers whose codes do not fit the L2 together, as many as fit `POOL_BYTES`; two or more."""
+    shape, slots = scenario.shape, scenario.tokens + 1
+    codes = slots * shape.kv_heads * encoder.code_bytes
+    kv = 2 * slots * shape.kv_heads * shape.dim * 2
+    count = max(2, min(32, math.ceil(COLD_BYTES / codes), int(POOL_BYTES / kv)))
     return [LayerBuffers(scenario, encoder, slots) for _ in range(count)]
-
-
-def memory_needed(scenario: Scenario) -> int:
-    """Bytes of GPU memory that a scenario takes, an estimate from above.
-
-    The layers' buffers, what making the last of them takes, and 2 GB for workspaces and graphs.
-    """
-    shape = scenario.shape
-    tokens, slots = scenario.tokens, scenario.batch * scenario.context
-    layer = tokens * shape.kv_heads * (4 * shape.dim + scenario.bits // 8) + 4 * slots
-    return layer_count(scenario, scenario.bits // 8) * layer + 20 * tokens + 2 * 10**9

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hata_sglang.bench.shapes import Scenario
-from hata_sglang.bench.versions import package_versions
+from hata_sglang.bench.scenarios import Scenario
+from hata_sglang.bench.versions import VERSIONS
 
 if TYPE_CHECKING:
     from hata_sglang.bench.timing import Timing
@@ -16,13 +16,7 @@ COLUMNS = (
     "q_heads",
     "kv_heads",
     "dim",
-    "batch",
-    "context",
-    "shared",
-    "k",
-    "method",
-    "bits",
-    "stage",
+    *KEYS[1:],
     "p20_us",
     "p50_us",
     "p80_us",
@@ -32,12 +26,9 @@ COLUMNS = (
     "speedup",
     "note",
     "copy_gb_per_s",
-    "triton",
-    "flashinfer",
+    *VERSIONS,
 )
 DENSE, EXACT, LAYER = "dense", "exact", "layer"
-#: Ours, which a model's dense layers take.
-DENSE_LAYER = "dense layer"
 DENSE_STAGES = {"dense, tensor cores": True, "dense, cuda cores": False}
 #: Planes of an asymmetric query: `AsymmetricEncoder`'s default, and that of trained weights.
 PLANES = 4
@@ -56,10 +47,11 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
         By stage. ``rank/take_kernel`` is not in it: what it reads depends on the scores. The
         layer's is the sum of encode, rank and attend.
     """
-    # Triton is imported with it: not before a command needs it.
+    # They import Triton and PyTorch: not before a command needs them.
     from hata_kernels.rank.floor import SAMPLE
+    from hata_kernels.rows import RowGroups
 
-    shape, bits, batch = scenario.shape, scenario.bits, scenario.batch
+    shape, bits, batch, tokens = scenario.shape, scenario.bits, scenario.batch, scenario.tokens
     heads, dim, group = shape.kv_heads, shape.dim, shape.group
     weights = heads * dim * bits * 2
     query_codes = batch * shape.q_heads * bits // 8
@@ -68,41 +60,28 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
         weights += heads * (group * dim * bits + (bits // 2) ** 2) * 2 + heads * 2 * bits * 4
         query_codes = batch * heads * PLANES * bits // 8
     vectors = batch * shape.q_heads * dim * 2
-    read = scenario.bytes_read
-    picked = batch * heads * min(scenario.k, scenario.context) * 4
-    sampled = min(SAMPLE, scenario.context)
+    token = heads * bits // 8 + 4  # its codes and its slot
+    kept = batch * heads * scenario.k
+    new_keys = batch * heads * (dim * 2 + bits // 8)  # and their codes
     stages = {
-        "encode": weights
-        + vectors
-        + batch * heads * (dim * 2 + bits // 8)  # the new keys and their codes
-        + query_codes,
-        "rank": query_codes + read["score"] + picked,
-        "attend": read["attend"] + 2 * vectors,
+        "encode": weights + vectors + new_keys + query_codes,
+        "rank": query_codes + tokens * token + kept * 4,
+        "attend": kept * (2 * 2 * dim + 4) + 2 * vectors,
     }
     stages[LAYER] = sum(stages.values())
+    stages["attend, flashinfer"] = stages["attend"]
     # Of a shared document every row samples the same tokens.
     rows = 1 if scenario.shared else batch
-    stages["rank/floor_kernel"] = rows * sampled * scenario.code_bytes
-    together = shared_tokens(scenario)
-    once = together * scenario.code_bytes
-    stages["rank/filter_kernel"] = query_codes + read["score"] - once
+    stages["rank/floor_kernel"] = rows * min(SAMPLE, scenario.context) * token
+    # Whole units of what enough users share are scored once for all of them.
+    together = scenario.shared // RowGroups.UNIT * RowGroups.UNIT * (batch >= RowGroups.LEAST)
+    stages["rank/filter_kernel"] = query_codes + (tokens - together) * token
     if together:
         # A query is a byte per bit of a code, and a base, whatever its planes.
-        stages["rank/shared_kernel"] = once + batch * heads * (bits + 4)
-    keys = scenario.tokens * (heads * dim * 2 + 4)
-    stages[EXACT] = keys + stages["attend"]
-    dense = (DENSE_LAYER, *DENSE_STAGES)
-    return stages | dict.fromkeys(dense, scenario.dense_bytes + 2 * vectors)
-
-
-def shared_tokens(scenario: Scenario) -> int:
-    """Tokens that `shared_kernel` scores for all users: whole units, which enough of them share."""
-    # PyTorch is imported with it: not before a command needs it.
-    from hata_kernels.rows import RowGroups
-
-    if scenario.batch < RowGroups.LEAST:
-        return 0
-    return scenario.shared // RowGroups.UNIT * RowGroups.UNIT
+        stages["rank/shared_kernel"] = together * token + batch * heads * (bits + 4)
+    stages[EXACT] = tokens * (heads * dim * 2 + 4) + stages["attend"]
+    dense = tokens * (2 * 2 * heads * dim + 4) + 2 * vectors
+    return stages | dict.fromkeys(("dense layer", *DENSE_STAGES), dense)
 
 
 def key_of(scenario: Scenario, stage: str) -> dict[str, Any]:
@@ -113,8 +92,7 @@ def key_of(scenario: Scenario, stage: str) -> dict[str, Any]:
     elif stage == EXACT:
         method, bits = EXACT, ""
     size = (scenario.shape.name, scenario.batch, scenario.context, scenario.shared)
-    values = (*size, k, method, bits, stage)
-    return dict(zip(KEYS, values, strict=True))
+    return dict(zip(KEYS, (*size, k, method, bits, stage), strict=True))
 
 
 def make_row(
@@ -140,17 +118,16 @@ def make_row(
         Median of the best dense peer. Default: the row has no speed-up.
     note : str, default ""
     """
-    shape = scenario.shape
-    row = dict.fromkeys(COLUMNS, "")
+    shape, size = scenario.shape, stage_bytes(scenario).get(stage)
+    row = dict.fromkeys(COLUMNS, "") | key_of(scenario, stage) | VERSIONS
     row |= {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "dim": shape.dim}
-    row |= key_of(scenario, stage) | package_versions()
     row |= {"note": note, "copy_gb_per_s": round(copy / 1e3, 1)}
-    size = stage_bytes(scenario).get(stage)
-    row["bytes"] = "" if size is None else size
+    if size is not None:
+        row["bytes"] = size
     if timing is None:
         return row
     row |= {name: round(getattr(timing, name[:3]), 2) for name in ("p20_us", "p50_us", "p80_us")}
-    if size is not None and timing.p50 > 0:
+    if size is not None:
         row["gb_per_s"] = round(size / timing.p50 / 1e3, 1)
         row["share_of_copy"] = round(size / timing.p50 / copy, 4)
     if dense_us is not None and stage in (LAYER, EXACT):

@@ -1,35 +1,22 @@
-"""``hata-sglang bench serve``: engines one after the other, their workloads as rows of a CSV."""
+"""``hata-sglang bench serve``: servers one after the other, their workloads as rows of a CSV."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.request import Request, urlopen
 
+from hata_sglang.bench.load import LoadError, send, speed
 from hata_sglang.bench.serve_arms import ServeArm
-from hata_sglang.bench.versions import package_versions
-from hata_sglang.bench.workloads import Workload
+from hata_sglang.bench.versions import VERSIONS
+from hata_sglang.bench.workloads import FIRST_TOKEN, Workload
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.results import ResultFile
-from hata_sglang.processes import GRACE_S, end_group
+from hata_sglang.evaluation.server import ServerProcess
 
-KEYS = (
-    "arm",
-    "model",
-    "weights",
-    "workload",
-    "users",
-    "prompt_tokens",
-    "new_tokens",
-    "repeat",
-)
-#: As `hata_sglang.bench.streaming.Speed` and `engine_arm.Arm.run` name them, with digits.
+KEYS = ("arm", "model", "weights", "workload", "users", "prompt_tokens", "new_tokens")
+#: As `load.speed` and `run_workload` name them, with digits.
 MEASURED = {
     "ttft_p50_s": 4,
     "ttft_max_s": 4,
@@ -40,26 +27,75 @@ MEASURED = {
     "steady_s": 3,
     "output_tokens": 0,
     "cached_tokens": 0,
-    "peak_gpu_memory_gb": 2,
     "pool_tokens": 0,
     "share_read": 5,
-    "start_s": 1,
 }
-COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", "triton", "flashinfer")
-#: Runs an arm; the names of two files follow.
-ARM_COMMAND = (sys.executable, "-m", "hata_sglang.bench.engine_arm")
-LOG_TAIL_LINES = 30
-POLL_S = 0.2
+COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", *VERSIONS)
+#: Requests before the first that is timed: kernels are compiled and loaded on their first use.
+WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
+#: Seconds that a server may take until it is idle after its last answer.
+IDLE_S = 10
+#: Seconds that a server may take to do what it is told.
+POST_S = 120
 
 
-class ArmError(HataError):
-    """An engine ended, or took too long, before all its workloads were done."""
+def post(server: ServerProcess, path: str, body: Mapping[str, Any] | None = None) -> None:
+    """POST `body` as JSON, if there is one; an answer other than 200 is raised as `OSError`."""
+    data = b"" if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    urlopen(Request(server.base_url + path, data, headers), timeout=POST_S).close()
 
 
-def key(arm: str, model: str, weights: str, workload: Workload, repeat: int) -> dict[str, Any]:
-    """The columns that tell rows apart."""
-    sizes = (workload.users, workload.prompt, workload.output)
-    return dict(zip(KEYS, (arm, model, weights, workload.name, *sizes, repeat), strict=True))
+def warm_up(server: ServerProcess, longest: int) -> None:
+    """Compile and load what the first requests would wait for."""
+    prompt = [FIRST_TOKEN + i % 64 for i in range(min(WARM_UP_TOKENS, longest))]
+    send(server.base_url, [prompt, prompt[: len(prompt) // 2 + 1]], WARM_UP_OUTPUT)
+
+
+def run_workload(
+    server: ServerProcess, arm: ServeArm, workload: Workload, vocabulary: int
+) -> dict[str, Any]:
+    """Run one workload on an empty radix cache.
+
+    Parameters
+    ----------
+    server : ServerProcess
+    arm : ServeArm
+        What the server runs.
+    workload : Workload
+    vocabulary : int
+        Token ids of prompts are below it.
+
+    Returns
+    -------
+    dict
+        `MEASURED`: those of `load.speed`; ``prefill_s``, seconds until every prompt was read, or
+        the document of ``shared`` before the users came; ``pool_tokens`` of the KV cache;
+        ``share_read`` of the context by hata's sparse layers, None for the stock arm.
+
+    Raises
+    ------
+    LoadError
+        If the server does not answer, or decodes with hata where the arm has none, or without.
+    """
+    post(server, f"/flush_cache?timeout={IDLE_S}")
+    before = server.counters()
+    if (before is not None) != (arm.backend == "hata"):
+        raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
+    document, prompts = workload.prompts(vocabulary)
+    read = send(server.base_url, [document], 1)[0].ttft if document else None
+    result = speed(send(server.base_url, prompts, workload.output))
+    (state, *_) = server.get_json("/server_info")["internal_states"]
+    result["prefill_s"] = result["ttft_max_s"] if read is None else read
+    result["pool_tokens"] = state.get("memory_usage", {}).get("token_capacity")
+    if before is not None:
+        attended, context = (
+            state["hata"][key] - before[key] for key in ("tokens_attended", "tokens_in_context")
+        )
+        if not context:
+            raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
+        result["share_read"] = attended / context
+    return result
 
 
 def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,12 +104,12 @@ def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) ->
     Parameters
     ----------
     keys : mapping
-        From `key`.
+        `KEYS`.
     arm : ServeArm
     result : mapping
-        A line of `hata_sglang.bench.engine_arm`; what it lacks stays empty.
+        From `run_workload`; what it lacks stays empty.
     """
-    row = {**keys, "backend": arm.backend, "inner_backend": arm.inner, **package_versions()}
+    row = {**keys, "backend": arm.backend, "inner_backend": arm.inner, **VERSIONS}
     for name, digits in MEASURED.items():
         value = result.get(name)
         row[name] = "" if value is None else round(value, digits or None)
@@ -82,137 +118,57 @@ def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) ->
     return row
 
 
-def follow(
-    arm: ServeArm, task: Mapping[str, Any], folder: Path, log: Path, timeout: float
-) -> Iterator[dict[str, Any]]:
-    """Run one arm's engine; give its results as they come.
-
-    Parameters
-    ----------
-    arm : ServeArm
-    task : mapping
-        What `hata_sglang.bench.engine_arm` reads, without its flags.
-    folder : Path
-        For the files between the two processes.
-    log : Path
-        Gets the engine's output.
-    timeout : float
-        Seconds, start-up included.
-
-    Raises
-    ------
-    ArmError
-        With the log's tail.
-    """
-    asked, answers = folder / f"{arm.name}.json", folder / f"{arm.name}.jsonl"
-    asked.write_text(json.dumps({**task, "argv": list(arm.flags)}))
-    answers.write_text("")  # no results of a run before
-    env = dict(os.environ)
-    if "--device" in arm.flags:  # given for the CPU alone
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [*ARM_COMMAND, str(asked), str(answers)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-    end, left = time.monotonic() + timeout, len(task["asked"])
-    try:
-        with answers.open() as lines:
-            while left:
-                ended = process.poll() is not None  # before the read: nothing comes after it
-                here = lines.tell()
-                line = lines.readline()
-                if line.endswith("\n"):
-                    left -= 1
-                    yield json.loads(line)
-                    continue
-                lines.seek(here)  # half a line: read it again
-                if ended or time.monotonic() > end:
-                    what = f"exit code {process.returncode}" if ended else f"after {timeout:.0f} s"
-                    tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-                    raise ArmError(
-                        f"arm {arm.name} failed, {what}, with {left} workloads left. "
-                        f"The end of {log}:\n" + "\n".join(tail)
-                    )
-                time.sleep(POLL_S)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)  # it shuts its engine down
-    finally:
-        end_group(process)
-
-
 def run_arms(
     arms: Sequence[ServeArm],
-    asked: Sequence[tuple[Workload, int]],
+    workloads: Sequence[Workload],
     results: ResultFile,
     *,
     model: str,
     weights: str,
     vocabulary: int,
-    folder: Path,
-    timeout: float,
-    say: Callable[[str], None] = print,
 ) -> list[str]:
     """Run every arm's workloads that are not in the file yet.
 
     Parameters
     ----------
     arms : sequence of ServeArm
-    asked : sequence of (Workload, int)
-        Workloads and the number of the repetition.
+    workloads : sequence of Workload
     results : ResultFile
         Of `COLUMNS` and `KEYS`. Logs go to its folder.
     model, weights : str
         Columns.
     vocabulary : int
         Token ids of prompts are below it.
-    folder : Path
-        For temporary files.
-    timeout : float
-        Seconds for an arm.
-    say : callable, default print
-        Takes a line of progress.
 
     Returns
     -------
     list of str
-        The names of arms that failed; `say` had their reasons.
+        The names of arms that failed; their reasons were printed.
     """
     failed = []
     for arm in arms:
 
-        def keys(workload: Workload, repeat: int, name: str = arm.name) -> dict[str, Any]:
-            return key(name, model, weights, workload, repeat)
+        def keys(workload: Workload, name: str = arm.name) -> dict[str, Any]:
+            sizes = (workload.users, workload.prompt, workload.output)
+            return dict(zip(KEYS, (name, model, weights, workload.name, *sizes), strict=True))
 
-        left = [pair for pair in asked if not results.has(keys(*pair))]
+        left = [workload for workload in workloads if not results.has(keys(workload))]
         if not left:
-            say(f"{arm.name}: all {len(asked)} rows are in {results.path}")
+            print(f"{arm.name}: all {len(workloads)} rows are in {results.path}", flush=True)
             continue
         log = results.path.with_suffix(f".{arm.name}.log")
-        say(f"{arm.name}: starting SGLang's engine, log in {log}")
-        pairs = [{"workload": each.as_dict(), "repeat": repeat} for each, repeat in left]
-        task = {"asked": pairs, "vocabulary": vocabulary}
+        print(f"{arm.name}: starting SGLang's server, log in {log}", flush=True)
         try:
-            for result in follow(arm, task, folder, log, timeout):
-                workload, repeat = Workload(**result["workload"]), result["repeat"]
-                row = to_row(keys(workload, repeat), arm, result)
-                results.append([row])
-                say(describe(arm.name, workload, row))
-        except ArmError as error:
+            with ServerProcess(arm.flags, log=log) as server:
+                warm_up(server, max(workload.prompt for workload in left))
+                for workload in left:
+                    row = to_row(
+                        keys(workload), arm, run_workload(server, arm, workload, vocabulary)
+                    )
+                    results.append([row])
+                    filled = (f"{name}={value}" for name, value in row.items() if value != "")
+                    print(*filled, flush=True)
+        except (HataError, OSError) as error:
             failed.append(arm.name)
-            say(str(error))
+            print(f"arm {arm.name} failed (log in {log}): {error}", flush=True)
     return failed
-
-
-def describe(arm: str, workload: Workload, row: Mapping[str, Any]) -> str:
-    """One line for people."""
-    if row["note"]:
-        return f"{arm}: {workload}: TTFT {row['ttft_p50_s']} s, {row['note']}"
-    return (
-        f"{arm}: {workload}: TTFT {row['ttft_p50_s']} s, ITL {row['itl_p50_ms']} ms "
-        f"(p99 {row['itl_p99_ms']}), {row['decode_tokens_per_s']} tokens/s"
-    )

@@ -1,4 +1,4 @@
-"""The arms of ``hata-sglang bench serve``: the same engine, stock and with each YAML file."""
+"""The arms of ``hata-sglang bench serve``: the same server, stock and with each YAML file."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ SPARE_SLOTS = 4096
 SPARE_CONTEXT = 64
 
 
-def random_arm(bits: int, folder: Path) -> tuple[str, Path]:
-    """Write the YAML file of a model without weights; its arm's name, and the file.
+def random_codes(bits: int, folder: Path) -> Path:
+    """Write the YAML file of a model without weights: ``random.yaml``, of 64 ``random-64b.yaml``.
 
     Random hyperplanes cost what HATA's codes of as many bits do.
     """
-    name = "random" if bits == RANDOM_BITS else f"random-{bits}b"
     settings = {
         "method": "random",
         "bits": bits,
@@ -48,14 +47,14 @@ def random_arm(bits: int, folder: Path) -> tuple[str, Path]:
         "recent": 64,
         "dense_layers": [0, 1],
     }
-    path = folder / f"{name}-codes.yaml"
+    path = folder / ("random.yaml" if bits == RANDOM_BITS else f"random-{bits}b.yaml")
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return name, path
+    return path
 
 
 @dataclass(frozen=True)
 class ServeArm:
-    """One engine.
+    """One server.
 
     Attributes
     ----------
@@ -90,7 +89,7 @@ def check_server_args(words: Sequence[str]) -> None:
 
 def context_length(workloads: Sequence[Workload]) -> int:
     """Tokens of the longest request, and some to spare."""
-    return max(workload.longest for workload in workloads) + SPARE_CONTEXT
+    return max(each.prompt + each.output for each in workloads) + SPARE_CONTEXT
 
 
 def common_flags(
@@ -109,16 +108,16 @@ def common_flags(
         The user's; last, so that they win.
     """
     users = sorted({1, *(workload.users for workload in workloads)})
-    flags = ["--model-path", str(model), "--skip-tokenizer-init", "--random-seed", "0"]
+    # No request has a grammar, and not every backend takes the tokenizer of `write_model`.
+    flags = ["--model-path", str(model), "--random-seed", "0", "--grammar-backend", "none"]
     flags += ["--context-length", str(context_length(workloads))]
     # SGLang keeps one of them back: 127 of 128 users would run, and one wait.
     flags += ["--max-running-requests", str(users[-1] + 1)]
-    flags += ["--incremental-streaming-output"]
     if dummy:
         flags += ["--load-format", "dummy"]
     if on_cpu:
         slots = max(workload.pool for workload in workloads) + SPARE_SLOTS
-        flags += ["--device", "cpu", "--max-total-tokens", str(slots)]
+        flags += ["--max-total-tokens", str(slots)]
     else:
         # The steady state of a workload is a batch of all its users: one exact graph for each.
         flags += ["--cuda-graph-bs-decode", *map(str, users)]
@@ -127,9 +126,9 @@ def common_flags(
 
 
 def make_arms(
-    common: Sequence[str], stock: str, configs: Sequence[tuple[str, Path]], folder: Path
+    common: Sequence[str], stock: str, configs: Sequence[Path], folder: Path
 ) -> list[ServeArm]:
-    """The stock arm, then one for each YAML file.
+    """The stock arm, then one for each YAML file, of its name.
 
     Parameters
     ----------
@@ -138,23 +137,25 @@ def make_arms(
     stock : str
         Attention backend of the stock arm, and the inner backend of a YAML file that leaves it
         to SGLang: the arms differ in the decode of sparse layers alone.
-    configs : sequence of (str, Path)
-        Names and files.
+    configs : sequence of Path
     folder : Path
         Where the completed YAML files are written.
 
     Raises
     ------
     Refusal
-        If a file is not valid.
+        If a file is not valid, or two arms would have one name.
     """
+    names = [STOCK, *(path.stem for path in configs)]
+    if len(set(names)) < len(names):
+        raise Refusal.of("--config", f"files of different names, none of {STOCK}", str(names[1:]))
     arms = [ServeArm(STOCK, stock, stock, (*common, "--attention-backend", stock))]
-    for name, path in configs:
+    for name, path in zip(names[1:], configs, strict=True):
         settings = arm_settings(HataConfig.load(path).method, path)
         if settings.get("inner_backend", "auto") == "auto":
             settings["inner_backend"] = stock
         HataConfig.parse(settings)
-        completed = folder / f"{name}.yaml"
+        completed = folder / f"{name}-completed.yaml"
         completed.write_text(yaml.safe_dump(settings, sort_keys=False))
         flags = (*common, "--attention-backend", "hata", "--hata-config", str(completed))
         arms.append(ServeArm(name, "hata", settings["inner_backend"], flags))

@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
+from hata_sglang.bench.shapes import SHAPES, read_shape, write_model
+from hata_sglang.bench.workloads import WORKLOADS, Workload, read_count, read_workload
+from hata_sglang.errors import Refusal
 
-from hata_sglang.bench.models import CONFIGS, read_config, write_shape
-from hata_sglang.bench.workloads import (
-    DEFAULTS,
-    NAMES,
-    Workload,
-    read_count,
-    read_size,
-    read_tokens,
-)
-from hata_sglang.errors import Problem, Refusal, refuse_any
-
-#: Sizes for a CPU, and for the demo model, whose context is 8,192.
-SMALL = {
-    "one": ["1x4096"],
-    "unrelated": ["2x2048"],
-    "shared": ["4x3072"],
-    "short": ["4x200"],
-}
+#: Tokens that every request generates, and of a question about a shared document; fewer on a CPU.
 OUTPUT, SMALL_OUTPUT = 256, 32
 QUESTION, SMALL_QUESTION = 200, 32
-WHAT = {
-    "one": "one long request",
-    "unrelated": "long requests that share nothing",
-    "shared": "users with a question each about one document, which is read before",
-    "short": "short chats",
-}
-
-
-def read_named_path(text: str) -> tuple[str, Path]:
-    """Read ``NAME=PATH`` or ``PATH`` (named as the file). The type of an argument of argparse.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If a part is empty, or the name is that of the stock arm.
-    """
-    name, sign, path = text.partition("=")
-    if not sign:
-        name, path = Path(text).stem, text
-    if not name or not path or name == "stock" or "/" in name:
-        raise argparse.ArgumentTypeError(
-            f"expected NAME=PATH, NAME a word other than stock, found {text!r}"
-        )
-    return name, Path(path)
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``bench serve`` but for the CSV and the plots."""
+    """Add the arguments of ``bench serve``."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (the demo model)")
-    model.add_argument("--shape", choices=sorted(CONFIGS), help="no weights: dummy ones")
-    parser.add_argument(
-        "--dummy-weights", action="store_true", help="for --model: do not load its weights"
+    model.add_argument(
+        "--shape", type=read_shape, metavar="NAME", help=f"dummy weights: {', '.join(SHAPES)}"
     )
     parser.add_argument(
         "--config",
-        action="append",
-        type=read_named_path,
-        metavar="NAME=YAML",
-        help="an arm with hata; repeatable (the demo model's, or random codes for --shape)",
+        nargs="+",
+        type=Path,
+        metavar="YAML",
+        help="arms with hata, named as the files (the demo model's, or random codes for --shape)",
     )
     parser.add_argument(
         "--bits",
@@ -78,21 +39,17 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the random codes of --shape, an arm each (128)",
     )
-    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
-    for name, what in WHAT.items():
-        default = ", ".join(DEFAULTS[name])
-        small = ", ".join(SMALL[name])
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            type=read_size,
-            metavar="USERSxTOKENS",
-            help=f"{what} ({default}; on a CPU and for the demo model {small})",
-        )
-    parser.add_argument("--question-tokens", type=read_tokens, help=f"of shared ({QUESTION})")
-    parser.add_argument("--output-tokens", type=read_tokens, help=f"of every request ({OUTPUT})")
-    parser.add_argument("--repeats", type=int, default=1, help="of every workload (1)")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        type=read_workload,
+        default=[(name, None) for name in WORKLOADS],
+        metavar="NAME=USERSxTOKENS",
+        help="; ".join(f"{name}: {what}" for name, (what, *_) in WORKLOADS.items()),
+    )
+    parser.add_argument(
+        "--output-tokens", type=read_count, metavar="N", help=f"of every request ({OUTPUT})"
+    )
     parser.add_argument(
         "--attention-backend",
         metavar="NAME",
@@ -104,17 +61,13 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLAGS",
         help='of SGLang, for every arm, in one string: "--mem-fraction-static 0.85"',
     )
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for an arm (3600)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="CSV; rows that one there has are skipped"
+    )
 
 
 def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
-    """The workloads that the command line asks for.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-    small : bool
-        Fill in sizes for a CPU.
+    """The workloads that a command line asks for; `small` ones, for a CPU, where it has no sizes.
 
     Raises
     ------
@@ -122,46 +75,42 @@ def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
         If one has fewer than two output tokens per request: nothing would be between them.
     """
     output = args.output_tokens or (SMALL_OUTPUT if small else OUTPUT)
-    question = args.question_tokens or (SMALL_QUESTION if small else QUESTION)
-    problems = []
     if output < 2:
-        problems.append(Problem("--output-tokens", "at least 2", str(output)))
-    if args.repeats < 1:
-        problems.append(Problem("--repeats", "at least 1", str(args.repeats)))
-    refuse_any(problems)
-    defaults = SMALL if small else DEFAULTS
+        raise Refusal.of("--output-tokens", "at least 2", str(output))
     made = []
-    for name in args.workloads:
-        sizes = getattr(args, name) or [read_size(text) for text in defaults[name]]
-        own = question if name == "shared" else 0
-        made += [Workload(name, users, tokens, output, own) for users, tokens in sizes]
+    for name, size in args.workloads:
+        _, usual, few = WORKLOADS[name]
+        question = (SMALL_QUESTION if small else QUESTION) if name == "shared" else 0
+        for users, tokens in [size] if size else few if small else usual:
+            made.append(Workload(name, users, tokens, output, question))
     return list(dict.fromkeys(made))
 
 
-def check_model(config: dict[str, Any], needed: int) -> None:
-    """Refuse requests that are longer than the model's context.
+def read_config(model: Path, needed: int) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint, whose contexts have to be of `needed` tokens.
 
     Raises
     ------
     Refusal
+        If there is none, or requests are longer than the model's context.
     """
+    path = model / "config.json"
+    if not path.is_file():
+        found = "no config.json in it" if model.is_dir() else "no such folder"
+        raise Refusal.of("--model", "a model's folder, with config.json", f"{model}: {found}")
+    config = json.loads(path.read_text())
+    config = config.get("text_config", config)
     longest = config.get("max_position_embeddings")
     if longest is not None and needed > longest:
         expected = f"requests of at most {longest} tokens, the context of the model"
-        raise Refusal.of("--one, --unrelated, --shared, --short", expected, str(needed))
+        raise Refusal.of("--workloads", expected, str(needed))
+    return config
 
 
 def run_serve(args: argparse.Namespace) -> int:
     """``bench serve``: every workload through every arm; 1 if an arm failed."""
+    from hata_sglang.bench import serve_arms
     from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
-    from hata_sglang.bench.serve_arms import (
-        RANDOM_BITS,
-        check_server_args,
-        common_flags,
-        context_length,
-        make_arms,
-        random_arm,
-    )
     from hata_sglang.demo.model import ensure_demo_model
     from hata_sglang.evaluation.arms import demo_config
     from hata_sglang.evaluation.results import ResultFile
@@ -169,48 +118,36 @@ def run_serve(args: argparse.Namespace) -> int:
     from hata_sglang.seams.cpu_preview import has_cuda_driver
 
     more = shlex.split(args.server_args)
-    check_server_args(more)
-    has_gpu = has_cuda_driver()
-    if args.device == "cuda" and not has_gpu:
-        raise Refusal.of("--device", "cpu or auto on a machine without a GPU", "cuda")
+    serve_arms.check_server_args(more)
     if args.model is not None and args.config is None:
         raise Refusal.of("--config", "a YAML file for this model", "none")
     if args.bits and (args.shape is None or args.config is not None):
         raise Refusal.of("--bits", "--shape without --config", "another model's codes")
-    on_cpu = args.device == "cpu" or not has_gpu
+    on_cpu = not has_cuda_driver()
     demo = args.model is None and args.shape is None
-    asked = make_workloads(args, small=on_cpu or demo)
-    needed = context_length(asked)
+    workloads = make_workloads(args, small=on_cpu or demo)
+    needed = serve_arms.context_length(workloads)
     with TemporaryDirectory(prefix="hata-bench-") as name:
         folder = Path(name)
         configs = args.config
         if args.shape:
-            model = write_shape(args.shape, folder, needed)
-            if configs is None:
-                bits = dict.fromkeys(args.bits or [RANDOM_BITS])
-                configs = [random_arm(each, folder) for each in bits]
+            model = write_model(args.shape, folder, needed)
+            bits = dict.fromkeys(args.bits or [serve_arms.RANDOM_BITS])
+            configs = configs or [serve_arms.random_codes(each, folder) for each in bits]
         else:
             model = (args.model or ensure_demo_model()).resolve()
-            configs = configs or [("hata", demo_config())]
-        config = read_config(model)
-        check_model(config, needed)
-        dummy = args.dummy_weights or args.shape is not None
-        flags = common_flags(model, asked, on_cpu=on_cpu, dummy=dummy, more=more)
+            configs = configs or [demo_config()]
+        config, dummy = read_config(model, needed), args.shape is not None
+        flags = serve_arms.common_flags(model, workloads, on_cpu=on_cpu, dummy=dummy, more=more)
         stock = args.attention_backend or ("torch_native" if on_cpu else "flashinfer")
-        arms = make_arms(flags, stock, configs, folder)
-        results = ResultFile(args.out, COLUMNS, KEYS)
+        arms = serve_arms.make_arms(flags, stock, configs, folder)
         exit_on_sigterm()
-        console = Console()
         failed = run_arms(
             arms,
-            [(workload, repeat) for workload in asked for repeat in range(args.repeats)],
-            results,
+            workloads,
+            ResultFile(args.out, COLUMNS, KEYS),
             model=model.name,
             weights="dummy weights" if dummy else "checkpoint",
             vocabulary=config["vocab_size"],
-            folder=folder,
-            timeout=args.timeout,
-            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         )
-    console.print(f"{args.out}: {len(results)} rows", highlight=False)
     return 1 if failed else 0

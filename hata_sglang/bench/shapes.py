@@ -1,155 +1,119 @@
-"""What is timed: attention shapes of models, and scenarios."""
+"""The models whose attention is timed: one table, and checkpoints of dummy weights out of it."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import argparse
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Attention shape of one layer of a model.
+    """Sizes of a model.
 
     Attributes
     ----------
     name : str
     q_heads, kv_heads, dim : int
+        Of the attention of one layer.
+    layers, hidden, intermediate, vocabulary : int
+        Of the rest.
+    family : str
+        ``llama`` or ``qwen2``, whose implementation SGLang runs.
     """
 
     name: str
     q_heads: int
     kv_heads: int
     dim: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    family: str = "llama"
 
     @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.q_heads // self.kv_heads
 
+    def config(self, context: int) -> dict[str, Any]:
+        """Settings of ``config.json`` for a model that takes `context` tokens."""
+        return {
+            "architectures": [f"{self.family.title()}ForCausalLM"],
+            "model_type": self.family,
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.q_heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.dim,
+            "max_position_embeddings": context,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "torch_dtype": "bfloat16",
+            "hidden_act": "silu",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "tie_word_embeddings": False,
+        }
 
+
+#: By lower-case name. ``tiny`` is for CPUs.
 SHAPES = {
-    shape.name: shape
+    shape.name.lower(): shape
     for shape in (
-        Shape("Llama-3.1-8B", 32, 8, 128),
-        Shape("Qwen2.5-7B", 28, 4, 128),
-        Shape("Llama-2-7B", 32, 32, 128),
-        Shape("SmolLM2-135M", 9, 3, 64),
+        Shape("Llama-3.1-8B", 32, 8, 128, 32, 4096, 14336, 128256),
+        Shape("Qwen2.5-7B", 28, 4, 128, 28, 3584, 18944, 152064, "qwen2"),
+        Shape("Llama-2-7B", 32, 32, 128, 32, 4096, 11008, 32000),
+        Shape("SmolLM2-135M", 9, 3, 64, 30, 576, 1536, 49152),
+        Shape("tiny", 4, 2, 32, 3, 128, 128, 4096),
     )
 }
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One decode step of one layer.
+def read_shape(text: str) -> Shape:
+    """Read a shape's name, in any case; the type of an argument of argparse.
 
-    Attributes
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If there is none of that name.
+    """
+    if text.lower() not in SHAPES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(SHAPES)}, found {text!r}")
+    return SHAPES[text.lower()]
+
+
+def write_model(shape: Shape, folder: Path, context: int) -> Path:
+    """Write a checkpoint without weights, for SGLang's ``--load-format dummy``.
+
+    Every token of its tokenizer is a word, its id: what dummy weights generate is text, which
+    `sglang.benchmark.serving` counts tokens by.
+
+    Parameters
     ----------
     shape : Shape
-    batch, context : int
-        Requests, and tokens of each.
-    k : int
-        Budget, tokens per KV head.
-    method : str
-        ``hata`` or ``asymmetric``.
-    bits : int
-        Per code.
-    shared : int
-        First tokens of every context that are the same ones: a document that all users share.
+    folder : Path
+        A folder of the shape's name is made in it.
+    context : int
+        Tokens that the model says it can take.
+
+    Returns
+    -------
+    Path
+        The model's folder.
     """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    shape: Shape
-    batch: int
-    context: int
-    k: int
-    method: str = "asymmetric"
-    bits: int = 128
-    shared: int = 0
-
-    def __str__(self) -> str:
-        size = f"{self.batch} x {self.context // 1024}K, k {self.k}"
-        if self.shared:
-            size += f", {self.shared // 1024}K shared"
-        return f"{self.shape.name} {size}, {self.method} {self.bits}"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all contexts together, each once."""
-        return self.shared + self.batch * (self.context - self.shared)
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of a token's codes and of its slot."""
-        return self.shape.kv_heads * self.bits // 8 + 4
-
-    @property
-    def bytes_read(self) -> dict[str, int]:
-        """Bytes that a step cannot do without, by stage: codes and slots, then K and V kept."""
-        rows = self.batch * self.shape.kv_heads
-        return {
-            "score": self.tokens * self.code_bytes,
-            "attend": rows * min(self.k, self.context) * (2 * 2 * self.shape.dim + 4),
-        }
-
-    @property
-    def buffers(self) -> tuple[str, int, int, int, str, int]:
-        """Scenarios that agree in it can use the same layers: all but the budget."""
-        return self.shape.name, self.batch, self.context, self.bits, self.method, self.shared
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of K, V and slots that dense attention has to read."""
-        return self.tokens * (2 * 2 * self.shape.kv_heads * self.shape.dim + 4)
-
-
-def headline() -> Iterator[Scenario]:
-    """The scenarios of the README, of both methods."""
-    llama, mha = SHAPES["Llama-3.1-8B"], SHAPES["Llama-2-7B"]
-    for method in ("asymmetric", "hata"):
-        for batch, context, k in (
-            (1, 32, 512),
-            (8, 32, 512),
-            (32, 32, 512),
-            (1, 128, 2048),
-            (8, 128, 2048),
-        ):
-            yield Scenario(llama, batch, context * 1024, k, method)
-        yield Scenario(mha, 8, 32 * 1024, 512, method)
-        for users in (32, 128):
-            yield Scenario(llama, users, 97 * 1024, 1536, method, shared=96 * 1024)
-
-
-def scaling() -> Iterator[Scenario]:
-    """Lines against context, batch, budget and bits, and the other shapes.
-
-    k is 1 / 64 of the context but for lines against the budget.
-    """
-    llama, kilo = SHAPES["Llama-3.1-8B"], 1024
-    for bits in (128, 64):
-        for batch, exponent in itertools.product((1, 8), range(3, 10)):
-            context = 2**exponent * kilo
-            yield Scenario(llama, batch, context, context // 64, bits=bits)
-    for method, exponent in itertools.product(("asymmetric", "hata"), range(7)):
-        yield Scenario(llama, 2**exponent, 32 * kilo, 512, method)
-    for batch, k in itertools.product((1, 8), (512, 1024, 2048, 4096)):
-        yield Scenario(llama, batch, 128 * kilo, k)
-    for bits in (64, 128, 256):
-        yield Scenario(llama, 8, 128 * kilo, 2048, bits=bits)
-    for shape, batch, context in itertools.product(SHAPES.values(), (1, 8), (8 * kilo, 32 * kilo)):
-        yield Scenario(shape, batch, context, context // 64)
-
-
-def grid(
-    shapes: Iterable[Shape],
-    batches: Iterable[int],
-    contexts: Iterable[int],
-    budgets: Iterable[float],
-    bits: Iterable[int],
-    shared: Iterable[int],
-    methods: Iterable[str],
-) -> Iterator[Scenario]:
-    """Every combination; a budget below 1 is a share of the context. Contexts are in tokens."""
-    axes = (shapes, methods, bits, contexts, shared, budgets, batches)
-    for shape, method, width, context, same, budget, batch in itertools.product(*axes):
-        k = round(budget * context) if budget < 1 else int(budget)
-        yield Scenario(shape, batch, context, k, method, width, same)
+    model = folder / shape.name.lower()
+    words = models.WordLevel({str(i): i for i in range(shape.vocabulary)}, unk_token="0")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(model)
+    (model / "config.json").write_text(json.dumps(shape.config(context), indent=2))
+    return model

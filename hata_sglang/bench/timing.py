@@ -1,17 +1,18 @@
-"""Timing on a GPU: CUDA graphs, events, a cold L2, medians."""
+"""Timing on a GPU: FlashInfer's CUDA graphs, over layers that keep the L2 cold."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from statistics import quantiles
 
 import torch
 from torch.autograd import DeviceType
 
 from hata_kernels import chain
 
-#: Calls in a timed graph, at least.
+#: Calls in a timed graph, at least: its launch is spread over them, as a model's is over layers.
 MIN_CALLS = 16
 
 
@@ -25,76 +26,50 @@ class Timing:
 
     @classmethod
     def of(cls, values: list[float]) -> Timing:
-        """Of one value per replay."""
-        low, _, _, high = statistics.quantiles(values, n=5)
-        return cls(low, statistics.median(values), high)
-
-
-def capture(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Warm up on a side stream, then capture."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
-
-
-def capture_layers(step: Callable[[int], object], layers: int) -> torch.cuda.CUDAGraph:
-    """Capture one call per layer, in turn."""
-
-    def everything() -> None:
-        for layer in range(layers):
-            step(layer)
-
-    return capture(everything)
+        """Of two values or more."""
+        tenths = quantiles(values, n=10, method="inclusive")
+        return cls(tenths[1], tenths[4], tenths[7])
 
 
 def time_layers(step: Callable[[int], object], layers: int, replays: int = 30) -> Timing:
-    """Time one call, in a graph of one call per layer.
+    """Time one call, in a graph of calls for each layer in turn.
 
     Parameters
     ----------
     step : callable
         Takes a layer's number. With more bytes in all layers' buffers than the L2 holds, every
-        call finds it as cold as in a model.
+        call finds it as cold as in a model; FlashInfer's own copies of arguments would count a
+        whole pool where a call reads a part.
     layers : int
     replays : int, default 30
 
     Returns
     -------
     Timing
-        Of a call. A graph's launch is spread over at least `MIN_CALLS`, as a model's is over its
-        layers.
+        Of a call.
     """
-    calls = layers * max(1, MIN_CALLS // layers)
-    graph = capture_layers(lambda call: step(call % layers), calls)
-    for _ in range(3):
-        graph.replay()
-    pairs = []
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    return Timing.of([1000 * start.elapsed_time(end) / calls for start, end in pairs])
+    from flashinfer.testing import bench_gpu_time_with_cudagraph
+
+    turn = cycle(range(layers))
+    milliseconds = bench_gpu_time_with_cudagraph(
+        lambda: step(next(turn)),
+        dry_run_iters=3,
+        repeat_iters=replays,
+        num_iters_within_graph=layers * max(1, MIN_CALLS // layers),
+        cold_l2_cache=False,
+    )
+    return Timing.of([1e3 * each for each in milliseconds])
 
 
 def kernel_times(
     step: Callable[[int], object], layers: int, names: Sequence[str], replays: int = 10
 ) -> dict[str, Timing]:
-    """Time single kernels inside of a graph of one call per layer, by ``torch.profiler``.
+    """Time single kernels of calls for each layer in turn, by ``torch.profiler``.
 
     Parameters
     ----------
     step : callable
-        Takes a layer's number.
+        Takes a layer's number; called before, so that nothing is left to compile.
     layers : int
     names : sequence of str
         What the kernels' names begin with.
@@ -106,13 +81,16 @@ def kernel_times(
         Microseconds of one launch by itself (`hata_kernels.chain` is off), by name; without those
         that the profiler did not see (it sees none where CUPTI is taken or missing).
     """
+    graph = torch.cuda.CUDAGraph()
     chain.ENABLED = False
     try:
-        graph = capture_layers(step, layers)
+        step(0)  # compiled anew without the chain
+        with torch.cuda.graph(graph):
+            for layer in range(layers):
+                step(layer)
     finally:
         chain.ENABLED = True
-    for _ in range(3):
-        graph.replay()
+    graph.replay()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(replays):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-NAMES = ("one", "unrelated", "shared", "short")
-#: Workloads that are run where the command line says nothing else: (name, users x tokens).
-DEFAULTS = {
-    "one": ["1x131072"],
-    "unrelated": ["8x32768"],
-    "shared": ["32x100000", "128x100000"],
-    "short": ["64x500"],
+#: What each is; its usual sizes, users and tokens of each; and those for a CPU or the demo model,
+#: whose context is 8,192.
+WORKLOADS: dict[str, tuple[str, list[tuple[int, int]], list[tuple[int, int]]]] = {
+    "one": ("one long request", [(1, 131072)], [(1, 4096)]),
+    "unrelated": ("long requests that share nothing", [(8, 32768)], [(2, 2048)]),
+    "shared": (
+        "users with a question each about one document, which is read before",
+        [(32, 100000), (128, 100000)],
+        [(4, 3072)],
+    ),
+    "short": ("short chats", [(64, 500)], [(4, 200)]),
 }
 #: Lowest token id of a prompt: those below it may mean something to SGLang (end of sequence).
 FIRST_TOKEN = 16
@@ -26,7 +29,7 @@ class Workload:
     Attributes
     ----------
     name : str
-        One of `NAMES`.
+        A key of `WORKLOADS`.
     users : int
         Requests.
     tokens : int
@@ -52,78 +55,61 @@ class Workload:
         return self.tokens + self.question
 
     @property
-    def longest(self) -> int:
-        """Tokens of a request, at its end."""
-        return self.prompt + self.output
-
-    @property
     def pool(self) -> int:
         """Slots of the KV cache that it takes, a shared document counted once."""
-        if self.name == "shared":
-            return self.tokens + self.users * (self.question + self.output)
-        return self.users * self.longest
+        own = self.question if self.name == "shared" else self.tokens
+        document = self.tokens if self.name == "shared" else 0
+        return document + self.users * (own + self.output)
 
-    def prompts(self, vocabulary: int, repeat: int = 0) -> list[list[int]]:
-        """Token ids of every user's prompt; the same for every arm.
+    def prompts(self, vocabulary: int) -> tuple[list[int], list[list[int]]]:
+        """Token ids, the same for every arm.
+
+        `sglang.benchmark.serving` has no data set of a shared document in token ids in all
+        releases, and as text its length depends on the tokenizer.
 
         Parameters
         ----------
         vocabulary : int
             Ids are below it.
-        repeat : int, default 0
-            Other prompts, of the same lengths.
+
+        Returns
+        -------
+        document : list of int
+            What all share, to be read before; empty but for ``shared``.
+        prompts : list of list of int
+            Of every user, the document included.
         """
-        dice = random.Random(f"{self.name} {self.users} {self.tokens} {repeat}")
+        dice = random.Random(f"{self.name} {self.users} {self.tokens}")
 
         def draw(count: int) -> list[int]:
             return [dice.randrange(FIRST_TOKEN, vocabulary) for _ in range(count)]
 
+        document, own = [], self.tokens
         if self.name == "shared":
-            document = draw(self.tokens)
-            return [document + draw(self.question) for _ in range(self.users)]
-        return [draw(self.tokens) for _ in range(self.users)]
-
-    def document(self, vocabulary: int, repeat: int = 0) -> list[int] | None:
-        """The shared document's token ids; None but for ``shared``."""
-        if self.name != "shared":
-            return None
-        return self.prompts(vocabulary, repeat)[0][: self.tokens]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; ``Workload(**d)`` undoes it."""
-        return asdict(self)
+            document, own = draw(self.tokens), self.question
+        return document, [document + draw(own) for _ in range(self.users)]
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """Read ``8x32K``: users and tokens of each. The type of an argument of argparse.
+def read_workload(text: str) -> tuple[str, tuple[int, int] | None]:
+    """Read ``unrelated=8x32K`` (users, tokens of each; K is 1,024), or a name alone.
+
+    The type of an argument of argparse.
 
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is nothing like it.
+        If there is no such workload, or its size is none.
     """
-    users, _, tokens = text.lower().partition("x")
-    try:
-        sizes = int(users), read_tokens(tokens)
-    except (ValueError, argparse.ArgumentTypeError):
-        sizes = (0, 0)
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"expected USERSxTOKENS (8x32K), found {text!r}")
-    return sizes
-
-
-def read_tokens(text: str) -> int:
-    """Read a number of tokens, ``32768`` or ``32K`` (of 1,024).
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If it is neither, or below 1.
-    """
-    digits, factor = (text[:-1], 1024) if text.upper().endswith("K") else (text, 1)
-    if not digits.isdecimal() or int(digits) < 1:
-        raise argparse.ArgumentTypeError(f"expected tokens (32768 or 32K), found {text!r}")
-    return int(digits) * factor
+    name, sign, size = text.partition("=")
+    if name not in WORKLOADS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(WORKLOADS)}, found {name!r}")
+    if not sign:
+        return name, None
+    users, _, tokens = size.upper().partition("X")
+    digits, factor = (tokens[:-1], 1024) if tokens.endswith("K") else (tokens, 1)
+    if not (users.isdecimal() and digits.isdecimal() and int(users) and int(digits)):
+        raise argparse.ArgumentTypeError(f"expected NAME=USERSxTOKENS (8x32K), found {text!r}")
+    return name, (int(users), int(digits) * factor)
 
 
 def read_count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`bench serve` for real: SGLang's engine on the CPU, stock and with hata, dummy weights."""
+"""`bench serve` for real: SGLang's server on the CPU, stock and with hata, dummy weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ recent: 16
 dense_layers: [0]
 """
 OUTPUT = 12
-SIZES = {"one": ["1x400"], "unrelated": ["2x300"], "shared": ["3x350"], "short": ["4x40"]}
+SIZES = {"one": "1x400", "unrelated": "2x300", "shared": "3x350", "short": "4x40"}
 
 
 def bench(tmp_path, *more):
     (tmp_path / "sparse.yaml").write_text(YAML)
-    argv = ["bench", "serve", "--shape", "tiny", "--device", "cpu", "--timeout", "500"]
-    argv += ["--output-tokens", str(OUTPUT), "--question-tokens", "30"]
-    for name, sizes in SIZES.items():
-        argv += [f"--{name}", *sizes]
-    argv += ["--config", f"sparse={tmp_path / 'sparse.yaml'}", "--out", str(tmp_path / "s.csv")]
+    argv = ["bench", "serve", "--shape", "tiny", "--output-tokens", str(OUTPUT), "--workloads"]
+    argv += [f"{name}={size}" for name, size in SIZES.items()]
+    argv += ["--config", str(tmp_path / "sparse.yaml"), "--out", str(tmp_path / "s.csv")]
     command = [sys.executable, "-m", "hata_sglang.cli", *argv, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
     with (tmp_path / "s.csv").open() as stream:
@@ -36,17 +34,18 @@ def bench(tmp_path, *more):
 
 
 def test_both_arms(tmp_path):
-    done, rows = bench(tmp_path, "--plots", str(tmp_path / "plots"))
+    done, rows = bench(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [(row["arm"], row["workload"]) for row in rows] == [
         (arm, name) for arm in ("stock", "sparse") for name in SIZES
     ]
     for row in rows:
-        assert float(row["decode_tokens_per_s"]) > 0
-        assert 0 < float(row["itl_p50_ms"]) <= float(row["itl_p99_ms"])
         assert 0 < float(row["ttft_p50_s"]) <= float(row["ttft_max_s"])
+        if row["users"] == "1":  # on a busy machine one of several may end before another begins
+            assert float(row["decode_tokens_per_s"]) > 0
+            assert 0 < float(row["itl_p50_ms"]) <= float(row["itl_p99_ms"])
+            assert row["note"] == ""
         assert int(row["output_tokens"]) == OUTPUT * int(row["users"])
-        assert (row["peak_gpu_memory_gb"], row["note"]) == ("", "")
         assert (row["weights"], row["inner_backend"]) == ("dummy weights", "torch_native")
         shared = row["workload"] == "shared"
         # The document was read before the users came; nobody else finds anything.
@@ -57,7 +56,6 @@ def test_both_arms(tmp_path):
             assert float(row["share_read"]) == 1  # shorter than the budget
         else:
             assert float(row["share_read"]) == pytest.approx(128 / int(row["prompt_tokens"]), 0.05)
-    assert (tmp_path / "plots" / "serve-tiny.png").is_file()
 
     again, same = bench(tmp_path)
     assert again.returncode == 0
@@ -66,7 +64,7 @@ def test_both_arms(tmp_path):
 
 
 def test_an_engine_that_does_not_start(tmp_path):
-    done, rows = bench(tmp_path, "--workloads", "short", "--server-args", "--dtype complex128")
+    done, rows = bench(tmp_path, "--server-args", "--dtype complex128")
     assert (done.returncode, rows) == (1, [])
-    assert done.stdout.count("failed, exit code") == 2
+    assert done.stdout.count(" failed (log in ") == 2
     assert "complex128" in done.stdout

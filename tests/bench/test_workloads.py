@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from hata_sglang import cli
 from hata_sglang.bench.serve_arms import (
@@ -12,10 +13,11 @@ from hata_sglang.bench.serve_arms import (
     common_flags,
     context_length,
     make_arms,
-    random_arm,
+    random_codes,
 )
 from hata_sglang.bench.serve_cli import add_serve_arguments, make_workloads
-from hata_sglang.bench.workloads import FIRST_TOKEN, Workload, read_size
+from hata_sglang.bench.shapes import SHAPES, write_model
+from hata_sglang.bench.workloads import FIRST_TOKEN, Workload, read_workload
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
 
@@ -25,39 +27,37 @@ SHARED = Workload("shared", 3, 100, 8, question=20)
 def parse(*argv):
     parser = argparse.ArgumentParser()
     add_serve_arguments(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(["--out", "x.csv", *argv])
 
 
 def test_shared_prompts_have_one_document():
-    prompts = SHARED.prompts(1000)
-    document = SHARED.document(1000)
+    document, prompts = SHARED.prompts(1000)
     assert len(document) == 100
     assert [len(prompt) for prompt in prompts] == [120] * 3
     assert all(prompt[:100] == document for prompt in prompts)
     assert len({tuple(prompt[100:]) for prompt in prompts}) == 3
     assert all(FIRST_TOKEN <= token < 1000 for prompt in prompts for token in prompt)
-    assert SHARED.prompts(1000) == prompts
-    assert SHARED.document(1000, repeat=1) != document
+    assert SHARED.prompts(1000) == (document, prompts)
 
 
 def test_unrelated_prompts_share_nothing():
-    workload = Workload("unrelated", 4, 50, 8)
-    first, *others = workload.prompts(1000)
+    document, (first, *others) = Workload("unrelated", 4, 50, 8).prompts(1000)
+    assert document == []
     assert all(prompt[:8] != first[:8] for prompt in others)
-    assert workload.document(1000) is None
-    assert Workload(**workload.as_dict()) == workload
 
 
 def test_sizes():
-    assert (SHARED.prompt, SHARED.longest, SHARED.pool) == (120, 128, 100 + 3 * 28)
+    assert (SHARED.prompt, SHARED.pool) == (120, 100 + 3 * 28)
     assert Workload("short", 64, 500, 12).pool == 64 * 512
-    assert read_size("8x32K") == (8, 32768)
+    assert context_length([SHARED]) > 128
+    assert read_workload("unrelated=8x32K") == ("unrelated", (8, 32768))
+    assert read_workload("short") == ("short", None)
 
 
-@pytest.mark.parametrize("text", ["8", "8x", "x8", "0x5", "8xK", "-1x5"])
+@pytest.mark.parametrize("text", ["one=8", "one=8x", "one=x8", "one=0x5", "one=8xK", "one=-1x5"])
 def test_bad_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match="USERSxTOKENS"):
-        read_size(text)
+        read_workload(text)
 
 
 def test_default_workloads():
@@ -71,23 +71,19 @@ def test_default_workloads():
     ]
     small = make_workloads(parse("--workloads", "short", "one"), small=True)
     assert [each.name for each in small] == ["short", "one"]
-    assert max(each.longest for each in small) <= 8192
+    assert max(each.prompt + each.output for each in small) <= 8192
 
 
 def test_given_workloads():
-    args = parse("--workloads", "shared", "--shared", "2x1K", "4x1K", "--question-tokens", "50")
+    args = parse("--workloads", "shared=2x1K", "shared=4x1K", "--output-tokens", "50")
     assert make_workloads(args, small=False) == [
-        Workload("shared", users, 1024, 256, question=50) for users in (2, 4)
+        Workload("shared", users, 1024, 50, question=200) for users in (2, 4)
     ]
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [(("--output-tokens", "1"), "--output-tokens"), (("--repeats", "0"), "--repeats")],
-)
-def test_refused_numbers(argv, words):
-    with pytest.raises(Refusal, match=words):
-        make_workloads(parse(*argv), small=True)
+def test_one_token_has_nothing_between_it():
+    with pytest.raises(Refusal, match="--output-tokens"):
+        make_workloads(parse("--output-tokens", "1"), small=True)
 
 
 def test_server_args_may_not_tell_arms_apart():
@@ -97,11 +93,11 @@ def test_server_args_may_not_tell_arms_apart():
 
 
 def test_arms_differ_in_the_backend_alone(tmp_path):
-    source = random_arm(64, tmp_path)[1]
+    source = random_codes(64, tmp_path)
     flags = common_flags(tmp_path, [SHARED], on_cpu=False, dummy=True, more=["--dtype", "half"])
-    stock, hata = make_arms(flags, "flashinfer", [("mine", source)], tmp_path / "..")
+    stock, hata = make_arms(flags, "flashinfer", [source], tmp_path)
     assert (stock.name, stock.backend, stock.inner) == ("stock", "flashinfer", "flashinfer")
-    assert (hata.name, hata.backend, hata.inner) == ("mine", "hata", "flashinfer")
+    assert (hata.name, hata.backend, hata.inner) == ("random-64b", "hata", "flashinfer")
     assert stock.flags == (*flags, "--attention-backend", "flashinfer")
     assert hata.flags[: len(flags) + 2] == (*flags, "--attention-backend", "hata")
     completed = yaml.safe_load(Path(hata.flags[-1]).read_text())
@@ -110,22 +106,28 @@ def test_arms_differ_in_the_backend_alone(tmp_path):
     assert "--cuda-graph-bs-decode 1 3" in text
     assert "--load-format dummy" in text
     assert f"--context-length {context_length([SHARED])}" in text
-    assert "--device" not in text
     assert text.endswith("--dtype half")
 
 
 def test_an_inner_backend_of_the_yaml_stays(tmp_path):
     source = tmp_path / "a.yaml"
     source.write_text("method: random\nbudget: 1024\ninner_backend: triton\n")
-    (tmp_path / "out").mkdir()
-    _, arm = make_arms([], "flashinfer", [("a", source)], tmp_path / "out")
+    _, arm = make_arms([], "flashinfer", [source], tmp_path)
     assert arm.inner == "triton"
+    assert "inner_backend: triton" in Path(arm.flags[-1]).read_text()
+    assert source.read_text().startswith("method")
+
+
+@pytest.mark.parametrize("names", [["a.yaml", "sub/a.yaml"], ["stock.yaml"]])
+def test_arms_of_one_name(names, tmp_path):
+    with pytest.raises(Refusal, match="--config: expected files of different names"):
+        make_arms([], "flashinfer", [tmp_path / name for name in names], tmp_path)
 
 
 @pytest.mark.parametrize(("bits", "name"), [(128, "random"), (64, "random-64b")])
 def test_random_codes_of_a_model_without_weights(bits, name, tmp_path):
-    arm, path = random_arm(bits, tmp_path)
-    assert arm == name
+    path = random_codes(bits, tmp_path)
+    assert path.stem == name
     plans = HataConfig.load(path).resolve(4, 131072)
     assert [plan.dense for plan in plans] == [True, True, False, False]
     assert (plans[2].method, plans[2].bits) == ("random", bits)
@@ -133,28 +135,34 @@ def test_random_codes_of_a_model_without_weights(bits, name, tmp_path):
 
 def test_cpu_flags(tmp_path):
     flags = common_flags(tmp_path, [SHARED], on_cpu=True, dummy=False, more=[])
-    assert flags[flags.index("--device") + 1] == "cpu"
     assert int(flags[flags.index("--max-total-tokens") + 1]) > SHARED.pool
     assert "--cuda-graph-bs-decode" not in flags
     assert "--load-format" not in flags
+
+
+def test_a_checkpoint_without_weights(tmp_path):
+    """Every token that it may generate is text: the client takes one without for none."""
+    folder = write_model(SHAPES["tiny"], tmp_path, 512)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode([0, 5, 4095], skip_special_tokens=True) == "0 5 4095"
+    assert tokenizer.encode("The capital of 17")[-1] == 17
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--model", "m", "--shape", "tiny"], "not allowed with"),
-        (["--shape", "gpt"], "invalid choice: 'gpt'"),
-        (["--config", "stock=a.yaml"], "NAME a word other than stock"),
+        (["--shape", "gpt"], "expected one of llama-3.1-8b"),
         (["--bits", "0"], "expected a whole number above 0"),
-        (["--one", "5"], "expected USERSxTOKENS (8x32K), found '5'"),
-        (["--workloads", "many"], "invalid choice: 'many'"),
+        (["--workloads", "one=5"], "expected NAME=USERSxTOKENS (8x32K), found 'one=5'"),
+        (["--workloads", "many"], "expected one of one, unrelated, shared, short, found 'many'"),
     ],
 )
 def test_usage_errors(argv, words, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "serve", "--out", "x.csv", *argv])
     assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -162,9 +170,9 @@ def test_usage_errors(argv, words, capsys):
     [
         (["--model", "none"], "--config: expected a YAML file for this model"),
         (["--model", "none", "--config", "a.yaml"], "no such folder"),
-        (["--shape", "tiny", "--config", "a=none.yaml"], "none.yaml"),
+        (["--shape", "tiny", "--config", "none.yaml"], "none.yaml"),
         (["--bits", "64"], "--bits: expected --shape without --config"),
-        (["--shape", "tiny", "--config", "a=a.yaml", "--bits", "64"], "--bits: expected --shape"),
+        (["--shape", "tiny", "--config", "a.yaml", "--bits", "64"], "--bits: expected --shape"),
         (["--shape", "tiny", "--server-args", "--device cpu"], "--server-args: expected"),
     ],
 )
@@ -178,6 +186,6 @@ def test_refusals(argv, words, tmp_path, capsys, monkeypatch):
 def test_requests_longer_than_the_model_takes(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512, "vocab_size": 64}')
     argv = ["bench", "serve", "--out", str(tmp_path / "x.csv"), "--model", str(tmp_path)]
-    argv += ["--config", "a.yaml", "--one", "1x512", "--workloads", "one"]
+    argv += ["--config", "a.yaml", "--workloads", "one=1x512"]
     assert cli.main(argv) == 2
     assert "expected requests of at most 512 tokens" in capsys.readouterr().err
