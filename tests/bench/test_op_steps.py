@@ -108,7 +108,7 @@ def test_exact_peer_picks_what_the_reference_scores_highest(k):
         layer.q,
         layer.k_cache,
         layer.token_slots,
-        torch.full((2,), CONTEXT),
+        lengths,
         scale=SHAPE.dim**-0.5,
         out=scores,
         sink=layers.SINK,
