@@ -21,8 +21,8 @@ from rich.console import Console
 from hata_sglang.config import HataConfig
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
-from hata_sglang.evaluation.hidden_fact import make_prompts
+from hata_sglang.evaluation.arms import arm_arguments, demo_config
+from hata_sglang.evaluation.hidden_fact import Measurement, make_prompts, measure
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
 
@@ -74,7 +74,7 @@ def main() -> int:
                     arm_arguments(arm, model, args.hata_config) as arguments,
                     ServerProcess(arguments) as server,
                 ):
-                    result = measure(server, fact, args.new_tokens)
+                    result = measure(server.client, fact, args.new_tokens)
                 rows.append(to_row(number, arm, result))
                 console.print(
                     " ".join(f"{key}={value}" for key, value in rows[-1].items()),

@@ -16,15 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openai import OpenAIError
 from rich.console import Console
 from rich.table import Table
 
 from hata_sglang.config import HataConfig
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
-from hata_sglang.evaluation.hidden_fact import HiddenFact, make_prompts
+from hata_sglang.evaluation.arms import arm_arguments, demo_config
+from hata_sglang.evaluation.hidden_fact import HiddenFact, Measurement, make_prompts, measure
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
 
 EXIT_FAILED = 2
@@ -75,7 +74,7 @@ def serve_and_measure(
 
         with ServerProcess([*arguments, *flags], on_wait=show) as server:
             status.update(f"{arm}: reading {fact.tokens} tokens, answering, then timing steps")
-            return measure(server, fact, args.new_tokens)
+            return measure(server.client, fact, args.new_tokens)
 
 
 def describe(arm: str, result: Measurement, layers: int, console: Console) -> None:
@@ -159,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_on_sigterm()
     try:
         run(argv, Console())
-    except (HataError, OpenAIError) as error:
+    except HataError as error:
         print(f"the demo failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0

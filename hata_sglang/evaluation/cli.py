@@ -78,7 +78,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         type=_data,
         default=[],
         metavar="TASK=PATH",
-        help="file or folder of a task or group: longbench=data qa_1=squad.json",
+        help="file of a task: qa_1=dev-v2.0.json niah_single_2=prose.txt",
     )
 
     nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")

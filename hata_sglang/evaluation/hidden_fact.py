@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from hata_sglang.errors import HataError
+from hata_sglang.evaluation.client import Client, Reply
 from hata_sglang.evaluation.haystack import count_tokens, document
+from hata_sglang.evaluation.sparsity import Reading, reading
 
 CITIES = (
     "Lisbon",
@@ -48,6 +50,8 @@ FACT = "The special magic number of {city} is {number}."
 QUESTION = "What is the special magic number of {city}?"
 #: New tokens that a reply may have; the model answers in one sentence of 14 or 15.
 REPLY_TOKENS = 20
+#: What is asked where the length of the context shall not matter.
+SHORT_PROMPT = ({"role": "user", "content": "Tell me a story."},)
 
 
 @dataclass(frozen=True)
@@ -78,41 +82,6 @@ class HiddenFact:
     def messages(self) -> list[dict[str, str]]:
         """The prompt in OpenAI's form."""
         return [{"role": "user", "content": self.prompt}]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a server answered.
-
-    Attributes
-    ----------
-    text : str
-    prompt_tokens, new_tokens : int
-        As the server counts them.
-    times : tuple of float
-        Seconds from the request to each piece of text; the server sends one per token, but holds
-        back a token that is not yet a whole character.
-    """
-
-    text: str
-    prompt_tokens: int
-    new_tokens: int
-    times: tuple[float, ...]
-
-    @property
-    def first_token_s(self) -> float:
-        """Seconds until the first piece: queueing and prefill."""
-        return self.times[0]
-
-    @property
-    def gaps_s(self) -> list[float]:
-        """Seconds between pieces that follow one another: the latency of a decode step."""
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decode speed, prefill excluded."""
-        return (self.new_tokens - 1) / (self.times[-1] - self.times[0])
 
 
 def make_prompts(
@@ -189,60 +158,74 @@ def found(answer: str, text: str) -> bool:
     return re.search(rf"(?<!\d){re.escape(answer)}(?!\d)", joined) is not None
 
 
-def ask(
-    base_url: str,
-    messages: Sequence[dict[str, str]],
-    *,
-    max_tokens: int = REPLY_TOKENS,
-    ignore_eos: bool = False,
-    timeout: float = 1800.0,
-) -> Reply:
-    """Ask a server through OpenAI's chat API, greedily, and time the reply.
+@dataclass(frozen=True)
+class Measurement:
+    """One prompt on one server: the answer, then decode speed on the same, now cached, prompt.
+
+    Attributes
+    ----------
+    answer, speed : Reply
+        The first reply includes the prefill of the whole prompt.
+    short : Reply
+        As many steps after a prompt of a few tokens.
+    right : bool
+        Whether `answer` has the hidden number.
+    read : Reading or None
+        Over `answer` and `speed`; None on a dense server.
+    """
+
+    answer: Reply
+    speed: Reply
+    short: Reply
+    right: bool
+    read: Reading | None
+
+    @property
+    def step_ms(self) -> float:
+        """Median latency of a decode step, in milliseconds."""
+        return median(self.speed.gaps_s) * 1e3
+
+    @property
+    def short_step_ms(self) -> float:
+        """The same after a few tokens: what a step takes that has next to nothing to attend to."""
+        return median(self.short.gaps_s) * 1e3
+
+    @property
+    def context_share(self) -> float:
+        """Share of a step that goes into its context, 0 to 1: what it takes beyond a short one."""
+        return max(0.0, 1 - self.short_step_ms / self.step_ms)
+
+
+def measure(client: Client, fact: HiddenFact, new_tokens: int = 32) -> Measurement:
+    """Ask for a hidden fact, then decode `new_tokens` steps after it, and after a short prompt.
 
     Parameters
     ----------
-    base_url : str
-        Root of the server, such as ``http://127.0.0.1:30000``.
-    messages : sequence of dict
-        In OpenAI's form.
-    max_tokens : int, optional
-        Default: `REPLY_TOKENS`.
-    ignore_eos : bool, default False
-        Go on to `max_tokens` (an option of SGLang's): for measuring speed.
-    timeout : float, default 1800
-        Seconds until the request is given up.
-
-    Returns
-    -------
-    Reply
+    client : Client
+        Of a server that serves nobody else.
+    fact : HiddenFact
+    new_tokens : int, default 32
+        Decode steps to time.
 
     Raises
     ------
-    openai.OpenAIError
-        If the server refuses, breaks off or does not answer in time.
     HataError
-        If the reply is empty.
+        If a reply is empty, or the server has hata's counters and they say that it did not decode
+        sparsely.
     """
-    from openai import OpenAI
 
-    client = OpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=timeout, max_retries=0)
-    start = time.perf_counter()
-    stream = client.chat.completions.create(
-        model="default",
-        messages=list(messages),
-        temperature=0,
-        max_tokens=max_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"ignore_eos": ignore_eos},
-    )
-    pieces, times, usage = [], [], None
-    for chunk in stream:
-        now = time.perf_counter() - start
-        usage = chunk.usage or usage
-        if chunk.choices and chunk.choices[0].delta.content:
-            pieces.append(chunk.choices[0].delta.content)
-            times.append(now)
-    if usage is None or not times:
-        raise HataError(f"{base_url}: expected text and its usage, found {pieces} and {usage}")
-    return Reply("".join(pieces), usage.prompt_tokens, usage.completion_tokens, tuple(times))
+    def ask(prompt: Sequence[dict[str, str]], max_tokens: int, **options: Any) -> Reply:
+        reply = client.chat(prompt, max_tokens, **options)
+        if not reply.times:
+            raise HataError(f"{client.base_url}: expected text, found an empty reply")
+        return reply
+
+    before = client.counters()
+    answer = ask(fact.messages, REPLY_TOKENS)
+    speed = ask(fact.messages, new_tokens + 1, ignore_eos=True)
+    after = client.counters()
+    short = ask(SHORT_PROMPT, new_tokens + 1, ignore_eos=True)
+    read = None
+    if before is not None and after is not None:
+        read = reading(before, after)
+    return Measurement(answer, speed, short, found(fact.answer, answer.text), read)

@@ -19,6 +19,7 @@ from typing import Any
 
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
+from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity, steps_of
 
@@ -186,7 +187,7 @@ def run_nll(
             batch = rows[start : start + concurrency]
             before = client.counters()
             logprobs = list(
-                pool.map(lambda each: client.decode_logprobs(each[0].prompt, each[0].force), batch)
+                pool.map(lambda each: decode_logprobs(client, each[0].prompt, each[0].force), batch)
             )
             steps = steps_of(len(chunk.force) for chunk, _ in batch)
             read = check_sparsity(arm, before, client.counters(), steps, "nll")

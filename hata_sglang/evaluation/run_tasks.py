@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.client import Answer, Client
+from hata_sglang.evaluation.client import Client, Reply
 from hata_sglang.evaluation.metrics import METRICS
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity, steps_of
@@ -51,26 +51,19 @@ TEXT_LIMIT = 200
 def task_names(words: Iterable[str]) -> list[str]:
     """Names of tasks out of names and groups, each once, in this order.
 
-    A group is ``ruler``, or what stands before the slash in names of tasks (``longbench``).
+    The only group is ``ruler``.
 
     Raises
     ------
     Refusal
         If a word is neither.
     """
-    groups = {name.partition("/")[0] for name in TASKS if "/" in name}
     names: dict[str, None] = {}
     for word in words:
-        if word in TASKS:
-            found = [word]
-        elif word == "ruler":
-            found = list(RULER)
-        elif word in groups:
-            found = [name for name in TASKS if name.startswith(f"{word}/")]
-        else:
-            known = sorted({"ruler", *groups, *(name for name in TASKS if "/" not in name)})
-            raise Refusal.of("--tasks", f"some of {', '.join(known)}", repr(word))
-        names.update(dict.fromkeys(found))
+        if word not in TASKS and word != "ruler":
+            known = ", ".join(sorted({"ruler", *TASKS}))
+            raise Refusal.of("--tasks", f"some of {known}", repr(word))
+        names.update(dict.fromkeys(RULER if word == "ruler" else [word]))
     return list(names)
 
 
@@ -86,15 +79,14 @@ def make_samples(
     count, length, tokenizer, seed
         See `hata_sglang.evaluation.tasks.base.Task.samples`.
     data : mapping of str to str
-        Paths by task or group; the task's own name goes first.
+        Paths by task.
 
     Raises
     ------
     TaskUnavailable
         If the task's file is missing.
     """
-    path = data.get(name, data.get(name.partition("/")[0]))
-    task = make_task(name) if path is None else make_task(name, path=path)
+    task = make_task(name, path=data[name]) if name in data else make_task(name)
     return task.samples(count, length, tokenizer, seed)
 
 
@@ -113,9 +105,9 @@ def row_of(arm: Arm, sample: Sample, length: int, seed: int) -> dict[str, Any]:
     }
 
 
-def scored(row: dict[str, Any], sample: Sample, answer: Answer, read: str) -> dict[str, Any]:
+def scored(row: dict[str, Any], sample: Sample, answer: Reply, read: str) -> dict[str, Any]:
     """A whole row: `row_of` with what came of it."""
-    score = METRICS[sample.metric](answer.text, sample.references, sample.all_classes)
+    score = METRICS[sample.metric](answer.text, sample.references)
     return {
         **row,
         "score": f"{score:.6g}",
@@ -125,6 +117,19 @@ def scored(row: dict[str, Any], sample: Sample, answer: Answer, read: str) -> di
         "prediction": answer.text[:TEXT_LIMIT],
         "reference": " | ".join(sample.references)[:TEXT_LIMIT],
     }
+
+
+def ask(client: Client, sample: Sample) -> Reply:
+    """Let a server answer a sample; the opening is sent as the start of the answer.
+
+    SGLang goes on from it (``continue_final_message``).
+    """
+    messages = [{"role": "user", "content": sample.prompt}]
+    options = {}
+    if sample.opening:
+        messages.append({"role": "assistant", "content": sample.opening})
+        options["continue_final_message"] = True
+    return client.chat(messages, sample.new_tokens, **options)
 
 
 def batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -183,7 +188,7 @@ def run_samples(
     with ThreadPoolExecutor(concurrency) as pool:
         for batch in batches(todo, 4 * concurrency):
             before = client.counters()
-            answers = list(pool.map(client.ask, [sample for sample, _ in batch]))
+            answers = list(pool.map(lambda pair: ask(client, pair[0]), batch))
             steps = steps_of(answer.new_tokens for answer in answers)
             what = f"{batch[0][0].task}, length {length}"
             read = check_sparsity(arm, before, client.counters(), steps, what)

@@ -124,7 +124,7 @@ def started(
 
             with ServerProcess([*arguments, *flags], on_wait=show) as server:
                 status.stop()  # rich shows one of these at a time, and progress bars follow
-                yield Client(server.base_url), described
+                yield server.client, described
 
 
 def servers(

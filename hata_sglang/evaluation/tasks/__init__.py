@@ -1,7 +1,5 @@
 """Long-context tasks by name, all behind one interface."""
 
-# These two modules register their tasks themselves.
-from hata_sglang.evaluation.tasks import infinitebench, longbench  # noqa: F401
 from hata_sglang.evaluation.tasks.base import (
     TASKS,
     Sample,

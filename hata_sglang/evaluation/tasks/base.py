@@ -36,8 +36,6 @@ class Sample:
         Length of the prompt in the chat template, `opening` included.
     opening : str
         Start of the assistant's answer, which the model goes on from. Default: none.
-    all_classes : tuple of str
-        The labels of a classification task. Default: none.
     info : dict
         What else the results table says: ``depth``, ``length`` and so on.
     """
@@ -50,7 +48,6 @@ class Sample:
     metric: str
     tokens: int
     opening: str = ""
-    all_classes: tuple[str, ...] = ()
     info: dict[str, str | int | float] = field(default_factory=dict)
 
 
