@@ -12,7 +12,7 @@ from hata_sglang.cli import main
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.capture_cases import visit_layers
 from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
-from hata_sglang.evaluation.report_data import offline_scores, read_rows
+from hata_sglang.evaluation.report_data import OFFLINE, read_rows, scores
 from hata_sglang.files import file_sha256
 from hata_sglang.training.attention_mass import Budget, attention_mass, group_attention, select
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
@@ -169,8 +169,8 @@ def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
     line = next(line for line in printed.splitlines() if line.lstrip().startswith("quest4"))
     assert f" {sum(masses) / 2:.3f} " in line
     # what `eval report` reads
-    scores = offline_scores(read_rows([out]).offline, "output_error")
-    assert len(scores) == 8 * 2
+    found = scores(read_rows([out])["offline"], OFFLINE, "output_error")
+    assert len(found) == 8 * 2
 
 
 def test_numbers_are_those_of_the_training_captures(model, model_dir, data, tmp_path):
