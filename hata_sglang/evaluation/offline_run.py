@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hata_sglang.config.budget import Budget
-from hata_sglang.evaluation.capture_cases import visit_layers
 from hata_sglang.evaluation.selection_quality import Judge, Quality
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
 from hata_sglang.evaluation.serving import NO_LIMIT
-from hata_sglang.training.capture import Sampling
+from hata_sglang.training.capture import Sampling, visit_layers
 from hata_sglang.training.checkpoint import load_tokenizer
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences
 from hata_sglang.weights import Fingerprint, HashWeights
@@ -165,12 +164,14 @@ def measure(
         sampling = Sampling(study.queries, study.queries // 2)
         generator = torch.Generator().manual_seed(study.seed)
         for number, sequence in enumerate(sequences):
+            positions = sampling.positions(len(sequence.tokens), generator)
+            rows = positions.to(model.device)
 
-            def judge(case: AttentionCase, number: int = number) -> None:
+            def judge(layer, q, k, v, scale, number: int = number, rows=rows) -> None:
+                case = AttentionCase(layer, q.float(), k.float(), v.float(), rows, scale)
                 results.extend(_judge(case, number, study, selectors))
                 bars.advance(task)
 
-            positions = sampling.positions(len(sequence.tokens), generator)
             visit_layers(model, sequence, study.layers, positions, judge)
     return results
 
@@ -183,8 +184,8 @@ def _calibrate(
         return statistics
     task = bars.add_task("calibrate (layers)", total=len(sequences) * len(layers))
 
-    def add(case: AttentionCase) -> None:
-        statistics.add(case.layer, case.k)
+    def add(layer, _q, k, _v, _scale) -> None:
+        statistics.add(layer, k.float())
         bars.advance(task)
 
     for sequence in sequences:

@@ -14,7 +14,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Budget:
+class TopK:
     """What a selector may keep.
 
     Parameters
@@ -64,7 +64,7 @@ def group_attention(
     return total / (heads // kv_heads)
 
 
-def select(scores: torch.Tensor, positions: torch.Tensor, budget: Budget) -> torch.Tensor:
+def select(scores: torch.Tensor, positions: torch.Tensor, budget: TopK) -> torch.Tensor:
     """Pick the tokens that a selector keeps.
 
     Parameters
@@ -73,7 +73,7 @@ def select(scores: torch.Tensor, positions: torch.Tensor, budget: Budget) -> tor
         ``[Hkv, N, S]`` float32, higher is better.
     positions : torch.Tensor
         ``[N]`` int64.
-    budget : Budget
+    budget : TopK
 
     Returns
     -------

@@ -7,7 +7,7 @@ writes them down and calls the stock SDPA function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,19 +127,16 @@ class CaptureStore:
 
 
 @contextmanager
-def recording(model: Any, write: Any, *, values: bool = False) -> Iterator[None]:
-    """Have `model` report q and k, or q, k and v, of every attention layer.
+def recording(model: Any, write: Callable[..., None]) -> Iterator[None]:
+    """Have `model` report q, k and v of every attention layer.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         Its attention implementation is put back afterwards.
     write : callable
-        Called as ``write(layer, q, k, scale)`` with q ``[B, Hq, S, D]`` and k
-        ``[B, Hkv, S, D]`` after RoPE; with `values` as ``write(layer, q, k, v, scale)``, with v
-        ``[B, Hkv, S, D]``.
-    values : bool, default False
-        Whether to report v too.
+        Called as ``write(layer, q, k, v, scale)`` with q ``[B, Hq, S, D]``, k ``[B, Hkv, S, D]``
+        after RoPE, and v ``[B, Hkv, S, Dv]``.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -147,9 +144,8 @@ def recording(model: Any, write: Any, *, values: bool = False) -> Iterator[None]
 
     def attention(module, query, key, value, attention_mask, **kwargs):
         scaling = kwargs.get("scaling")
-        reported = (query, key, value) if values else (query, key)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        write(module.layer_idx, *reported, scale)
+        write(module.layer_idx, query, key, value, scale)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     before = model.config._attn_implementation
@@ -163,6 +159,61 @@ def recording(model: Any, write: Any, *, values: bool = False) -> Iterator[None]
 
 
 @torch.inference_mode()
+def visit_layers(
+    model: Any,
+    sequence: TokenSequence,
+    layers: Sequence[int],
+    positions: torch.Tensor,
+    visit: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], None],
+) -> None:
+    """Run the model on a sequence and look at some of its layers while they compute.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model in evaluation mode.
+    sequence : TokenSequence
+    layers : sequence of int
+        The model runs no further than the last of them.
+    positions : torch.Tensor
+        Int64 ``[N]``, whose queries are wanted.
+    visit : callable
+        Called once per layer as ``visit(layer, q, k, v, scale)``: q ``[N, Hq, D]``,
+        k ``[S, Hkv, D]`` and v ``[S, Hkv, Dv]``, rounded to bfloat16, which is what a KV cache
+        keeps, on the model's device.
+
+    Raises
+    ------
+    HataError
+        If a number is not finite, or a layer's attention did not report.
+    """
+    wanted, seen = set(layers), set()
+    rows = positions.to(model.device)
+
+    def write(layer, q, k, v, scale):
+        if layer in wanted:
+            cut = [x[0].transpose(0, 1).to(torch.bfloat16) for x in (q[:, :, rows], k, v)]
+            if not all(torch.isfinite(x).all() for x in cut):
+                raise HataError(
+                    f"model, layer {layer}: expected finite queries, keys and values, found NaN "
+                    "or infinite ones. Check the model's weights; the checkpoint may be damaged."
+                )
+            visit(layer, *cut, float(scale))
+            seen.add(layer)
+        if seen == wanted:
+            raise _EnoughLayers
+
+    tokens = torch.tensor([sequence.tokens], device=model.device)
+    with recording(model, write), suppress(_EnoughLayers):
+        # The decoder: logits of a long sequence would need gigabytes and nobody reads them.
+        model.get_decoder()(input_ids=tokens, use_cache=False)
+    if seen != wanted:
+        raise HataError(
+            f"model: expected queries, keys and values of layers {sorted(wanted)}, found them only "
+            f"of {sorted(seen)}; the others do not go through transformers' attention interface"
+        )
+
+
 def capture_sequences(
     model: Any,
     sequences: Sequence[TokenSequence],
@@ -178,12 +229,10 @@ def capture_sequences(
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        A causal language model in evaluation mode.
+    model, layers
+        As for `visit_layers`, whose errors are raised.
     sequences : sequence of TokenSequence
     store : CaptureStore
-    layers : sequence of int
-        The model runs no further than the last of them.
     sampling : Sampling
     seed : int
         Of the sampled positions, which do not depend on `layers`.
@@ -192,49 +241,13 @@ def capture_sequences(
     ------
     int
         Number of sequences done.
-
-    Raises
-    ------
-    HataError
-        If q or k are not finite, or a layer's attention did not report them.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = set(layers)
-    # The decoder: logits of a long sequence would need gigabytes and nobody reads them.
-    decoder = model.get_decoder()
     for index, sequence in enumerate(sequences):
         positions = sampling.positions(len(sequence.tokens), generator)
-        seen: set[int] = set()
 
-        def write(layer, q, k, scale, index=index, positions=positions, seen=seen):
-            if layer in wanted:
-                store.write(layer, index, _cut(layer, q, k, scale, positions))
-                seen.add(layer)
-            if seen == wanted:
-                raise _EnoughLayers
+        def keep(layer, q, k, _v, scale, index=index, positions=positions):
+            store.write(layer, index, Capture(q.cpu(), k.cpu(), positions, scale))
 
-        tokens = torch.tensor([sequence.tokens], device=model.device)
-        with recording(model, write), suppress(_EnoughLayers):
-            decoder(input_ids=tokens, use_cache=False)
-        if seen != wanted:
-            raise HataError(
-                f"model: expected queries and keys of layers {sorted(wanted)}, found them only of "
-                f"{sorted(seen)}; the others do not go through transformers' attention interface"
-            )
+        visit_layers(model, sequence, layers, positions, keep)
         yield index + 1
-
-
-def _cut(layer: int, q, k, scale, positions: torch.Tensor) -> Capture:
-    rows = positions.to(q.device)
-    capture = Capture(
-        q[0].index_select(1, rows).transpose(0, 1).cpu(),
-        k[0].transpose(0, 1).cpu(),
-        positions,
-        float(scale),
-    )
-    if not (torch.isfinite(capture.q).all() and torch.isfinite(capture.k).all()):
-        raise HataError(
-            f"model, layer {layer}: expected finite queries and keys, found NaN or infinite ones. "
-            "Check the model's weights; the checkpoint may be damaged."
-        )
-    return capture

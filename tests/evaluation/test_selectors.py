@@ -18,7 +18,7 @@ from hata_sglang.evaluation.selectors import (
     quest_bounds,
     streaming,
 )
-from hata_sglang.training.attention_mass import Budget, attention_mass, group_attention, select
+from hata_sglang.training.attention_mass import TopK, attention_mass, group_attention, select
 
 
 def random_case(*, length=100, queries=5, kv_heads=2, group=3, dim=16, seed=0):
@@ -144,12 +144,12 @@ def test_the_judge_picks_as_select_does(levels):
     order = judge.order(scores)
     attention = exact(case)
     for k, quality in zip(budgets, judge.judge(scores), strict=True):
-        expected = select(scores, case.positions, Budget(k, 4, 3))
+        expected = select(scores, case.positions, TopK(k, 4, 3))
         found = torch.zeros_like(expected).scatter_(-1, order[..., :k], True)
         assert torch.equal(found, expected)
         mass = attention_mass(attention, expected)
         torch.testing.assert_close(quality.mass, mass.mean(1))
-        best = select(attention, case.positions, Budget(k, 4, 3))
+        best = select(attention, case.positions, TopK(k, 4, 3))
         ceiling = attention_mass(attention, best).mean(1)
         torch.testing.assert_close(quality.relative_mass, mass.mean(1) / ceiling)
         # seven tokens are sink or recent
@@ -197,7 +197,7 @@ def test_budgets_may_differ_by_query():
     (mixed,) = Judge(case, 2, 2, [budgets]).judge(streaming(case))
     attention = exact(case)
     masses = [
-        attention_mass(attention, select(streaming(case), case.positions, Budget(k, 2, 2)))[:, row]
+        attention_mass(attention, select(streaming(case), case.positions, TopK(k, 2, 2)))[:, row]
         for row, k in enumerate(budgets.tolist())
     ]
     torch.testing.assert_close(mixed.mass, torch.stack(masses).mean(0))

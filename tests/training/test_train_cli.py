@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
 from hata_sglang.training.hata import HataRecipe
 from hata_sglang.training.loss import PaperLoss
@@ -131,5 +131,5 @@ def test_malformed_budgets_are_refused(text):
 
 
 def test_budgets_are_parsed():
-    assert parse_budget("256:16:64") == Budget(256, 16, 64)
-    assert parse_budget("96") == Budget(96, 16, 16)
+    assert parse_budget("256:16:64") == TopK(256, 16, 64)
+    assert parse_budget("96") == TopK(96, 16, 16)
