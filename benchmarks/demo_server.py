@@ -45,7 +45,7 @@ TASKS = ("niah_single_1", "niah_single_2", "niah_multivalue")
 CELLS = tuple(f"{task}:{length}" for task in TASKS for length in (4096, 7168))
 ALL_CELLS = tuple(
     f"{task}:{length}"
-    for task in run_tasks.RULER
+    for task in run_tasks.task_names(["ruler"])
     if not task.startswith("qa")  # they need a file of the user's
     for length in (2048, 4096, 7168)
 )
@@ -121,7 +121,14 @@ class Grader:
                             concurrency=CONCURRENCY,
                         )
                     scored = time.perf_counter()
-                    nll.run_nll(client, arm, self.chunks, self.text, self.likelihood, CONCURRENCY)
+                    nll.run_nll(
+                        client,
+                        arm,
+                        self.chunks,
+                        self.text,
+                        self.likelihood,
+                        concurrency=CONCURRENCY,
+                    )
             except Exception as error:  # one arm's fault is not the others'
                 console.print_exception()
                 return f"{label}: {type(error).__name__}: {str(error)[-600:]}"

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from hata_sglang.config.budget import Budget
+from hata_sglang.evaluation.progress import bars
 from hata_sglang.evaluation.selection_quality import Judge, Quality
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
@@ -148,8 +149,8 @@ def measure(
         Shows the progress.
     """
     results: list[Result] = []
-    with _bars(console) as bars:
-        statistics = _calibrate(model, calibration, study.layers, bars)
+    with bars(console) as progress:
+        statistics = _calibrate(model, calibration, study.layers, progress)
         selectors = make_selectors(
             study.selectors,
             study.sets,
@@ -160,7 +161,7 @@ def measure(
             statistics=statistics,
             device=model.device,
         )
-        task = bars.add_task("measure (layers)", total=len(sequences) * len(study.layers))
+        task = progress.add_task("measure (layers)", total=len(sequences) * len(study.layers))
         sampling = Sampling(study.queries, study.queries // 2)
         generator = torch.Generator().manual_seed(study.seed)
         for number, sequence in enumerate(sequences):
@@ -170,23 +171,23 @@ def measure(
             def judge(layer, q, k, v, scale, number: int = number, rows=rows) -> None:
                 case = AttentionCase(layer, q.float(), k.float(), v.float(), rows, scale)
                 results.extend(_judge(case, number, study, selectors))
-                bars.advance(task)
+                progress.advance(task)
 
             visit_layers(model, sequence, study.layers, positions, judge)
     return results
 
 
 def _calibrate(
-    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], bars: Progress
+    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], progress: Progress
 ) -> KeyStatistics:
     statistics = KeyStatistics()
     if not sequences:
         return statistics
-    task = bars.add_task("calibrate (layers)", total=len(sequences) * len(layers))
+    task = progress.add_task("calibrate (layers)", total=len(sequences) * len(layers))
 
     def add(layer, _q, k, _v, _scale) -> None:
         statistics.add(layer, k.float())
-        bars.advance(task)
+        progress.advance(task)
 
     for sequence in sequences:
         visit_layers(model, sequence, layers, torch.tensor([0]), add)
@@ -206,13 +207,3 @@ def _judge(
             count = len(case.q)
             found.append(Result(sequence, case.layer, selector, budget, mean, count, quality.cpu()))
     return found
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

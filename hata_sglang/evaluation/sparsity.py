@@ -5,7 +5,6 @@ A dense run must never be reported as sparse: no row is written before `check_sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +50,6 @@ class Arm:
             "bits": self.bits,
             "budget": self.budget,
         }
-
-
-def steps_of(new_tokens: Iterable[int]) -> int:
-    """Decode steps behind answers of these lengths: the prefill makes the first token of each."""
-    return sum(max(tokens - 1, 0) for tokens in new_tokens)
 
 
 @dataclass(frozen=True)

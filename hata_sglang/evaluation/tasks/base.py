@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ class Sample:
     Attributes
     ----------
     task : str
-        Name in `TASKS`.
+        Name in `hata_sglang.evaluation.tasks.TASKS`.
     index : int
         Place among the samples of one call, from 0.
     prompt : str
@@ -86,47 +85,6 @@ class Task(Protocol):
             expected content.
         """
         ...
-
-
-class Registry(dict[str, Task]):
-    """Tasks by name, with the settings of their definition."""
-
-    def add(self, *tasks: Task) -> None:
-        """Register tasks under their names; a name belongs to one task."""
-        for task in tasks:
-            if task.name in self:
-                raise ValueError(f"task: expected a new name, found {task.name!r} twice")
-            self[task.name] = task
-
-
-#: Every task this package knows.
-TASKS = Registry()
-
-
-def make_task(name: str, **settings: Any) -> Task:
-    """Give a registered task, with settings of its own in place of the registered ones.
-
-    Parameters
-    ----------
-    name : str
-        Key of `TASKS`.
-    **settings
-        Fields of that task, such as ``path``.
-
-    Raises
-    ------
-    HataError
-        If there is no such task, or it has no such setting or refuses its value.
-    """
-    if name not in TASKS:
-        raise HataError(f"task: expected one of {', '.join(sorted(TASKS))}, found {name!r}")
-    task = TASKS[name]
-    known = {f.name for f in dataclasses.fields(task)} - {"name"}
-    for setting in settings:
-        if setting not in known:
-            listed = ", ".join(sorted(known)) or "none"
-            raise HataError(f"setting of task {name}: expected one of {listed}, found {setting!r}")
-    return dataclasses.replace(task, **settings)
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:

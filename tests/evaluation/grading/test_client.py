@@ -1,9 +1,7 @@
 import pytest
 
 from hata_sglang.evaluation.client import Client, ClientError, Reply
-from hata_sglang.evaluation.run_tasks import ask
 from hata_sglang.evaluation.server import free_port
-from hata_sglang.evaluation.tasks import Sample
 
 MESSAGES = [{"role": "user", "content": "How many?"}]
 
@@ -24,19 +22,6 @@ def test_asks_greedily_through_the_chat_api(client, fake):
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
     }
-
-
-@pytest.mark.parametrize("opening", ["", "It is"])
-def test_an_opening_starts_the_assistants_message(client, fake, opening):
-    ask(client, Sample("t", 0, "How many?", ("42",), 7, "string_match_all", 9, opening))
-    ((_, body),) = fake.requests
-    assert body["max_tokens"] == 7
-    if opening:
-        assert body["messages"] == [*MESSAGES, {"role": "assistant", "content": "It is"}]
-        assert body["continue_final_message"] is True
-    else:
-        assert body["messages"] == MESSAGES
-        assert "continue_final_message" not in body
 
 
 def test_reply_times_leave_the_prefill_out():

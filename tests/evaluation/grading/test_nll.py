@@ -87,7 +87,9 @@ def test_a_second_run_asks_nothing(client, fake, tmp_path):
     fake.be_sparse()
     seen = []
     for expected in (2, 0):
-        done = run_nll(client, SPARSE, CHUNKS, "novel", results(tmp_path), 2, seen.append)
+        done = run_nll(
+            client, SPARSE, CHUNKS, "novel", results(tmp_path), concurrency=2, on_rows=seen.append
+        )
         assert done == expected
     assert sum(seen) == 4
     assert len(fake.requests) == 2

@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
-from hata_sglang.evaluation.tasks import TASKS, make_task
+from hata_sglang.evaluation.tasks import TASKS
 from hata_sglang.evaluation.tasks.fit import largest
 
 
 def test_depths_are_taken_in_turn(tokenizer):
-    samples = make_task("needle", depths=(0.0, 0.5, 1.0)).samples(6, 3000, tokenizer, 0)
+    samples = replace(TASKS["needle"], depths=(0.0, 0.5, 1.0)).samples(6, 3000, tokenizer, 0)
     assert [sample.info["depth"] for sample in samples] == [0.0, 0.5, 1.0] * 2
     for sample in samples:
         (number,) = sample.references
@@ -18,7 +20,7 @@ def test_depths_are_taken_in_turn(tokenizer):
 
 
 def test_a_round_shares_its_prose(tokenizer):
-    early, late = make_task("needle", depths=(0.5, 1.0)).samples(2, 3000, tokenizer, 0)
+    early, late = replace(TASKS["needle"], depths=(0.5, 1.0)).samples(2, 3000, tokenizer, 0)
     before = early.prompt.index("The special magic")
     assert early.prompt[:before] == late.prompt[:before]
     assert before > 1000
@@ -27,7 +29,7 @@ def test_a_round_shares_its_prose(tokenizer):
 @pytest.mark.parametrize("depths", [(), (0.5, 1.1), (-0.1,)])
 def test_depths_out_of_range(depths):
     with pytest.raises(ValueError, match="depths of task needle: expected numbers from 0 to 1"):
-        make_task("needle", depths=depths)
+        replace(TASKS["needle"], depths=depths)
 
 
 def test_the_registered_grid_has_eleven_depths():

@@ -1,12 +1,13 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import count_tokens
-from hata_sglang.evaluation.tasks import TASKS, make_task
+from hata_sglang.evaluation.tasks import TASKS
 from hata_sglang.evaluation.tasks.prose import NOISE
 from hata_sglang.evaluation.tasks.words import letters, vocabulary
 
@@ -21,7 +22,7 @@ def resolve(text: str, value: str) -> list[str]:
 
 @pytest.mark.parametrize(("chains", "hops"), [(1, 4), (3, 2)])
 def test_chains_resolve_to_the_references(chains, hops, tokenizer):
-    task = make_task("vt", num_chains=chains, num_hops=hops)
+    task = replace(TASKS["vt"], num_chains=chains, num_hops=hops)
     for sample in task.samples(5, 3000, tokenizer, 0):
         example, text = re.split(r"\n\n\n\n", sample.prompt)
         value = re.search(r"assigned the value (\d+) in", text)[1]
@@ -45,9 +46,9 @@ def test_example_of_tracking_is_within_500_tokens(demo_tokenizer):
 
 def test_settings_of_tracking_out_of_range(tokenizer):
     with pytest.raises(ValueError, match="num_hops of task vt: expected at least 1, found 0"):
-        make_task("vt", num_hops=0)
+        replace(TASKS["vt"], num_hops=0)
     with pytest.raises(HataError, match="expected an example within 470 tokens, found 1 and 99"):
-        make_task("vt", num_hops=99).samples(1, 4096, tokenizer, 0)
+        replace(TASKS["vt"], num_hops=99).samples(1, 4096, tokenizer, 0)
 
 
 @pytest.mark.parametrize(
