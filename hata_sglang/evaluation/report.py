@@ -166,7 +166,8 @@ def _nll(rows: Sequence[Row], reference: str) -> list[str]:
     ]
 
 
-def _offline(rows: Sequence[Row]) -> list[str]:
+def offline_section(rows: Sequence[Row]) -> list[str]:
+    """Attention mass, recall and output error of each selector, over the sparse layers."""
     columns = {title: scores(rows, OFFLINE, name) for title, name in OFFLINE.values.items()}
     head = "## Offline, on captured queries and keys"
     return [head, OFFLINE_LEGEND, averages(OFFLINE, columns)]
@@ -210,7 +211,7 @@ def write_report(
     tasks, note = without_hard(scores(rows["tasks"], TASKS, "score"), min_dense)
     parts = _tasks(tasks, note, reference) if tasks else []
     parts += _nll(rows["nll"], reference) if rows["nll"] else []
-    parts += _offline(rows["offline"]) if rows["offline"] else []
+    parts += offline_section(rows["offline"]) if rows["offline"] else []
     if not parts:
         raise HataError("expected at least one row in the CSV files, found none")
     images: list[Path] = []

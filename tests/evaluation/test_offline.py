@@ -165,8 +165,8 @@ def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
         for row in rows
         if (row["layer"], row["selector"], row["budget"]) == ("2", "quest4", "12")
     ]
-    line = next(line for line in printed.splitlines() if line.lstrip().startswith("quest4"))
-    assert f" {sum(masses) / 2:.3f} " in line
+    line = next(line for line in printed.splitlines() if line.startswith("| quest4 | 128 | 12 |"))
+    assert f" | {sum(masses) / 2:.4f} [" in line
     # what `eval report` reads
     found = scores(read_rows([out])["offline"], OFFLINE, "output_error")
     assert len(found) == 8 * 2
