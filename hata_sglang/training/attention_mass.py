@@ -64,6 +64,38 @@ def group_attention(
     return total / (heads // kv_heads)
 
 
+def always_kept(
+    positions: torch.Tensor, length: int, sink: int, recent: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that every selector keeps, and those that none can.
+
+    Parameters
+    ----------
+    positions : torch.Tensor
+        ``[N]`` int64.
+    length : int
+        Tokens, S.
+    sink, recent : int
+        First tokens, and last tokens up to the query's own.
+
+    Returns
+    -------
+    forced, future : torch.Tensor
+        ``[N, S]`` bool.
+    """
+    tokens = torch.arange(length, device=positions.device)
+    last = positions[:, None]
+    future = tokens > last
+    return ((tokens < sink) | (tokens > last - recent)) & ~future, future
+
+
+def competing(scores: torch.Tensor, forced: torch.Tensor, future: torch.Tensor) -> torch.Tensor:
+    """Scores with forced tokens above all others, and future ones below."""
+    # A huge finite value instead of inf keeps forced tokens above every score and sortable.
+    ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
+    return ranked.masked_fill_(future, -torch.inf)
+
+
 def select(scores: torch.Tensor, positions: torch.Tensor, budget: TopK) -> torch.Tensor:
     """Pick the tokens that a selector keeps.
 
@@ -81,16 +113,13 @@ def select(scores: torch.Tensor, positions: torch.Tensor, budget: TopK) -> torch
         ``[Hkv, N, S]`` bool with ``min(k, positions[n] + 1)`` True in every row;
         ties at the threshold go to the earlier token, as in serving.
     """
-    tokens = torch.arange(scores.shape[-1], device=scores.device)
-    last = positions[:, None].to(scores.device)
-    # A huge finite value instead of inf keeps forced tokens above every score and sortable.
-    forced = (tokens < budget.sink) | (tokens > last - budget.recent)
-    ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
-    ranked.masked_fill_(tokens > last, -torch.inf)
+    positions = positions.to(scores.device)
+    forced, future = always_kept(positions, scores.shape[-1], budget.sink, budget.recent)
+    ranked = competing(scores, forced, future)
     width = min(budget.k, scores.shape[-1])
     threshold = ranked.topk(width, dim=-1).values[..., -1:]
     above = ranked > threshold
-    tied = (ranked == threshold) & (tokens <= last)
+    tied = (ranked == threshold) & ~future
     room = width - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= room))
 
