@@ -22,7 +22,8 @@ from hata_sglang.config import HataConfig
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import arm_arguments, demo_config
-from hata_sglang.evaluation.hidden_fact import Measurement, make_prompts, measure
+from hata_sglang.evaluation.hidden_fact import make_prompts
+from hata_sglang.evaluation.measurement import Measurement, measure
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
 

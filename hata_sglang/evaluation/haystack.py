@@ -17,7 +17,8 @@ import yaml
 
 
 @lru_cache(maxsize=1)
-def _words() -> dict[str, list[str]]:
+def words() -> dict[str, list[str]]:
+    """Words and sentence patterns: ``data/haystack.yaml``."""
     text = files("hata_sglang.evaluation").joinpath("data/haystack.yaml").read_text("utf-8")
     return yaml.safe_load(text)
 
@@ -30,16 +31,24 @@ def sentences(seed: int | str) -> Iterator[str]:
     seed : int or str
         The same seed gives the same sentences, with any Python and on any machine.
     """
-    dice, words = random.Random(seed), _words()
+    dice, own = random.Random(seed), words()
     while True:
-        act = dice.choice(words["acts"]).format(place=dice.choice(words["places"]))
-        front = f"{dice.choice(words['times'])}, {dice.choice(words['people'])}"
-        yield f"{front} {act} {dice.choice(words['endings'])}"
+        act = dice.choice(own["acts"]).format(place=dice.choice(own["places"]))
+        front = f"{dice.choice(own['times'])}, {dice.choice(own['people'])}"
+        yield f"{front} {act} {dice.choice(own['endings'])}"
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Tokens of `text` alone, without the special ones that some tokenizers add."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
+    """Length of what a server prefills: `prompt` in the chat template, then `opening`."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return count_tokens(tokenizer, text + opening)
 
 
 def document(

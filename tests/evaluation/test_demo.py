@@ -7,7 +7,7 @@ from rich.console import Console
 from hata_sglang.demo import once as demo
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.client import Reply
-from hata_sglang.evaluation.hidden_fact import Measurement
+from hata_sglang.evaluation.measurement import Measurement
 from hata_sglang.evaluation.server import ServerError
 from hata_sglang.evaluation.sparsity import Reading
 

@@ -1,6 +1,6 @@
 """Long-context tasks by name, all behind one interface."""
 
-from hata_sglang.evaluation.tasks.base import Sample, Task, TaskUnavailable, prompt_tokens
+from hata_sglang.evaluation.tasks.base import Sample, Task, TaskUnavailable
 from hata_sglang.evaluation.tasks.counting import CommonWords, FrequentWords
 from hata_sglang.evaluation.tasks.needle import NeedleGrid
 from hata_sglang.evaluation.tasks.niah import NIAH_TASKS
@@ -19,4 +19,4 @@ RULER: tuple[Task, ...] = (
 #: Every task this package knows.
 TASKS: dict[str, Task] = {task.name: task for task in (*RULER, NeedleGrid())}
 
-__all__ = ["RULER", "TASKS", "Sample", "Task", "TaskUnavailable", "prompt_tokens"]
+__all__ = ["RULER", "TASKS", "Sample", "Task", "TaskUnavailable"]

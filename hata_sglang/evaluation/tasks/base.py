@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.haystack import count_tokens
 
 
 class TaskUnavailable(HataError):
@@ -85,11 +84,3 @@ class Task(Protocol):
             expected content.
         """
         ...
-
-
-def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
-    """Length of what a server prefills: `prompt` in the chat template, then `opening`."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return count_tokens(tokenizer, text + opening)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.haystack import document
-from hata_sglang.evaluation.hidden_fact import CITIES, FACT, QUESTION
-from hata_sglang.evaluation.tasks.base import Sample, prompt_tokens
+from hata_sglang.evaluation.haystack import prompt_tokens, words
+from hata_sglang.evaluation.hidden_fact import QUESTION, hide
+from hata_sglang.evaluation.tasks.base import Sample
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,26 @@ class NeedleGrid:
         samples = []
         for index in range(count):
             turn, place = divmod(index, len(self.depths))
-            depth = self.depths[place]
-            city = random.Random(f"{self.name} {seed} {turn}").choice(CITIES)
+            key = f"{self.name} {seed} {turn}"
+            city = random.Random(key).choice(words()["cities"])
             number = str(random.Random(f"{self.name} {seed} {index}").randrange(10_000, 100_000))
-            question = f"\n\n{QUESTION.format(city=city)}"
-            room = length - self.NEW_TOKENS - prompt_tokens(tokenizer, question)
-            if room < self.LEAST_PROSE:
+            least = prompt_tokens(tokenizer, f"\n\n{QUESTION.format(city=city)}")
+            least += self.NEW_TOKENS + self.LEAST_PROSE
+            if length < least:
                 raise HataError(
-                    f"length of task {self.name}: expected at least "
-                    f"{length - room + self.LEAST_PROSE} tokens, found {length}"
+                    f"length of task {self.name}: expected at least {least} tokens, found {length}"
                 )
-            text = document(
-                tokenizer,
-                room,
-                f"{self.name} {seed} {turn}",
-                [(depth, FACT.format(city=city, number=number))],
-            )
-            prompt = f"{text}{question}"
+            depth = self.depths[place]
+            fact = hide(tokenizer, length - self.NEW_TOKENS, key, city, number, depth)
             samples.append(
                 Sample(
                     task=self.name,
                     index=index,
-                    prompt=prompt,
+                    prompt=fact.prompt,
                     references=(number,),
                     new_tokens=self.NEW_TOKENS,
                     metric="string_match_all",
-                    tokens=prompt_tokens(tokenizer, prompt),
+                    tokens=fact.tokens,
                     info={"length": length, "depth": depth},
                 )
             )

@@ -3,8 +3,9 @@
 import pytest
 
 from hata_sglang.errors import HataError
+from hata_sglang.evaluation.haystack import prompt_tokens
 from hata_sglang.evaluation.metrics import METRICS
-from hata_sglang.evaluation.tasks import TASKS, Task, prompt_tokens
+from hata_sglang.evaluation.tasks import TASKS, Task
 
 #: Published lengths of the answer (RULER, ``scripts/data/synthetic/constants.py``).
 NEW_TOKENS = {
