@@ -8,12 +8,10 @@ predicted by a decode step whose context is at least the asked one.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.evaluation.tasks.prose import NOVEL
+from hata_sglang.evaluation.tasks.stored import unpack
 
-NOVEL = "pride-and-prejudice"
 COLUMNS = (
     "arm",
     "method",
@@ -74,8 +73,7 @@ def read_text(path: str | Path | None = None) -> tuple[str, str]:
         If the file is missing or not UTF-8.
     """
     if path is None:
-        packed = files("hata_sglang.evaluation.tasks").joinpath(f"data/{NOVEL}.txt.gz")
-        return NOVEL, gzip.decompress(packed.read_bytes()).decode("utf-8")
+        return NOVEL, unpack(f"{NOVEL}.txt.gz")
     try:
         return Path(path).stem, Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,9 +8,9 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from hata_sglang.evaluation.tasks import templates
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import letters, vocabulary
 
 #: Length from which `CommonWords` repeats words as often as its settings say.
@@ -58,9 +58,9 @@ class CommonWords:
             )
             solved = " ".join(f"{n}. {w}" for n, w in enumerate(shown[: self.common], 1))
             return Draft(
-                prompt=f"{example} {templates.CWE_OPENING} {solved}\n{full}",
+                prompt=f"{example} {WORDING['cwe_opening']} {solved}\n{full}",
                 references=tuple(words[: self.common]),
-                opening=templates.CWE_OPENING,
+                opening=WORDING["cwe_opening"],
             )
 
         return fitted(
@@ -79,7 +79,7 @@ class CommonWords:
         entries = words[: self.common] * often + words[self.common :] * seldom
         dice.shuffle(entries)
         context = " ".join(f"{n}. {word}" for n, word in enumerate(entries, 1))
-        return templates.CWE.format(context=context)
+        return WORDING["cwe"].format(context=context)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class FrequentWords:
                 words += [word] * int(units / (rank**2 * math.pi**2 / 6))
             random.Random(f"{key} order").shuffle(words)
             return Draft(
-                prompt=templates.FWE.format(context=" ".join(words)),
+                prompt=WORDING["fwe"].format(context=" ".join(words)),
                 references=tuple(coded[:3]),
-                opening=templates.FWE_OPENING,
+                opening=WORDING["fwe_opening"],
             )
 
         return fitted(

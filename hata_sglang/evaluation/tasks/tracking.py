@@ -10,10 +10,10 @@ from typing import Any
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import count_tokens
-from hata_sglang.evaluation.tasks import templates
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import Draft, fitted, largest
 from hata_sglang.evaluation.tasks.prose import NOISE
+from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import letters
 
 NEW_TOKENS = 30
@@ -102,6 +102,6 @@ class VariableTracking:
             at = sorted(places.sample(range(len(lines)), per_chain))
             for place, statement in zip(reversed(at), reversed(statements), strict=True):
                 lines.insert(place, statement)
-        text = templates.VT.format(context=" ".join(lines), query=values[0])
-        opening = templates.VT_OPENING.format(count=per_chain, query=values[0])
+        text = WORDING["vt"].format(context=" ".join(lines), query=values[0])
+        opening = WORDING["vt_opening"].format(count=per_chain, query=values[0])
         return text, opening, tuple(names[:per_chain])
