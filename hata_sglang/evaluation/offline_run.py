@@ -19,9 +19,10 @@ from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
 from hata_sglang.evaluation.serving import yaml_budget
-from hata_sglang.training.capture import Sampling, visit_layers
+from hata_sglang.training.capture import Sampling
 from hata_sglang.training.checkpoint import load_tokenizer
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences
+from hata_sglang.training.visiting import visit_layers
 from hata_sglang.weights import Fingerprint, HashWeights
 
 

@@ -4,14 +4,9 @@ import pytest
 import torch
 
 from hata_sglang.errors import HataError
-from hata_sglang.training.capture import (
-    CaptureStore,
-    Sampling,
-    capture_sequences,
-    recording,
-    visit_layers,
-)
+from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.data import TokenSequence
+from hata_sglang.training.visiting import recording, visit_layers
 
 
 @pytest.fixture(scope="module")
