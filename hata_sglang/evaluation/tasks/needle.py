@@ -1,4 +1,4 @@
-"""A needle in a haystack at chosen depths: the cells of a heat map of depth and length.
+"""A needle in a haystack at eleven depths, for a map of depth and length.
 
 The fact and the prose are those of `hata_sglang.evaluation.hidden_fact`, which small models answer
 with dense attention; RULER's needles are in `niah`.
@@ -20,30 +20,23 @@ from hata_sglang.evaluation.tasks.base import Sample
 class NeedleGrid:
     """One fact in generated prose; samples take the depths in turn.
 
-    Ask for a multiple of ``len(depths)`` samples at each length of the map. Samples of one round
+    Ask for a multiple of eleven samples at each length of the map. Samples of one round
     over the depths share their prose and city, so that the prefix cache serves what stands before
     the earlier fact.
 
     Attributes
     ----------
     name : str
-    depths : tuple of float
-        Shares of the prose before the fact, each from 0 to 1. Default: 11, evenly.
     """
 
     #: A reply in one sentence has 14 or 15 tokens; one with an introduction, about 25.
     NEW_TOKENS = 32
     #: Tokens of prose at least, about one sentence per depth.
     LEAST_PROSE = 300
+    #: Shares of the prose before the fact.
+    DEPTHS = tuple(step / 10 for step in range(11))
 
     name: str = "needle"
-    depths: tuple[float, ...] = tuple(step / 10 for step in range(11))
-
-    def __post_init__(self) -> None:
-        if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
-            raise ValueError(
-                f"depths of task {self.name}: expected numbers from 0 to 1, found {self.depths}"
-            )
 
     def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
         """See `Task.samples`. ``info["depth"]`` and ``info["length"]`` name the cell."""
@@ -51,7 +44,7 @@ class NeedleGrid:
             raise HataError(f"count: expected at least 1, found {count}")
         samples = []
         for index in range(count):
-            turn, place = divmod(index, len(self.depths))
+            turn, place = divmod(index, len(self.DEPTHS))
             key = f"{self.name} {seed} {turn}"
             city = random.Random(key).choice(words()["cities"])
             number = str(random.Random(f"{self.name} {seed} {index}").randrange(10_000, 100_000))
@@ -61,7 +54,7 @@ class NeedleGrid:
                 raise HataError(
                     f"length of task {self.name}: expected at least {least} tokens, found {length}"
                 )
-            depth = self.depths[place]
+            depth = self.DEPTHS[place]
             fact = hide(tokenizer, length - self.NEW_TOKENS, key, city, number, depth)
             samples.append(
                 Sample(

@@ -46,8 +46,6 @@ class NeedleTask:
 
     Raises
     ------
-    ValueError
-        If more keys are asked for than hidden.
     HataError
         If `path` is given without a haystack of prose.
     """
@@ -62,11 +60,6 @@ class NeedleTask:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_queries <= self.num_keys:
-            raise ValueError(
-                f"num_queries of task {self.name}: expected 1 to num_keys = {self.num_keys}, "
-                f"found {self.num_queries}"
-            )
         if self.path is not None and self.haystack != "prose":
             raise HataError(
                 f"path of task {self.name}: expected none, because its haystack is "
