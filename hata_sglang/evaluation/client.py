@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from httpx import HTTPError
 from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
 
 from hata_sglang.errors import HataError
@@ -163,5 +164,6 @@ def _errors(url: str) -> Iterator[None]:
     except APIConnectionError as error:
         reason = error.__cause__ or error
         raise ClientError(f"{url}: expected a running server, found {reason}") from None
-    except (OpenAIError, ValueError) as error:
-        raise ClientError(f"{url}: expected an answer, found {error}") from None
+    # HTTPError: a stream that breaks off is not wrapped by OpenAI's client.
+    except (OpenAIError, HTTPError, ValueError) as error:
+        raise ClientError(f"{url}: expected a whole answer, found {error}") from None

@@ -81,6 +81,7 @@ class FakeServer:
         self.answer = "The number is 42."
         self.usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
         self.ids_lag = 0
+        self.cut = False  # end every answer before its end
         self.fail_after = None  # requests until HTTP 500
         self.lock = threading.Lock()
         fake = self
@@ -93,7 +94,7 @@ class FakeServer:
                 body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
                 self.send_response(code)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(body) + (100 if fake.cut else 0)))
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -51,6 +51,13 @@ def test_a_refusal_says_what_the_server_said(client, fake, path):
     assert len(fake.requests) == 1  # a second try would be counted, too
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/server_info"])
+def test_an_answer_that_breaks_off_is_an_error(client, fake, path):
+    fake.cut = True
+    with pytest.raises(ClientError, match=rf"{path}: expected .*, found "):
+        client.chat(MESSAGES, 7) if "chat" in path else client.request(path)
+
+
 def test_no_server_is_an_error():
     client = Client(f"http://127.0.0.1:{free_port()}")
     assert not client.ready()
