@@ -64,10 +64,8 @@ def group_attention(
     return total / (heads // kv_heads)
 
 
-def always_kept(
-    positions: torch.Tensor, length: int, sink: int, recent: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that every selector keeps, and those that none can.
+def always_kept(positions: torch.Tensor, length: int, sink: int, recent: int) -> torch.Tensor:
+    """Tokens that every selector keeps.
 
     Parameters
     ----------
@@ -80,48 +78,38 @@ def always_kept(
 
     Returns
     -------
-    forced, future : torch.Tensor
-        ``[N, S]`` bool.
+    torch.Tensor
+        ``[N, S]`` bool; False for tokens that a query does not see.
     """
-    tokens = torch.arange(length, device=positions.device)
-    last = positions[:, None]
-    future = tokens > last
-    return ((tokens < sink) | (tokens > last - recent)) & ~future, future
-
-
-def competing(scores: torch.Tensor, forced: torch.Tensor, future: torch.Tensor) -> torch.Tensor:
-    """Scores with forced tokens above all others, and future ones below."""
-    # A huge finite value instead of inf keeps forced tokens above every score and sortable.
-    ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
-    return ranked.masked_fill_(future, -torch.inf)
+    tokens, last = torch.arange(length, device=positions.device), positions[:, None]
+    return ((tokens < sink) | (tokens > last - recent)) & (tokens <= last)
 
 
 def select(scores: torch.Tensor, positions: torch.Tensor, budget: TopK) -> torch.Tensor:
-    """Pick the tokens that a selector keeps.
+    """Pick the tokens that a selector keeps, best first.
 
     Parameters
     ----------
     scores : torch.Tensor
-        ``[Hkv, N, S]`` float32, higher is better.
+        ``[R, N, S]`` float32, without NaN; higher is better.
     positions : torch.Tensor
-        ``[N]`` int64.
+        ``[N]`` int64, on the same device.
     budget : TopK
 
     Returns
     -------
     torch.Tensor
-        ``[Hkv, N, S]`` bool with ``min(k, positions[n] + 1)`` True in every row;
-        ties at the threshold go to the earlier token, as in serving.
+        Int64 ``[R, N, min(k, S)]``: token numbers, those that are always kept first, then by
+        falling score; equal scores in the order of positions, as in serving. Behind all that a
+        query sees stand tokens that it does not, which have no attention.
     """
-    positions = positions.to(scores.device)
-    forced, future = always_kept(positions, scores.shape[-1], budget.sink, budget.recent)
-    ranked = competing(scores, forced, future)
-    width = min(budget.k, scores.shape[-1])
-    threshold = ranked.topk(width, dim=-1).values[..., -1:]
-    above = ranked > threshold
-    tied = (ranked == threshold) & ~future
-    room = width - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1) <= room))
+    length = scores.shape[-1]
+    future = torch.arange(length, device=scores.device) > positions[:, None]
+    # A huge finite value instead of inf keeps forced tokens above every score and sortable.
+    forced = always_kept(positions, length, budget.sink, budget.recent)
+    ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
+    ranked.masked_fill_(future, -torch.inf)
+    return ranked.sort(dim=-1, descending=True, stable=True).indices[..., : budget.k]
 
 
 def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
@@ -132,11 +120,11 @@ def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch
     probabilities : torch.Tensor
         ``[Hkv, N, S]`` float32, from `group_attention`.
     selected : torch.Tensor
-        ``[Hkv, N, S]`` bool, from `select`.
+        ``[Hkv, N, k]`` int64, from `select`.
 
     Returns
     -------
     torch.Tensor
         ``[Hkv, N]`` float32 in [0, 1].
     """
-    return (probabilities * selected).sum(-1)
+    return probabilities.gather(-1, selected).sum(-1)

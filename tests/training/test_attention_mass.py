@@ -15,8 +15,11 @@ from hata_sglang.training.attention_mass import (
 
 
 def kept(scores, position, budget):
-    chosen = select(torch.tensor([[scores]]).float(), torch.tensor([position]), budget)
-    return chosen[0, 0].nonzero().flatten().tolist()
+    chosen = select(torch.tensor([[scores]]).float(), torch.tensor([position]), budget)[0, 0]
+    # Unseen tokens fill the end.
+    seen = chosen[: position + 1].tolist()
+    assert all(token > position for token in chosen[position + 1 :])
+    return sorted(seen)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_group_attention_averages_softmax_over_the_heads_that_share_a_kv_head():
 
 def test_attention_mass_adds_up_what_is_selected():
     probabilities = torch.tensor([[[0.5, 0.3, 0.2]]])
-    selected = torch.tensor([[[True, False, True]]])
+    selected = torch.tensor([[[2, 0]]])
     assert float(attention_mass(probabilities, selected)) == pytest.approx(0.7)
 
 
