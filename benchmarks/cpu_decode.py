@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
+from hata_sglang.evaluation.arms import arm_arguments, demo_config
 from hata_sglang.evaluation.hidden_fact import make_prompts
+from hata_sglang.evaluation.measurement import Measurement, measure
 from hata_sglang.evaluation.provenance import write_csv
 from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
 
@@ -69,7 +70,7 @@ def main() -> int:
                     arm_arguments(arm, model, demo_config()) as arguments,
                     ServerProcess(arguments) as server,
                 ):
-                    result = measure(server, fact, NEW_TOKENS)
+                    result = measure(server.client, fact, NEW_TOKENS)
                 rows.append(to_row(number, arm, result))
                 console.print(*rows[-1].values(), highlight=False, soft_wrap=True)
                 write_csv(args.out, rows)

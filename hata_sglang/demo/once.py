@@ -16,16 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openai import OpenAIError
 from rich.console import Console
 from rich.table import Table
 
 from hata_sglang.config import HataConfig
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import Measurement, arm_arguments, demo_config, measure
+from hata_sglang.evaluation.arms import demo_config
 from hata_sglang.evaluation.hidden_fact import HiddenFact, make_prompts
-from hata_sglang.evaluation.server import ServerProcess, exit_on_sigterm
+from hata_sglang.evaluation.measurement import Measurement, measure
+from hata_sglang.evaluation.server import exit_on_sigterm
+from hata_sglang.evaluation.serving import started
 
 EXIT_FAILED = 2
 
@@ -65,17 +66,10 @@ def serve_and_measure(
     console: Console,
 ) -> Measurement:
     """Start the server of one arm, measure, stop it; shows what it waits for."""
-    with (
-        arm_arguments(arm, model, args.hata_config) as arguments,
-        console.status(f"{arm}: starting SGLang's server") as status,
-    ):
-
-        def show(seconds: float) -> None:
-            status.update(f"{arm}: starting SGLang's server, {seconds:.0f} s")
-
-        with ServerProcess([*arguments, *flags], on_wait=show) as server:
-            status.update(f"{arm}: reading {fact.tokens} tokens, answering, then timing steps")
-            return measure(server, fact, args.new_tokens)
+    where = argparse.Namespace(model=model, config=args.hata_config, weights=None)
+    waits = f"{arm}: reading {fact.tokens} tokens, answering, then timing steps"
+    with started(arm, None, where, flags, console) as (client, _), console.status(waits):
+        return measure(client, fact, args.new_tokens)
 
 
 def describe(arm: str, result: Measurement, layers: int, console: Console) -> None:
@@ -159,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_on_sigterm()
     try:
         run(argv, Console())
-    except (HataError, OpenAIError) as error:
+    except HataError as error:
         print(f"the demo failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0

@@ -5,10 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
@@ -16,9 +14,7 @@ from typing import Any
 import yaml
 
 from hata_sglang.config import HataConfig
-from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.hidden_fact import HiddenFact, Reply, ask, found
-from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.errors import Refusal
 from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
@@ -26,9 +22,6 @@ from hata_sglang.seams.cpu_preview import has_cuda_driver
 ARMS = ("dense", *method_names())
 #: YAML keys that belong to a method; all others are what arms have in common.
 METHOD_KEYS = ("method", "weights", "bits", "seed")
-
-#: What is asked where the length of the context shall not matter.
-SHORT_PROMPT = ({"role": "user", "content": "Tell me a story."},)
 
 NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 
@@ -171,117 +164,3 @@ def arm_weights(text: str) -> tuple[str, str]:
             f"expected ARM=WEIGHTS with an arm of {choice(trained)}, found {text!r}"
         )
     return arm, ref
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one decode step reads in one sparse layer, averaged over steps.
-
-    Attributes
-    ----------
-    steps : int
-        Decode steps in which hata decoded a layer.
-    attended, context : float
-        Tokens per KV head: read by attention, and in the context.
-    layers : int
-        Layers that hata decoded in a step.
-    """
-
-    steps: int
-    attended: float
-    context: float
-    layers: int
-
-    @property
-    def share(self) -> float:
-        """Attended tokens over the context, 0 to 1."""
-        return self.attended / self.context
-
-
-def reading(before: dict[str, Any], after: dict[str, Any]) -> Reading:
-    """What was read between two snapshots of the counters.
-
-    Parameters
-    ----------
-    before, after : dict of str to Any
-        From `ServerProcess.counters`; one request at a time was decoded between them.
-
-    Raises
-    ------
-    HataError
-        If no step between the two was sparse.
-    """
-    keys = ("decode_steps", "layer_steps", "tokens_in_context", "tokens_attended")
-    steps, layer_steps, total, attended = (after[key] - before[key] for key in keys)
-    if steps == 0 or attended >= total:
-        raise HataError(
-            f"the run was not sparse: {steps} sparse steps read {attended} of {total} tokens"
-        )
-    layers = round(layer_steps / steps)
-    return Reading(steps, attended / layer_steps, total / layer_steps, layers)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One prompt on one server: the answer, then decode speed on the same, now cached, prompt.
-
-    Attributes
-    ----------
-    answer, speed : Reply
-        The first reply includes the prefill of the whole prompt.
-    short : Reply
-        As many steps after a prompt of a few tokens.
-    right : bool
-        Whether `answer` has the hidden number.
-    read : Reading or None
-        Over `answer` and `speed`; None on a dense server.
-    """
-
-    answer: Reply
-    speed: Reply
-    short: Reply
-    right: bool
-    read: Reading | None
-
-    @property
-    def step_ms(self) -> float:
-        """Median latency of a decode step, in milliseconds."""
-        return median(self.speed.gaps_s) * 1e3
-
-    @property
-    def short_step_ms(self) -> float:
-        """The same after a few tokens: what a step takes that has next to nothing to attend to."""
-        return median(self.short.gaps_s) * 1e3
-
-    @property
-    def context_share(self) -> float:
-        """Share of a step that goes into its context, 0 to 1: what it takes beyond a short one."""
-        return max(0.0, 1 - self.short_step_ms / self.step_ms)
-
-
-def measure(server: ServerProcess, fact: HiddenFact, new_tokens: int = 32) -> Measurement:
-    """Ask for a hidden fact, then decode `new_tokens` steps after it, and after a short prompt.
-
-    Parameters
-    ----------
-    server : ServerProcess
-        Running, and serving nobody else.
-    fact : HiddenFact
-    new_tokens : int, default 32
-        Decode steps to time.
-
-    Raises
-    ------
-    HataError
-        If the server has hata's counters and they say that it did not decode sparsely.
-    """
-    before = server.counters()
-    steps = {"max_tokens": new_tokens + 1, "ignore_eos": True}
-    answer = ask(server.base_url, fact.messages)
-    speed = ask(server.base_url, fact.messages, **steps)
-    after = server.counters()
-    short = ask(server.base_url, SHORT_PROMPT, **steps)
-    read = None
-    if before is not None and after is not None:
-        read = reading(before, after)
-    return Measurement(answer, speed, short, found(fact.answer, answer.text), read)

@@ -7,11 +7,16 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hata_sglang.errors import HataError
+
+if TYPE_CHECKING:
+    from hata_sglang.evaluation.client import Client
+    from hata_sglang.evaluation.sparsity import Arm
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +83,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         type=_data,
         default=[],
         metavar="TASK=PATH",
-        help="file or folder of a task or group: longbench=data qa_1=squad.json",
+        help="file of a task: qa_1=dev-v2.0.json niah_single_2=prose.txt",
     )
 
     nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
@@ -115,108 +120,92 @@ def run_eval(args: argparse.Namespace) -> int:
     return args.action(args)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
+def _check(args: argparse.Namespace, *names: str) -> None:
+    """Refuse unclear places and counts below 1, before anything is started."""
+    from hata_sglang.errors import Problem, refuse_any
+    from hata_sglang.evaluation.server import exit_on_sigterm
+    from hata_sglang.evaluation.serving import check_where
+
+    check_where(args)
+    refuse_any(
+        Problem(f"--{name}", "at least 1", str(getattr(args, name)))
+        for name in (*names, "concurrency")
+        if getattr(args, name) < 1
     )
+    exit_on_sigterm()
 
 
-def _check_counts(args: argparse.Namespace, *names: str) -> None:
-    from hata_sglang.errors import Problem, Refusal
+def _grade(
+    args: argparse.Namespace,
+    kind: ModuleType,
+    total: int,
+    grade: Callable[..., object],
+    *flags: str,
+) -> int:
+    """Grade every server of the command line: into `args.out`, with the columns of a kind."""
+    from hata_sglang.evaluation.progress import bars
+    from hata_sglang.evaluation.results import ResultFile
+    from hata_sglang.evaluation.serving import servers
 
-    low = [name for name in names if getattr(args, name) < 1]
-    if low:
-        found = [Problem(f"--{name}", "at least 1", str(getattr(args, name))) for name in low]
-        raise Refusal(found)
+    console = Console()
+    results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)
+    for client, arm in servers(args, [*shlex.split(args.server_flags), *flags], console):
+        with bars(console) as progress:
+            bar = progress.add_task(arm.label, total=total)
+            done = partial(progress.advance, bar)
+            grade(client, arm, results=results, concurrency=args.concurrency, on_rows=done)
+    console.print(f"{args.out}: {len(results)} rows")
+    return 0
 
 
 def run_server(args: argparse.Namespace) -> int:
     """``eval server``: every task at every length through every server."""
-    from hata_sglang.evaluation.results import ResultFile
-    from hata_sglang.evaluation.run_tasks import (
-        COLUMNS,
-        KEYS,
-        make_samples,
-        run_samples,
-        task_names,
-    )
-    from hata_sglang.evaluation.server import exit_on_sigterm
-    from hata_sglang.evaluation.serving import check_where, servers, tokenizer_of
+    from hata_sglang.evaluation import run_tasks
+    from hata_sglang.evaluation.serving import tokenizer_of
     from hata_sglang.evaluation.tasks import TaskUnavailable
 
-    check_where(args)
-    _check_counts(args, "samples", "concurrency")
-    exit_on_sigterm()
-    console = Console()
-    tokenizer = tokenizer_of(args)
+    _check(args, "samples")
+    names = run_tasks.task_names(args.tasks)
     data = dict(args.data)
+    run_tasks.check_data(data, names)
+    tokenizer = tokenizer_of(args)
     asked = []
-    for name in task_names(args.tasks):
+    for name in names:
         for length in args.lengths:
             try:
-                samples = make_samples(name, args.samples, length, tokenizer, args.seed, data)
+                samples = run_tasks.make_samples(
+                    name, args.samples, length, tokenizer, args.seed, data
+                )
             except TaskUnavailable as error:
-                console.print(f"[yellow]skipped[/] {name} (--data {name}=PATH): {error}")
+                Console().print(f"[yellow]skipped[/] {name} (--data {name}=PATH): {error}")
                 break
             except HataError as error:
                 raise HataError(f"{name} at length {length}: {error}") from None
-            asked.append((name, length, samples))
+            asked.append((samples, length))
     if not asked:
         raise HataError("every task was skipped: nothing to ask")
-    results = ResultFile(args.out, COLUMNS, KEYS)
-    for client, arm in servers(args, shlex.split(args.server_flags), console):
-        with _progress(console) as progress:
-            bar = progress.add_task(arm.label, total=sum(len(samples) for *_, samples in asked))
-            for name, length, samples in asked:
-                progress.update(bar, description=f"{arm.label}: {name} {length}")
-                run_samples(
-                    client,
-                    arm,
-                    samples,
-                    length,
-                    args.seed,
-                    results,
-                    concurrency=args.concurrency,
-                    on_rows=partial(progress.advance, bar),
-                )
-    console.print(f"{args.out}: {len(results)} rows")
-    return 0
+
+    def grade(client: Client, arm: Arm, **options: Any) -> None:
+        for samples, length in asked:
+            run_tasks.run_samples(client, arm, samples, length, args.seed, **options)
+
+    return _grade(args, run_tasks, sum(len(samples) for samples, _ in asked), grade)
 
 
 def run_nll_command(args: argparse.Namespace) -> int:
     """``eval nll``: the same stretches of a text through every server."""
+    from hata_sglang.evaluation import nll
     from hata_sglang.evaluation.forced import SERVER_FLAGS
-    from hata_sglang.evaluation.nll import COLUMNS, KEYS, make_chunks, read_text, run_nll
-    from hata_sglang.evaluation.results import ResultFile
-    from hata_sglang.evaluation.server import exit_on_sigterm
-    from hata_sglang.evaluation.serving import check_where, servers, tokenizer_of
+    from hata_sglang.evaluation.serving import tokenizer_of
 
-    check_where(args)
-    _check_counts(args, "concurrency")
-    exit_on_sigterm()
-    console = Console()
-    name, text = read_text(args.text)
-    chunks = make_chunks(tokenizer_of(args), text, args.chunks, args.context, args.continuation)
-    results = ResultFile(args.out, COLUMNS, KEYS)
-    flags = [*shlex.split(args.server_flags), *SERVER_FLAGS]
-    for client, arm in servers(args, flags, console):
-        with _progress(console) as progress:
-            bar = progress.add_task(arm.label, total=len(chunks))
-            run_nll(
-                client,
-                arm,
-                chunks,
-                name,
-                results,
-                args.concurrency,
-                on_chunks=partial(progress.advance, bar),
-            )
-    console.print(f"{args.out}: {len(results)} rows")
-    return 0
+    _check(args)
+    name, text = nll.read_text(args.text)
+    chunks = nll.make_chunks(tokenizer_of(args), text, args.chunks, args.context, args.continuation)
+
+    def grade(client: Client, arm: Arm, **options: Any) -> None:
+        nll.run_nll(client, arm, chunks, name, **options)
+
+    return _grade(args, nll, len(chunks), grade, *SERVER_FLAGS)
 
 
 def run_report(args: argparse.Namespace) -> int:

@@ -1,17 +1,17 @@
-"""Requests to a server that is being graded, over the HTTP that its users have."""
+"""Requests to a running server, over the HTTP that its users have, by OpenAI's client."""
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from httpx import HTTPError
+from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.forced import forced_logprobs, forced_request
-from hata_sglang.evaluation.tasks.base import Sample
 
 
 class ClientError(HataError):
@@ -19,20 +19,38 @@ class ClientError(HataError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a server answered to a sample.
+class Reply:
+    """What a server answered.
 
     Attributes
     ----------
     text : str
-        Without the sample's opening.
     prompt_tokens, new_tokens : int
         As the server counts them.
+    times : tuple of float
+        Seconds from the request to each piece of text; the server sends one per token, but holds
+        back a token that is not yet a whole character.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
+    times: tuple[float, ...]
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds until the first piece: queueing and prefill."""
+        return self.times[0]
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between pieces that follow one another: the latency of a decode step."""
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed, prefill excluded."""
+        return (self.new_tokens - 1) / (self.times[-1] - self.times[0])
 
 
 class Client:
@@ -48,10 +66,18 @@ class Client:
 
     def __init__(self, base_url: str, timeout: float = 3600.0) -> None:
         self.base_url = base_url.rstrip("/")
-        self.timeout = timeout
+        # A second try would be counted by the server, too.
+        self._openai = OpenAI(
+            base_url=f"{self.base_url}/v1", api_key="none", timeout=timeout, max_retries=0
+        )
 
-    def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """POST `body` as JSON, or GET without one; returns the answer's JSON.
+    def request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """POST `body` as JSON to a path of SGLang's own, or GET without one.
+
+        Returns
+        -------
+        dict
+            The answer's JSON.
 
         Raises
         ------
@@ -59,21 +85,24 @@ class Client:
             If there is no server, it refuses, or the answer is no JSON.
         """
         url = self.base_url + path
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with _errors(url):
+            if body is None:
+                answer = self._openai.get(url, cast_to=object)
+            else:
+                answer = self._openai.post(url, cast_to=object, body=body)
+        if not isinstance(answer, dict):
+            raise ClientError(f"{url}: expected a JSON object, found {str(answer)[:300]!r}")
+        return answer
+
+    def ready(self) -> bool:
+        """Whether the server takes requests."""
+        url = f"{self.base_url}/health"
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise ClientError(
-                f"{url}: expected an answer, found HTTP {error.code}: {said}"
-            ) from None
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = getattr(error, "reason", error)
-            raise ClientError(f"{url}: expected a running server, found {reason}") from None
-        except json.JSONDecodeError as error:
-            raise ClientError(f"{url}: expected JSON, found {error.msg}") from None
+            with _errors(url):
+                self._openai.get(url, cast_to=str, options={"timeout": 30})
+        except ClientError:  # not listening, or 503
+            return False
+        return True
 
     def server_info(self) -> dict[str, Any]:
         """SGLang's own settings and state."""
@@ -84,68 +113,57 @@ class Client:
         (state, *_) = self.server_info()["internal_states"]
         return state.get("hata")
 
-    def ask(self, sample: Sample) -> Answer:
-        """Let the server answer a sample, greedily, through OpenAI's API.
-
-        With ``info["chat"]`` 0 the prompt goes to ``/v1/completions``, bare; else to
-        ``/v1/chat/completions``, where the server puts it into the chat template. An opening is
-        sent as the start of the assistant's message, which SGLang goes on from
-        (``continue_final_message``).
-
-        Raises
-        ------
-        ClientError
-            As `request`; also if the answer is not of OpenAI's form.
-        """
-        body: dict[str, Any] = {
-            "model": "default",
-            "temperature": 0,
-            "max_tokens": sample.new_tokens,
-        }
-        chat = bool(sample.info.get("chat", 1))
-        if chat:
-            body["messages"] = [{"role": "user", "content": sample.prompt}]
-            if sample.opening:
-                body["messages"].append({"role": "assistant", "content": sample.opening})
-                body["continue_final_message"] = True
-        else:
-            body["prompt"] = sample.prompt + sample.opening
-        path = "/v1/chat/completions" if chat else "/v1/completions"
-        reply = self.request(path, body)
-        try:
-            (choice,) = reply["choices"]
-            text = choice["message"]["content"] if chat else choice["text"]
-            usage = reply["usage"]
-            # SGLang says null for an answer that ended before its first token.
-            return Answer(text or "", usage["prompt_tokens"], usage["completion_tokens"])
-        except (KeyError, TypeError, ValueError):
-            found = json.dumps(reply)[:300]
-            raise ClientError(
-                f"{self.base_url}{path}: expected one choice and its usage, found {found}"
-            ) from None
-
-    def decode_logprobs(self, prompt: Sequence[int], force: Sequence[int]) -> list[float]:
-        """Log-probabilities of known tokens, each but the first from a decode step.
-
-        See `hata_sglang.evaluation.forced`.
+    def chat(self, messages: Sequence[dict[str, str]], max_tokens: int, **options: Any) -> Reply:
+        """Let the server answer through OpenAI's chat API, greedily, and time the reply.
 
         Parameters
         ----------
-        prompt, force : sequence of int
-            Token ids: prefilled, and decoded after it.
-
-        Returns
-        -------
-        list of float
-            One per token of `force`; the first is the prefill's.
+        messages : sequence of dict
+            In OpenAI's form.
+        max_tokens : int
+        **options
+            Of SGLang's chat API, such as ``ignore_eos``.
 
         Raises
         ------
         ClientError
-            If the server does not decode these tokens.
+            If the server refuses, breaks off, does not answer in time or does not count tokens.
         """
-        reply = self.request("/generate", forced_request(prompt, force))
-        try:
-            return forced_logprobs(reply["meta_info"], force)
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
-            raise ClientError(f"{self.base_url}/generate: {error}") from None
+        url = f"{self.base_url}/v1/chat/completions"
+        pieces, times, usage, start = [], [], None, time.perf_counter()
+        with _errors(url):
+            stream = self._openai.chat.completions.create(
+                model="default",
+                messages=list(messages),
+                temperature=0,
+                max_tokens=max_tokens,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body=options,
+            )
+            for chunk in stream:
+                now = time.perf_counter() - start
+                usage = chunk.usage or usage
+                if chunk.choices and chunk.choices[0].delta.content:
+                    pieces.append(chunk.choices[0].delta.content)
+                    times.append(now)
+        if usage is None:
+            raise ClientError(f"{url}: expected text and its usage, found {pieces} and no usage")
+        return Reply("".join(pieces), usage.prompt_tokens, usage.completion_tokens, tuple(times))
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except APIStatusError as error:
+        said = error.response.text[:500]
+        raise ClientError(
+            f"{url}: expected an answer, found HTTP {error.status_code}: {said}"
+        ) from None
+    except APIConnectionError as error:
+        reason = error.__cause__ or error
+        raise ClientError(f"{url}: expected a running server, found {reason}") from None
+    # HTTPError: a stream that breaks off is not wrapped by OpenAI's client.
+    except (OpenAIError, HTTPError, ValueError) as error:
+        raise ClientError(f"{url}: expected a whole answer, found {error}") from None

@@ -28,7 +28,12 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hata_sglang.errors import HataError
+
+if TYPE_CHECKING:
+    from hata_sglang.evaluation.client import Client
 
 #: What a server needs to take the requests of `forced_request`.
 SERVER_FLAGS = ("--enable-custom-logit-processor", "--disable-overlap-schedule")
@@ -64,6 +69,33 @@ class ForceTokens:
             row[token] = 0.0
             row[carrier] = own - 1.0
         return logits
+
+
+def decode_logprobs(client: Client, prompt: Sequence[int], force: Sequence[int]) -> list[float]:
+    """Log-probabilities of known tokens, each but the first from a decode step.
+
+    Parameters
+    ----------
+    client : Client
+        Of a server with `SERVER_FLAGS`.
+    prompt, force : sequence of int
+        Token ids: prefilled, and decoded after it.
+
+    Returns
+    -------
+    list of float
+        One per token of `force`; the first is the prefill's.
+
+    Raises
+    ------
+    HataError
+        If the server does not decode these tokens.
+    """
+    reply = client.request("/generate", forced_request(prompt, force))
+    try:
+        return forced_logprobs(reply["meta_info"], force)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise HataError(f"{client.base_url}/generate: {error}") from None
 
 
 def forced_request(prompt: Sequence[int], force: Sequence[int]) -> dict[str, Any]:

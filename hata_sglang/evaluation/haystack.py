@@ -9,96 +9,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
-PEOPLE = (
-    "Anna",
-    "the miller",
-    "Old Tom",
-    "the baker",
-    "Sara",
-    "the teacher",
-    "a young sailor",
-    "the postman",
-    "Peter",
-    "my aunt",
-    "the gardener",
-    "Clara",
-    "the ferryman",
-    "the doctor",
-    "the carpenter",
-    "Ida",
-    "the shepherd",
-    "our neighbour",
-    "Henrik",
-    "the innkeeper",
-)
-PLACES = (
-    "the harbour",
-    "the mill",
-    "the market square",
-    "the old bridge",
-    "the orchard",
-    "the church",
-    "the river bank",
-    "the school",
-    "the forest road",
-    "the bakery",
-    "the hill above the village",
-    "the lighthouse",
-    "the garden",
-    "the station",
-    "the meadow",
-    "the boat house",
-)
-TIMES = (
-    "In the morning",
-    "After lunch",
-    "Before the bells rang",
-    "On a windy day",
-    "Late in the evening",
-    "When the fog lifted",
-    "That same week",
-    "During the long summer",
-    "Once the snow had melted",
-    "As soon as the boats came in",
-    "A little later",
-    "On Sunday",
-    "Toward the end of the month",
-    "While the others slept",
-)
-ACTS = (
-    "walked slowly to {place}",
-    "mended a broken fence near {place}",
-    "carried a basket of apples from {place}",
-    "waited for the rain to stop at {place}",
-    "told a long story about {place}",
-    "found a lost glove beside {place}",
-    "painted a small picture of {place}",
-    "sat down to rest by {place}",
-    "looked for the grey cat around {place}",
-    "met an old friend in front of {place}",
-    "swept the leaves away from {place}",
-    "heard music coming from {place}",
-    "planted roses along the wall of {place}",
-    "shared a loaf of bread with strangers at {place}",
-)
-ENDINGS = (
-    "and nobody was in a hurry.",
-    "while the clouds moved over the hills.",
-    "because there was still bread to deliver.",
-    "and the dog followed at a distance.",
-    "although the path was muddy.",
-    "so the others began without waiting.",
-    "and then went home for supper.",
-    "while a kettle sang in the kitchen.",
-    "and thought about the winter.",
-    "because the days were growing short.",
-    "and the smell of smoke hung in the air.",
-    "which made everyone laugh.",
-    "though it took longer than expected.",
-    "and the gulls circled above the roofs.",
-)
+import yaml
+
+
+@lru_cache(maxsize=1)
+def words() -> dict[str, list[str]]:
+    """Words and sentence patterns: ``data/haystack.yaml``."""
+    text = files("hata_sglang.evaluation").joinpath("data/haystack.yaml").read_text("utf-8")
+    return yaml.safe_load(text)
 
 
 def sentences(seed: int | str) -> Iterator[str]:
@@ -109,15 +31,24 @@ def sentences(seed: int | str) -> Iterator[str]:
     seed : int or str
         The same seed gives the same sentences, with any Python and on any machine.
     """
-    dice = random.Random(seed)
+    dice, own = random.Random(seed), words()
     while True:
-        act = dice.choice(ACTS).format(place=dice.choice(PLACES))
-        yield f"{dice.choice(TIMES)}, {dice.choice(PEOPLE)} {act} {dice.choice(ENDINGS)}"
+        act = dice.choice(own["acts"]).format(place=dice.choice(own["places"]))
+        front = f"{dice.choice(own['times'])}, {dice.choice(own['people'])}"
+        yield f"{front} {act} {dice.choice(own['endings'])}"
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Tokens of `text` alone, without the special ones that some tokenizers add."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
+    """Length of what a server prefills: `prompt` in the chat template, then `opening`."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return count_tokens(tokenizer, text + opening)
 
 
 def document(

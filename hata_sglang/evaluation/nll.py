@@ -8,21 +8,22 @@ predicted by a decode step whose context is at least the asked one.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
+from hata_sglang.evaluation.forced import decode_logprobs
+from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
-from hata_sglang.evaluation.sparsity import Arm, check_sparsity, steps_of
+from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.evaluation.tasks.prose import NOVEL
+from hata_sglang.evaluation.tasks.stored import unpack
 
-NOVEL = "pride-and-prejudice"
 COLUMNS = (
     "arm",
     "method",
@@ -72,8 +73,7 @@ def read_text(path: str | Path | None = None) -> tuple[str, str]:
         If the file is missing or not UTF-8.
     """
     if path is None:
-        packed = files("hata_sglang.evaluation.tasks").joinpath(f"data/{NOVEL}.txt.gz")
-        return NOVEL, gzip.decompress(packed.read_bytes()).decode("utf-8")
+        return NOVEL, unpack(f"{NOVEL}.txt.gz")
     try:
         return Path(path).stem, Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -136,40 +136,35 @@ def run_nll(
     chunks: Sequence[Chunk],
     text: str,
     results: ResultFile,
-    concurrency: int = 1,
-    on_chunks: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> int:
     """Measure the chunks that are not in `results` yet.
 
     Parameters
     ----------
-    client : Client
-        Of a server with the flags `hata_sglang.evaluation.forced.SERVER_FLAGS`.
-    arm : Arm
-        What the server runs.
+    client, arm
+        As in `hata_sglang.evaluation.grading.grade`, whose errors are raised; the server has the
+        flags `hata_sglang.evaluation.forced.SERVER_FLAGS`.
     chunks : sequence of Chunk
     text : str
         Name of the text.
     results : ResultFile
         With `COLUMNS`; gets one row a chunk.
-    concurrency : int, default 1
-        Requests at the same time.
-    on_chunks : callable, optional
-        Called with the number of chunks after every batch, and of those that were there already.
+    **options
+        ``concurrency`` and ``on_rows`` of `grade`.
 
     Returns
     -------
     int
         Chunks measured.
-
-    Raises
-    ------
-    HataError
-        If a sparse arm was not sparse, or a dense one has hata's counters.
     """
-    rows = []
-    for chunk in chunks:
-        row = {
+
+    def ask(chunk: Chunk) -> tuple[int, dict[str, Any]]:
+        values = decode_logprobs(client, chunk.prompt, chunk.force)
+        return len(chunk.force), {"nll": f"{-sum(values[1:]) / len(values[1:]):.6f}"}
+
+    def row(chunk: Chunk) -> dict[str, Any]:
+        return {
             **arm.columns(),
             "text": text,
             "chunk": chunk.index,
@@ -177,23 +172,6 @@ def run_nll(
             "continuation": len(chunk.force) - 1,
             "sample": chunk.sample,
         }
-        if not results.has(row):
-            rows.append((chunk, row))
-    if on_chunks is not None:
-        on_chunks(len(chunks) - len(rows))
-    with ThreadPoolExecutor(concurrency) as pool:
-        for start in range(0, len(rows), concurrency):
-            batch = rows[start : start + concurrency]
-            before = client.counters()
-            logprobs = list(
-                pool.map(lambda each: client.decode_logprobs(each[0].prompt, each[0].force), batch)
-            )
-            steps = steps_of(len(chunk.force) for chunk, _ in batch)
-            read = check_sparsity(arm, before, client.counters(), steps, "nll")
-            for (_, row), values in zip(batch, logprobs, strict=True):
-                row["nll"] = f"{-sum(values[1:]) / len(values[1:]):.6f}"
-                row["read"] = read
-            results.append([row for _, row in batch])
-            if on_chunks is not None:
-                on_chunks(len(batch))
-    return len(rows)
+
+    questions = [(row(chunk), partial(ask, chunk)) for chunk in chunks]
+    return grade(client, arm, questions, results, "nll", **options)

@@ -152,9 +152,11 @@ def run_offline(args: argparse.Namespace) -> int:
     from rich.console import Console
     from transformers import AutoModelForCausalLM
 
+    from hata_sglang.evaluation.offline_rows import csv_rows
     from hata_sglang.evaluation.offline_run import Study, measure, read_texts
-    from hata_sglang.evaluation.offline_tables import averages_table, csv_rows
     from hata_sglang.evaluation.provenance import write_csv
+    from hata_sglang.evaluation.report import offline_section
+    from hata_sglang.evaluation.report_data import read_rows
     from hata_sglang.evaluation.selector_list import load_sets
     from hata_sglang.training.architectures import plan_layers
     from hata_sglang.training.checkpoint import read_config
@@ -183,9 +185,15 @@ def run_offline(args: argparse.Namespace) -> int:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
     results = measure(model, model_shape, study, calibration, sequences, Console(stderr=True))
     dense = {layer for chosen in args.dense_layers for layer in chosen}
-    name = args.model.resolve().name
-    write_csv(args.out, csv_rows(results, study, name, args.length, len(sequences), dense))
-    console = Console()
-    console.print(averages_table(results, study, dense))
-    console.print(f"wrote {args.out}", soft_wrap=True)
+    common = {
+        "model": args.model.resolve().name,
+        "sink": args.sink,
+        "recent": args.recent,
+        "length": args.length,
+        "sequences": len(sequences),
+        "seed": args.seed,
+    }
+    write_csv(args.out, csv_rows(results, dense, **common))
+    print("\n\n".join(offline_section(read_rows([args.out])["offline"])))
+    print(f"\nwrote {args.out}")
     return 0

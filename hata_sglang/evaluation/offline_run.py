@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from hata_sglang.config.budget import Budget
-from hata_sglang.evaluation.capture_cases import visit_layers
-from hata_sglang.evaluation.selection_quality import Judge, Quality
+from hata_sglang.evaluation.offline_rows import Result
+from hata_sglang.evaluation.progress import bars
+from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
-from hata_sglang.evaluation.serving import NO_LIMIT
+from hata_sglang.evaluation.serving import yaml_budget
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.checkpoint import load_tokenizer
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences
+from hata_sglang.training.visiting import visit_layers
 from hata_sglang.weights import Fingerprint, HashWeights
 
 
@@ -59,36 +61,8 @@ class Study:
 
         A share is rounded up, and leaves room for a token besides sink and recent ones.
         """
-        value: Any = budget
-        if isinstance(budget, float):
-            value = {"ratio": budget, "min": self.sink + self.recent + 1, "max": NO_LIMIT}
+        value = yaml_budget(budget, self.sink + self.recent)
         return Budget.model_validate(value).tokens_tensor(contexts)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one selector was worth in one layer on one sequence under one budget.
-
-    Attributes
-    ----------
-    sequence, layer : int
-    selector : Selector
-    budget : int or float
-        As asked for.
-    tokens : float
-        Kept per query, the mean.
-    queries : int
-    quality : Quality
-        On the CPU.
-    """
-
-    sequence: int
-    layer: int
-    selector: Selector
-    budget: int | float
-    tokens: float
-    queries: int
-    quality: Quality
 
 
 def read_texts(
@@ -149,8 +123,8 @@ def measure(
         Shows the progress.
     """
     results: list[Result] = []
-    with _bars(console) as bars:
-        statistics = _calibrate(model, calibration, study.layers, bars)
+    with bars(console) as progress:
+        statistics = _calibrate(model, calibration, study.layers, progress)
         selectors = make_selectors(
             study.selectors,
             study.sets,
@@ -161,57 +135,44 @@ def measure(
             statistics=statistics,
             device=model.device,
         )
-        task = bars.add_task("measure (layers)", total=len(sequences) * len(study.layers))
+        task = progress.add_task("measure (layers)", total=len(sequences) * len(study.layers))
         sampling = Sampling(study.queries, study.queries // 2)
         generator = torch.Generator().manual_seed(study.seed)
-        for number, sequence in enumerate(sequences):
-
-            def judge(case: AttentionCase, number: int = number) -> None:
-                results.extend(_judge(case, number, study, selectors))
-                bars.advance(task)
-
+        for sequence in sequences:
             positions = sampling.positions(len(sequence.tokens), generator)
+            rows = positions.to(model.device)
+
+            def judge(layer, q, k, v, scale, rows=rows) -> None:
+                case = AttentionCase(layer, q.float(), k.float(), v.float(), rows, scale)
+                results.extend(_judge(case, study, selectors))
+                progress.advance(task)
+
             visit_layers(model, sequence, study.layers, positions, judge)
     return results
 
 
 def _calibrate(
-    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], bars: Progress
+    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], progress: Progress
 ) -> KeyStatistics:
     statistics = KeyStatistics()
     if not sequences:
         return statistics
-    task = bars.add_task("calibrate (layers)", total=len(sequences) * len(layers))
+    task = progress.add_task("calibrate (layers)", total=len(sequences) * len(layers))
 
-    def add(case: AttentionCase) -> None:
-        statistics.add(case.layer, case.k)
-        bars.advance(task)
+    def add(layer, _q, k, _v, _scale) -> None:
+        statistics.add(layer, k.float())
+        progress.advance(task)
 
     for sequence in sequences:
         visit_layers(model, sequence, layers, torch.tensor([0]), add)
     return statistics
 
 
-def _judge(
-    case: AttentionCase, sequence: int, study: Study, selectors: Sequence[Selector]
-) -> list[Result]:
+def _judge(case: AttentionCase, study: Study, selectors: Sequence[Selector]) -> Iterator[Result]:
     tokens = [study.tokens(budget, case.positions + 1) for budget in study.budgets]
     judge = Judge(case, study.sink, study.recent, tokens)
-    found = []
     for selector in selectors:
         qualities = judge.judge(selector.scores(case))
         for budget, kept, quality in zip(study.budgets, tokens, qualities, strict=True):
             mean = float(kept.float().mean())
-            count = len(case.q)
-            found.append(Result(sequence, case.layer, selector, budget, mean, count, quality.cpu()))
-    return found
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+            yield Result(case.layer, selector, budget, mean, len(case.q), quality.cpu())

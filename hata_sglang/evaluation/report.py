@@ -10,18 +10,17 @@ from pathlib import Path
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.report_data import (
-    OFFLINE_COLUMNS,
+    NLL,
+    OFFLINE,
+    TASKS,
     Entry,
-    Rows,
+    Kind,
+    Row,
     Scores,
-    nll_scores,
-    offline_scores,
     read_rows,
-    reference_of,
-    task_scores,
-    too_hard,
+    scores,
 )
-from hata_sglang.evaluation.statistics import LEVEL, Estimate, estimate, paired
+from hata_sglang.evaluation.statistics import LEVEL, Estimate, average, estimate, paired
 
 NO_CLAIM = "~"
 LEGEND = (
@@ -29,6 +28,11 @@ LEGEND = (
     f"width means that all samples scored alike. Differences are of the same samples; "
     f"`{NO_CLAIM}` marks those whose interval contains zero: no claim. `n/a` is an interval that "
     "one sample cannot give."
+)
+OFFLINE_LEGEND = (
+    f"Averages over layers and KV heads, with {LEVEL:.0%} bootstrap intervals over these: they say "
+    "how much heads differ, not how much texts do. Relative mass is that of exact top-k at the "
+    "same budget, head by head."
 )
 
 
@@ -46,44 +50,56 @@ def show(value: Estimate, factor: float = 100.0, digits: int = 1, sign: str = ""
     return f"{text} [{value.low * factor:{sign}.{digits}f}, {value.high * factor:{sign}.{digits}f}]"
 
 
-def _values(scores: Scores) -> list[list[float]]:
-    return [list(own.values()) for own in scores.values()]
+def _in_order(found: dict[Entry, Scores]) -> list[Entry]:
+    return sorted(found, key=lambda entry: entry.sort_key)
 
 
-def _difference(
-    entry: Entry, scores: dict[Entry, Scores], reference: str, factor: float, digits: int
-) -> str:
-    other = reference_of(entry, scores, reference)
+def _references(found: dict[Entry, Scores], reference: str) -> list[str]:
+    names = {entry.name for entry in found}
+    if reference not in names:
+        raise HataError(
+            f"--reference: expected one of {', '.join(sorted(names))}, found {reference!r}"
+        )
+    # Exact top-k is the ceiling of every sparse arm: shown beside whatever else is asked for.
+    return list(dict.fromkeys([reference, *({"exact"} & names)]))
+
+
+def _difference(entry: Entry, found: dict[Entry, Scores], reference: str, kind: Kind) -> str:
+    """An entry less the reference of the same budget, or of none (dense)."""
+    fits = (each for each in found if each.name == reference)
+    other = next((each for each in fits if each.budget in ("", entry.budget)), None)
     if other is None or other == entry:
         return ""
-    groups = paired(scores[entry], scores[other])
+    groups = paired(found[entry], found[other])
     if not groups:
         return "no common sample"
     value = estimate(groups)
     mark = f" {NO_CLAIM}" if value.has_zero else ""
-    return show(value, factor, digits, "+") + mark
+    return show(value, kind.factor, kind.digits, "+") + mark
 
 
-def _average_lines(
-    scores: dict[Entry, Scores], references: Sequence[str], factor: float, digits: int
-) -> list[list[str]]:
+def averages(
+    kind: Kind, columns: dict[str, dict[Entry, Scores]], references: Sequence[str] = ()
+) -> str:
+    """A line per entry: averages of every column, and what the first differs by from references."""
+    first = next(iter(columns.values()))
     lines = []
-    for entry in sorted(scores, key=lambda each: each.sort_key):
-        value = estimate(_values(scores[entry]))
-        differences = [
-            _difference(entry, scores, reference, factor, digits) for reference in references
-        ]
-        cells = [entry.name, entry.bits, entry.budget, str(value.count)]
-        lines.append([*cells, show(value, factor, digits), *differences])
-    return lines
+    for entry in _in_order(first):
+        values = [average(column[entry]) for column in columns.values()]
+        cells = [entry.name, entry.bits, entry.budget, str(values[0].count)]
+        cells += [show(value, kind.factor, kind.digits) for value in values]
+        cells += [_difference(entry, first, reference, kind) for reference in references]
+        lines.append(cells)
+    less = (f"less {reference}" for reference in references)
+    return table([kind.entry, "bits", "budget", kind.counted, *columns, *less], lines)
 
 
-def check_same_groups(scores: dict[Entry, Scores], what: str) -> list[str]:
+def check_same_groups(found: dict[Entry, Scores], what: str) -> list[str]:
     """Sentences about arms that were not asked everything: their averages mean something else."""
-    groups = {group for own in scores.values() for group in own}
+    groups = {group for own in found.values() for group in own}
     notes = []
-    for entry in sorted(scores, key=lambda each: each.sort_key):
-        missing = sorted(map(str, groups - set(scores[entry])))
+    for entry in _in_order(found):
+        missing = sorted(map(str, groups - set(found[entry])))
         if missing:
             arm = " ".join(part for part in (entry.name, entry.bits, entry.budget) if part)
             notes.append(
@@ -93,96 +109,68 @@ def check_same_groups(scores: dict[Entry, Scores], what: str) -> list[str]:
     return notes
 
 
-def _references(scores: dict[Entry, Scores], reference: str) -> list[str]:
-    names = {entry.name for entry in scores}
-    if reference not in names:
-        raise HataError(
-            f"--reference: expected one of {', '.join(sorted(names))}, found {reference!r}"
-        )
-    # Exact top-k is the ceiling of every sparse arm: shown beside whatever else is asked for.
-    return list(dict.fromkeys([reference, *({"exact"} & names)]))
+def without_hard(found: dict[Entry, Scores], least: float) -> tuple[dict[Entry, Scores], str]:
+    """Leave out tasks at a length that dense itself scores below `least`; also say which.
+
+    Raises
+    ------
+    HataError
+        If nothing is left.
+    """
+    dense = next((own for entry, own in found.items() if entry.name == "dense"), None)
+    if dense is None:
+        return found, "Nothing was left out: the files have no dense arm to judge tasks by."
+    means = {group: sum(own.values()) / len(own) for group, own in dense.items()}
+    hard = sorted((group for group in means if means[group] < least), key=str)
+    if not hard:
+        return found, ""
+    kept = {
+        entry: {group: own for group, own in groups.items() if group not in hard}
+        for entry, groups in found.items()
+    }
+    kept = {entry: groups for entry, groups in kept.items() if groups}
+    if not kept:
+        raise HataError(f"--min-dense: expected a task that dense scores {least}, found none")
+    names = ", ".join(f"{task} at {n} ({100 * means[task, n]:.1f})" for task, n in hard)
+    return kept, f"Left out, because dense itself scores below {100 * least:g}: {names}."
 
 
-def _task_table(scores: dict[Entry, Scores], task: str) -> str:
+def _task_table(found: dict[Entry, Scores], task: str) -> str:
     """One task: a line per arm, a column per length."""
-    lengths = sorted({n for own in scores.values() for name, n in own if name == task})
+    lengths = sorted({n for own in found.values() for name, n in own if name == task})
     lines = []
-    for entry in sorted(scores, key=lambda each: each.sort_key):
-        own = scores[entry]
-        cells = [
-            show(estimate([list(own[task, n].values())])) if (task, n) in own else ""
-            for n in lengths
-        ]
+    for entry in _in_order(found):
+        own = found[entry]
+        cells = [show(average({n: own[task, n]})) if (task, n) in own else "" for n in lengths]
         if any(cells):
             lines.append([entry.name, entry.bits, entry.budget, *cells])
     return table(["arm", "bits", "budget", *(f"{n} tokens" for n in lengths)], lines)
 
 
-def tasks_section(rows: Rows, reference: str, min_dense: float) -> tuple[str, dict[Entry, Scores]]:
-    """Averages over tasks, then every task; returns the text and the scores that count."""
-    scores = task_scores(rows.tasks)
-    left_out, known = too_hard(scores, min_dense)
-    dropped = {group for group, _ in left_out}
-    kept = {
-        entry: {group: own for group, own in groups.items() if group not in dropped}
-        for entry, groups in scores.items()
-    }
-    kept = {entry: groups for entry, groups in kept.items() if groups}
-    if not kept:
-        raise HataError(f"--min-dense: expected a task that dense scores {min_dense}, found none")
-    references = _references(kept, reference)
-    parts = ["## Tasks", LEGEND + " Scores are out of 100."]
-    if left_out:
-        names = ", ".join(f"{task} at {n} ({100 * v:.1f})" for (task, n), v in left_out)
-        parts.append(f"Left out, because dense itself scores below {100 * min_dense:g}: {names}.")
-    elif not known:
-        parts.append("Nothing was left out: the files have no dense arm to judge tasks by.")
-    parts += check_same_groups(kept, "tasks")
-    header = ["arm", "bits", "budget", "samples", "average", *(f"less {r}" for r in references)]
-    parts.append(table(header, _average_lines(kept, references, 100.0, 1)))
-
-    for task in sorted({task for own in kept.values() for task, _ in own}):
-        parts += [f"### {task}", _task_table(kept, task)]
-    return "\n\n".join(parts), kept
+def _tasks(found: dict[Entry, Scores], note: str, reference: str) -> list[str]:
+    parts = ["## Tasks", LEGEND + " Scores are out of 100.", *([note] if note else [])]
+    parts += check_same_groups(found, "tasks")
+    parts.append(averages(TASKS, {"average": found}, _references(found, reference)))
+    for task in sorted({task for own in found.values() for task, _ in own}):
+        parts += [f"### {task}", _task_table(found, task)]
+    return parts
 
 
-def nll_section(rows: Rows, reference: str) -> str:
-    """Mean NLL of each arm and the gap to the reference."""
-    scores = nll_scores(rows.nll)
-    references = _references(scores, reference)
-    header = ["arm", "bits", "budget", "chunks", "NLL", *(f"less {r}" for r in references)]
-    parts = [
+def _nll(rows: Sequence[Row], reference: str) -> list[str]:
+    found = scores(rows, NLL, "nll")
+    return [
         "## Likelihood of a continuation",
         LEGEND + " In nats per token, decoded step by step; lower is better.",
-        *check_same_groups(scores, "texts"),
-        table(header, _average_lines(scores, references, 1.0, 4)),
+        *check_same_groups(found, "texts"),
+        averages(NLL, {"NLL": found}, _references(found, reference)),
     ]
-    return "\n\n".join(parts)
 
 
-def offline_section(rows: Rows) -> str:
+def offline_section(rows: Sequence[Row]) -> list[str]:
     """Attention mass, recall and output error of each selector, over the sparse layers."""
-    columns = {name: offline_scores(rows.offline, name) for name in OFFLINE_COLUMNS}
-    lines = []
-    for entry in sorted(columns["mass"], key=lambda each: each.sort_key):
-        values = [estimate(_values(columns[name][entry])) for name in OFFLINE_COLUMNS]
-        lines.append(
-            [
-                entry.name,
-                entry.bits,
-                entry.budget,
-                str(values[0].count),
-                *(show(value, 1.0, 4) for value in values),
-            ]
-        )
-    header = ["selector", "bits", "budget", "heads", *OFFLINE_COLUMNS]
-    header = [name.replace("_", " ") for name in header]
-    note = (
-        f"Averages over layers and KV heads, with {LEVEL:.0%} bootstrap intervals over these: "
-        "they say how much heads differ, not how much texts do. Relative mass is that of exact "
-        "top-k at the same budget, head by head."
-    )
-    return "\n\n".join(["## Offline, on captured queries and keys", note, table(header, lines)])
+    columns = {title: scores(rows, OFFLINE, name) for title, name in OFFLINE.values.items()}
+    head = "## Offline, on captured queries and keys"
+    return [head, OFFLINE_LEGEND, averages(OFFLINE, columns)]
 
 
 def write_report(
@@ -220,24 +208,21 @@ def write_report(
         or matplotlib is missing.
     """
     rows = read_rows(paths)
-    sections, kept = [], {}
-    if rows.tasks:
-        text, kept = tasks_section(rows, reference, min_dense)
-        sections.append(text)
-    if rows.nll:
-        sections.append(nll_section(rows, reference))
-    if rows.offline:
-        sections.append(offline_section(rows))
-    if not sections:
+    tasks, note = without_hard(scores(rows["tasks"], TASKS, "score"), min_dense)
+    parts = _tasks(tasks, note, reference) if tasks else []
+    parts += _nll(rows["nll"], reference) if rows["nll"] else []
+    parts += offline_section(rows["offline"]) if rows["offline"] else []
+    if not parts:
         raise HataError("expected at least one row in the CSV files, found none")
     images: list[Path] = []
     if plots:
         from hata_sglang.evaluation.report_plots import write_plots
 
-        images = write_plots(rows, kept, out)
-        sections.append("\n\n".join(["## Plots", *(f"![{i.stem}]({i.name})" for i in images)]))
+        images = write_plots(tasks, rows, out)
+        parts += ["## Plots", *(f"![{image.stem}]({image.name})" for image in images)]
     sources = ", ".join(f"`{path.name}`" for path in paths)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.md"
-    path.write_text(f"# Evaluation\n\nMade from {sources}.\n\n" + "\n\n".join(sections) + "\n")
+    text = "\n\n".join(["# Evaluation", f"Made from {sources}.", *parts])
+    path.write_text(text + "\n", encoding="utf-8")
     return [path, *images]

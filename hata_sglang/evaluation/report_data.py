@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hata_sglang.errors import HataError, Problem, refuse_any
 
+Row = dict[str, str]
 #: Scores by group (a task at a length, a text) and sample.
-Scores = dict[object, dict[object, float]]
-#: Columns that tell the three kinds of file apart.
-KINDS = {"tasks": ("arm", "task", "score"), "nll": ("arm", "nll"), "offline": ("selector", "mass")}
-OFFLINE_COLUMNS = ("relative_mass", "mass", "recall", "output_error")
+Scores = dict[tuple, dict[tuple, float]]
 
 
 @dataclass(frozen=True, order=True)
@@ -25,7 +23,8 @@ class Entry:
     name : str
         Arm or selector.
     bits, budget : str
-        As in the CSV; empty where it has none.
+        As in the CSV: bits per token and KV head, share of the context or tokens. Empty where it
+        has none.
     """
 
     name: str
@@ -33,137 +32,126 @@ class Entry:
     budget: str
 
     @property
-    def bits_number(self) -> float | None:
-        """Bits per token and KV head; None without codes."""
-        return float(self.bits) if self.bits else None
-
-    @property
-    def budget_number(self) -> float | None:
-        """Share of the context or tokens; None for dense."""
-        return float(self.budget) if self.budget else None
-
-    @property
     def sort_key(self) -> tuple[float, str, float]:
         """Dense first, then by budget, name and bits."""
-        return (self.budget_number or 0.0, self.name, self.bits_number or 0.0)
+        return (float(self.budget or 0), self.name, float(self.bits or 0))
 
 
-@dataclass
-class Rows:
-    """Rows of all files of one kind, as dictionaries of text."""
+@dataclass(frozen=True)
+class Kind:
+    """One kind of CSV file, and how its numbers are shown.
 
-    tasks: list[dict[str, str]] = field(default_factory=list)
-    nll: list[dict[str, str]] = field(default_factory=list)
-    offline: list[dict[str, str]] = field(default_factory=list)
+    Attributes
+    ----------
+    name : str
+    entry : str
+        Column with the name of an `Entry`.
+    group, sample : tuple of str
+        Columns that averages are taken over first, and that tell rows of a group apart.
+    values : dict of str to str
+        Columns with numbers, by heading; the first is what arms are compared by.
+    counted : str
+        What a row is, for the heading.
+    factor : float
+        Multiplies a number before it is shown.
+    digits : int
+        Behind the point.
+    """
+
+    name: str
+    entry: str
+    group: tuple[str, ...]
+    sample: tuple[str, ...]
+    values: dict[str, str]
+    counted: str
+    factor: float
+    digits: int
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that a file of this kind has."""
+        own = (self.entry, "bits", "budget", *self.group, *self.sample, *self.values.values())
+        return set(own)
 
 
-def read_rows(paths: Iterable[Path]) -> Rows:
-    """Read CSV files of any of the three kinds.
+TASKS = Kind(
+    *("tasks", "arm", ("task", "length"), ("seed", "sample", "index")),
+    *({"average": "score"}, "samples", 100.0, 1),
+)
+NLL = Kind(
+    *("nll", "arm", ("text", "context", "continuation"), ("chunk", "sample")),
+    *({"NLL": "nll"}, "chunks", 1.0, 4),
+)
+OFFLINE = Kind(
+    *("offline", "selector", ("model", "length"), ("layer", "head")),
+    {name.replace("_", " "): name for name in ("relative_mass", "mass", "recall", "output_error")},
+    *("heads", 1.0, 4),
+)
+KINDS = (TASKS, NLL, OFFLINE)
+
+
+def read_rows(paths: Iterable[Path]) -> dict[str, list[Row]]:
+    """Rows of CSV files by the name of their kind; each of `KINDS` is there, if only empty.
 
     Raises
     ------
     Refusal
         If a file is missing, or of none of the kinds.
     """
-    rows, problems = Rows(), []
+    rows: dict[str, list[Row]] = {kind.name: [] for kind in KINDS}
+    problems = []
     for path in paths:
         try:
             with path.open(newline="", encoding="utf-8") as stream:
                 reader = csv.DictReader(stream)
-                columns = set(reader.fieldnames or ())
-                content = list(reader)
+                columns, content = set(reader.fieldnames or ()), list(reader)
         except (OSError, UnicodeDecodeError) as error:
             problems.append(Problem(str(path), "a readable CSV file", str(error)))
             continue
-        kind = next((kind for kind, needed in KINDS.items() if columns.issuperset(needed)), None)
+        kind = next((kind for kind in KINDS if kind.columns <= columns), None)
         if kind is None:
             expected = "the columns of `eval server`, `eval nll` or `eval offline`"
             found = ", ".join(sorted(columns)) or "an empty file"
             problems.append(Problem(str(path), expected, found))
-            continue
-        getattr(rows, kind).extend(content)
+        else:
+            rows[kind.name] += content
     refuse_any(problems)
     return rows
 
 
-def _number(row: dict[str, str], column: str) -> float:
-    try:
-        return float(row[column])
-    except (KeyError, TypeError, ValueError):
-        raise HataError(
-            f"column {column}: expected a number, found {row.get(column)!r} in {dict(row)}"
-        ) from None
+def scores(rows: Sequence[Row], kind: Kind, column: str) -> dict[Entry, Scores]:
+    """One column of files of a kind, by entry, group and sample.
 
-
-def _add(scores: Scores, group: object, sample: object, value: float, what: str) -> None:
-    group_scores = scores.setdefault(group, {})
-    if sample in group_scores:
-        raise HataError(f"{what}: expected each sample once, found {sample} twice in {group}")
-    group_scores[sample] = value
-
-
-def task_scores(rows: Sequence[dict[str, str]]) -> dict[Entry, Scores]:
-    """Scores by arm, then (task, length), then sample.
+    Layers that serving leaves dense are left out of offline files.
 
     Raises
     ------
     HataError
-        If a sample of an arm is there twice, or a score is no number.
+        If a sample of an entry is there twice, or a value is no number.
     """
     found: dict[Entry, Scores] = {}
     for row in rows:
-        entry = Entry(row["arm"], row["bits"], row["budget"])
-        group = (row["task"], int(row["length"]))
-        sample = (row["seed"], row["sample"], row["index"])
-        _add(found.setdefault(entry, {}), group, sample, _number(row, "score"), entry.name)
-    return found
-
-
-def nll_scores(rows: Sequence[dict[str, str]]) -> dict[Entry, Scores]:
-    """Mean NLL by arm, then (text, context, continuation), then chunk.
-
-    Raises
-    ------
-    HataError
-        If a chunk of an arm is there twice, or its likelihood is no number.
-    """
-    found: dict[Entry, Scores] = {}
-    for row in rows:
-        entry = Entry(row["arm"], row["bits"], row["budget"])
-        group = (row["text"], int(row["context"]), int(row["continuation"]))
-        chunk = (row["chunk"], row["sample"])
-        _add(found.setdefault(entry, {}), group, chunk, _number(row, "nll"), entry.name)
-    return found
-
-
-def offline_scores(rows: Sequence[dict[str, str]], column: str) -> dict[Entry, Scores]:
-    """One column of offline files by selector, then (model, length), then (layer, head).
-
-    Layers that serving leaves dense are left out.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-    column : str
-        Of `OFFLINE_COLUMNS`.
-
-    Raises
-    ------
-    HataError
-        If a head of a selector is there twice, or a value is no number.
-    """
-    found: dict[Entry, Scores] = {}
-    for row in rows:
-        if row["dense"] == "1":
+        if kind is OFFLINE and row["dense"] == "1":
             continue
-        entry = Entry(row["selector"], row["bits"], row["budget"])
-        group = (row["model"], int(row["length"]))
-        head = (int(row["layer"]), row["head"])
-        _add(found.setdefault(entry, {}), group, head, _number(row, column), entry.name)
+        entry = Entry(row[kind.entry], row["bits"], row["budget"])
+        parts = (row[name] for name in kind.group)
+        group = tuple(int(part) if part.isdecimal() else part for part in parts)
+        sample = tuple(row[name] for name in kind.sample)
+        own = found.setdefault(entry, {}).setdefault(group, {})
+        if sample in own:
+            raise HataError(
+                f"{entry.name}: expected each sample once, found {sample} twice in {group}"
+            )
+        try:
+            own[sample] = float(row[column])
+        except (TypeError, ValueError):
+            raise HataError(
+                f"column {column}: expected a number, found {row[column]!r} in {row}"
+            ) from None
     return found
 
 
-def by_method(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def by_method(rows: Sequence[Row]) -> list[Row]:
     """Rows of offline files whose selectors go by their method, so that its bits make one line.
 
     Selectors that only their own name tells apart (two sets of one method with as many bits) keep
@@ -174,31 +162,3 @@ def by_method(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         names.setdefault((row["method"], row["bits"]), set()).add(row["selector"])
     shared = {method for (method, _), own in names.items() if len(own) > 1}
     return [row if row["method"] in shared else row | {"selector": row["method"]} for row in rows]
-
-
-def reference_of(entry: Entry, entries: Iterable[Entry], reference: str) -> Entry | None:
-    """The entry that `entry` is compared with: of the same budget, or of none (dense)."""
-    for other in entries:
-        if other.name == reference and other.budget in ("", entry.budget):
-            return other
-    return None
-
-
-def too_hard(
-    scores: dict[Entry, Scores], min_dense: float
-) -> tuple[list[tuple[object, float]], bool]:
-    """Tasks that dense itself cannot do.
-
-    Returns
-    -------
-    left_out : list of (group, dense's average)
-        Groups whose average over dense's samples is below `min_dense`.
-    known : bool
-        Whether there is a dense arm to judge by.
-    """
-    dense = next((own for entry, own in scores.items() if entry.name == "dense"), None)
-    if dense is None:
-        return [], False
-    averages = {group: sum(own.values()) / len(own) for group, own in dense.items()}
-    low = [(group, value) for group, value in averages.items() if value < min_dense]
-    return sorted(low, key=str), True

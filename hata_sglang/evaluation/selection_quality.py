@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from hata_sglang.evaluation.selectors import AttentionCase, exact
+from hata_sglang.training.attention_mass import TopK, always_kept, select
 
 #: Numbers that are gathered at once, to bound the memory.
 BLOCK = 2**24
@@ -58,39 +59,20 @@ class Judge:
         self, case: AttentionCase, sink: int, recent: int, budgets: Sequence[torch.Tensor]
     ) -> None:
         self.case = case
-        tokens = torch.arange(len(case.k), device=case.k.device)
-        last = case.positions[:, None]
-        self.forced = ((tokens < sink) | (tokens > last - recent)) & ~case.future
+        self.forced = always_kept(case.positions, len(case.k), sink, recent)
         self.budgets = [torch.minimum(k, case.positions + 1) for k in budgets]
         self.width = int(torch.stack(self.budgets).max())
+        self._widest = TopK(self.width, sink, recent)
         self._norms = case.logits.logsumexp(-1)
         values = case.v.transpose(0, 1).unsqueeze(1)
         self._output = case.logits.softmax(-1) @ values  # [Hkv, G, N, Dv]
-        order = self.order(exact(case))
+        order = select(exact(case), case.positions, self._widest)
         # Rank of every token in exact top-k; those behind the widest budget count as out of it.
         ranks = torch.arange(self.width, device=order.device).expand_as(order)
         self._exact_ranks = torch.full(
-            (*order.shape[:2], len(tokens)), self.width, device=order.device
+            (*order.shape[:2], len(case.k)), self.width, device=order.device
         ).scatter_(-1, order, ranks)
         self._exact_mass = [quality[0] for quality in self._measure(order)]
-
-    def order(self, scores: torch.Tensor) -> torch.Tensor:
-        """Sort tokens as `attention_mass.select` picks them, for all budgets at once.
-
-        Parameters
-        ----------
-        scores : torch.Tensor
-            ``[R, N, S]`` float32, without NaN.
-
-        Returns
-        -------
-        torch.Tensor
-            Int64 ``[R, N, width]``: token numbers, forced ones first, then by falling score;
-            equal scores in the order of positions, as in serving.
-        """
-        ranked = scores.masked_fill(self.forced, torch.finfo(scores.dtype).max)
-        ranked.masked_fill_(self.case.future, -torch.inf)
-        return ranked.sort(dim=-1, descending=True, stable=True).indices[..., : self.width]
 
     def judge(self, scores: torch.Tensor) -> list[Quality]:
         """Measure what the best-scored tokens are worth.
@@ -105,7 +87,7 @@ class Judge:
         list of Quality
             One per budget.
         """
-        found = self._measure(self.order(scores))
+        found = self._measure(select(scores, self.case.positions, self._widest))
         return [
             Quality(mass, mass / ceiling, recall, error)
             for (mass, recall, error), ceiling in zip(found, self._exact_mass, strict=True)

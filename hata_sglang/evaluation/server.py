@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,13 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hata_sglang.errors import HataError
+from hata_sglang.evaluation.client import Client
 from hata_sglang.processes import end_group
 
 HOST = "127.0.0.1"
@@ -55,12 +53,8 @@ class ServerProcess:
         Run this instead of ``python -m module``. Default: None.
     env : mapping, optional
         Set on top of this process's environment. Default: nothing.
-    port : int, optional
-        Default: a free one.
     log : path, optional
         Gets standard output and error. Default: a temporary file, deleted if all went well.
-    ready_path : str, default "/health"
-        Answers 200 as soon as the server takes requests.
     timeout : float, default 900
         Seconds that the server may take to start.
     on_wait : callable, optional
@@ -70,6 +64,8 @@ class ServerProcess:
     ----------
     base_url : str
         ``http://127.0.0.1:<port>``.
+    client : Client
+        For requests to it.
     log_path : Path
     process : subprocess.Popen
 
@@ -81,7 +77,7 @@ class ServerProcess:
     Examples
     --------
     >>> with ServerProcess(["--attention-backend", "hata"]) as server:  # doctest: +SKIP
-    ...     ask(server.base_url, [{"role": "user", "content": "Hello"}])
+    ...     server.client.chat([{"role": "user", "content": "Hello"}], max_tokens=20)
     """
 
     def __init__(
@@ -91,18 +87,16 @@ class ServerProcess:
         module: str = "hata_sglang.launch_server",
         command: Sequence[str] | None = None,
         env: Mapping[str, str] | None = None,
-        port: int | None = None,
         log: str | Path | None = None,
-        ready_path: str = "/health",
         timeout: float = 900.0,
         on_wait: Callable[[float], None] | None = None,
     ) -> None:
-        self.port = free_port() if port is None else port
+        self.port = free_port()
         start = list(command) if command is not None else [sys.executable, "-m", module]
         self.command = [*start, *arguments, "--host", HOST, "--port", str(self.port)]
         self.env = {**os.environ, **(env or {})}
         self.base_url = f"http://{HOST}:{self.port}"
-        self.ready_path = ready_path
+        self.client = Client(self.base_url)
         self.timeout = timeout
         self.on_wait = on_wait
         self._own_log = log is None
@@ -155,7 +149,7 @@ class ServerProcess:
                     f"the server ended with exit code {code} before it was ready. The end of "
                     f"{self.log_path}:\n{self.log_tail()}"
                 )
-            if self._answers():
+            if self.client.ready():
                 return
             if waited > self.timeout:
                 raise ServerError(
@@ -166,29 +160,10 @@ class ServerProcess:
                 self.on_wait(waited)
             time.sleep(0.5)
 
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.base_url + self.ready_path, timeout=30) as response:
-                return response.status == 200
-        except (urllib.error.URLError, ConnectionError, TimeoutError):  # not listening, or 503
-            return False
-
     def stop(self) -> None:
         """End the server and everything it spawned; returns when the server is gone."""
         end_group(self.process)
 
-    def get_json(self, path: str) -> Any:
-        """GET `path` and return its JSON."""
-        with urllib.request.urlopen(self.base_url + path, timeout=60) as response:
-            return json.load(response)
-
     def counters(self) -> dict[str, Any] | None:
-        """Totals of hata's counters since the server started, or None where hata is not active.
-
-        Returns
-        -------
-        dict of str to int, or None
-            The fields of `hata_sglang.metrics.Counters`.
-        """
-        (state, *_) = self.get_json("/server_info")["internal_states"]
-        return state.get("hata")
+        """As `hata_sglang.evaluation.client.Client.counters`."""
+        return self.client.counters()

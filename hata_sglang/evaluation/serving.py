@@ -41,14 +41,14 @@ def read_budget(text: str) -> int | float:
     return value
 
 
-def yaml_budget(value: int | float | None, config: HataConfig) -> int | dict[str, Any] | None:
+def yaml_budget(value: int | float | None, kept: int) -> int | dict[str, Any] | None:
     """What the YAML says for a budget of the command line.
 
-    A share has at least one token to choose beside the ``sink + recent`` that are always kept: so
-    many tokens may be a larger share of a short context.
+    A share has at least one token to choose beside the `kept` ones, ``sink + recent``: so many
+    tokens may be a larger share of a short context.
     """
     if isinstance(value, float):
-        return {"ratio": value, "min": config.sink + config.recent + 1, "max": NO_LIMIT}
+        return {"ratio": value, "min": kept + 1, "max": NO_LIMIT}
     return value
 
 
@@ -110,7 +110,7 @@ def started(
 ) -> Iterator[tuple[Client, Arm]]:
     """Start the server of one arm for the length of a ``with`` block."""
     config = HataConfig.load(args.config) if arm != "dense" else None
-    wanted = yaml_budget(budget, config) if config is not None else None
+    wanted = yaml_budget(budget, config.sink + config.recent) if config is not None else None
     # dense takes no part of the YAML file, and needs none.
     path = args.config or ""
     with arm_arguments(arm, args.model, path, dict(args.weights or ()), wanted) as arguments:
@@ -125,7 +125,7 @@ def started(
 
             with ServerProcess([*arguments, *flags], on_wait=show) as server:
                 status.stop()  # rich shows one of these at a time, and progress bars follow
-                yield Client(server.base_url), described
+                yield server.client, described
 
 
 def servers(

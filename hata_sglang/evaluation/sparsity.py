@@ -5,8 +5,8 @@ A dense run must never be reported as sparse: no row is written before `check_sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hata_sglang.errors import HataError
 
@@ -52,15 +52,61 @@ class Arm:
         }
 
 
-def steps_of(new_tokens: Iterable[int]) -> int:
-    """Decode steps behind answers of these lengths: the prefill makes the first token of each."""
-    return sum(max(tokens - 1, 0) for tokens in new_tokens)
+@dataclass(frozen=True)
+class Reading:
+    """What one decode step reads in one sparse layer, averaged over steps.
+
+    Attributes
+    ----------
+    steps : int
+        Decode steps in which hata decoded a layer.
+    attended, context : float
+        Tokens per KV head: read by attention, and in the context.
+    layers : int
+        Layers that hata decoded in a step.
+    """
+
+    steps: int
+    attended: float
+    context: float
+    layers: int
+
+    @property
+    def share(self) -> float:
+        """Attended tokens over the context, 0 to 1."""
+        return self.attended / self.context
+
+
+def reading(before: dict[str, Any], after: dict[str, Any], what: str = "the run") -> Reading:
+    """What was read between two snapshots of the counters.
+
+    Parameters
+    ----------
+    before, after : dict of str to Any
+        From `hata_sglang.evaluation.client.Client.counters`.
+    what : str, default "the run"
+        Named in errors.
+
+    Raises
+    ------
+    HataError
+        If no step between the two was sparse.
+    """
+    keys = ("decode_steps", "layer_steps", "tokens_in_context", "tokens_attended")
+    steps, layer_steps, total, attended = (after[key] - before[key] for key in keys)
+    if steps == 0 or attended >= total:
+        raise HataError(
+            f"{what} was not sparse: {steps} sparse steps read {attended} of {total} tokens (does "
+            "the budget cover the whole context?)"
+        )
+    layers = round(layer_steps / steps)
+    return Reading(steps, attended / layer_steps, total / layer_steps, layers)
 
 
 def check_sparsity(
     arm: Arm,
-    before: dict[str, int] | None,
-    after: dict[str, int] | None,
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
     steps: int,
     what: str,
 ) -> str:
@@ -69,7 +115,7 @@ def check_sparsity(
     Parameters
     ----------
     arm : Arm
-    before, after : dict of str to int, or None
+    before, after : dict of str to Any, or None
         The server's counters.
     steps : int
         Decode steps that the answers took, summed over requests; 0 proves nothing.
@@ -97,12 +143,4 @@ def check_sparsity(
         )
     if steps == 0:
         return ""
-    sparse, total, attended = (
-        after[key] - before[key] for key in ("decode_steps", "tokens_in_context", "tokens_attended")
-    )
-    if sparse == 0 or attended >= total:
-        raise HataError(
-            f"{what}: the arm {arm.label} was not sparse: {sparse} sparse steps read {attended} "
-            f"of {total} tokens (does the budget cover the whole context?)"
-        )
-    return f"{attended / total:.5f}"
+    return f"{reading(before, after, f'{what}: the arm {arm.label}').share:.5f}"

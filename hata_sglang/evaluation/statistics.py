@@ -9,7 +9,7 @@ not cover other tasks or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,11 @@ def estimate(
     tail = (1 - level) / 2
     low, high = np.quantile(total / len(arrays), [tail, 1 - tail])
     return Estimate(mean, float(low), float(high), count)
+
+
+def average(scores: Mapping[object, Mapping[object, float]]) -> Estimate:
+    """`estimate` of scores by group and sample."""
+    return estimate([list(own.values()) for own in scores.values()])
 
 
 def paired(

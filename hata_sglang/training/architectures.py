@@ -14,7 +14,7 @@ ARCHITECTURES = ("gemma3_text", "glm", "glm4", "llama", "mistral", "qwen2", "qwe
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class TrainableLayers:
     """Layers of a model, by what their attention sees.
 
     Attributes
@@ -42,7 +42,7 @@ def text_config(hf_config: Any) -> Any:
     return get_text_config() if get_text_config else hf_config
 
 
-def plan_layers(hf_config: Any) -> LayerPlan:
+def plan_layers(hf_config: Any) -> TrainableLayers:
     """Decide which layers of a model are trained.
 
     Parameters
@@ -52,7 +52,7 @@ def plan_layers(hf_config: Any) -> LayerPlan:
 
     Returns
     -------
-    LayerPlan
+    TrainableLayers
 
     Raises
     ------
@@ -86,7 +86,7 @@ def plan_layers(hf_config: Any) -> LayerPlan:
     if not trained:
         found = f"a sliding window of {config.sliding_window} tokens in every layer"
         raise Refusal.of("model, layers", "at least one with full attention", found)
-    return LayerPlan(trained, skipped)
+    return TrainableLayers(trained, skipped)
 
 
 def _slides(config: Any, layer: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Budget:
+class TopK:
     """What a selector may keep.
 
     Parameters
@@ -64,35 +64,52 @@ def group_attention(
     return total / (heads // kv_heads)
 
 
-def select(scores: torch.Tensor, positions: torch.Tensor, budget: Budget) -> torch.Tensor:
-    """Pick the tokens that a selector keeps.
+def always_kept(positions: torch.Tensor, length: int, sink: int, recent: int) -> torch.Tensor:
+    """Tokens that every selector keeps.
 
     Parameters
     ----------
-    scores : torch.Tensor
-        ``[Hkv, N, S]`` float32, higher is better.
     positions : torch.Tensor
         ``[N]`` int64.
-    budget : Budget
+    length : int
+        Tokens, S.
+    sink, recent : int
+        First tokens, and last tokens up to the query's own.
 
     Returns
     -------
     torch.Tensor
-        ``[Hkv, N, S]`` bool with ``min(k, positions[n] + 1)`` True in every row;
-        ties at the threshold go to the earlier token, as in serving.
+        ``[N, S]`` bool; False for tokens that a query does not see.
     """
-    tokens = torch.arange(scores.shape[-1], device=scores.device)
-    last = positions[:, None].to(scores.device)
+    tokens, last = torch.arange(length, device=positions.device), positions[:, None]
+    return ((tokens < sink) | (tokens > last - recent)) & (tokens <= last)
+
+
+def select(scores: torch.Tensor, positions: torch.Tensor, budget: TopK) -> torch.Tensor:
+    """Pick the tokens that a selector keeps, best first.
+
+    Parameters
+    ----------
+    scores : torch.Tensor
+        ``[R, N, S]`` float32, without NaN; higher is better.
+    positions : torch.Tensor
+        ``[N]`` int64, on the same device.
+    budget : TopK
+
+    Returns
+    -------
+    torch.Tensor
+        Int64 ``[R, N, min(k, S)]``: token numbers, those that are always kept first, then by
+        falling score; equal scores in the order of positions, as in serving. Behind all that a
+        query sees stand tokens that it does not, which have no attention.
+    """
+    length = scores.shape[-1]
+    future = torch.arange(length, device=scores.device) > positions[:, None]
     # A huge finite value instead of inf keeps forced tokens above every score and sortable.
-    forced = (tokens < budget.sink) | (tokens > last - budget.recent)
+    forced = always_kept(positions, length, budget.sink, budget.recent)
     ranked = scores.masked_fill(forced, torch.finfo(scores.dtype).max)
-    ranked.masked_fill_(tokens > last, -torch.inf)
-    width = min(budget.k, scores.shape[-1])
-    threshold = ranked.topk(width, dim=-1).values[..., -1:]
-    above = ranked > threshold
-    tied = (ranked == threshold) & (tokens <= last)
-    room = width - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1) <= room))
+    ranked.masked_fill_(future, -torch.inf)
+    return ranked.sort(dim=-1, descending=True, stable=True).indices[..., : budget.k]
 
 
 def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
@@ -103,11 +120,11 @@ def attention_mass(probabilities: torch.Tensor, selected: torch.Tensor) -> torch
     probabilities : torch.Tensor
         ``[Hkv, N, S]`` float32, from `group_attention`.
     selected : torch.Tensor
-        ``[Hkv, N, S]`` bool, from `select`.
+        ``[Hkv, N, k]`` int64, from `select`.
 
     Returns
     -------
     torch.Tensor
         ``[Hkv, N]`` float32 in [0, 1].
     """
-    return (probabilities * selected).sum(-1)
+    return probabilities.gather(-1, selected).sum(-1)

@@ -1,14 +1,8 @@
-"""Capturing queries and keys of a model, after RoPE, to disk.
-
-The model is not patched: transformers lets callers register an attention
-function by name, and hands it q and k exactly as attention uses them. Ours
-writes them down and calls the stock SDPA function.
-"""
+"""Capturing queries and keys of a model, after RoPE, to disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from hata_sglang.errors import HataError
 from hata_sglang.training.data import TokenSequence
-
-ATTENTION_NAME = "hata_capture"
-
-
-class _EnoughLayers(Exception):
-    """Ends a forward pass whose remaining layers nobody asked for."""
+from hata_sglang.training.visiting import visit_layers
 
 
 @dataclass(frozen=True)
@@ -126,43 +114,6 @@ class CaptureStore:
         )
 
 
-@contextmanager
-def recording(model: Any, write: Any, *, values: bool = False) -> Iterator[None]:
-    """Have `model` report q and k, or q, k and v, of every attention layer.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Its attention implementation is put back afterwards.
-    write : callable
-        Called as ``write(layer, q, k, scale)`` with q ``[B, Hq, S, D]`` and k
-        ``[B, Hkv, S, D]`` after RoPE; with `values` as ``write(layer, q, k, v, scale)``, with v
-        ``[B, Hkv, S, D]``.
-    values : bool, default False
-        Whether to report v too.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(module, query, key, value, attention_mask, **kwargs):
-        scaling = kwargs.get("scaling")
-        reported = (query, key, value) if values else (query, key)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        write(module.layer_idx, *reported, scale)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-    before = model.config._attn_implementation
-    AttentionInterface.register(ATTENTION_NAME, attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-    model.set_attn_implementation(ATTENTION_NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-@torch.inference_mode()
 def capture_sequences(
     model: Any,
     sequences: Sequence[TokenSequence],
@@ -178,12 +129,10 @@ def capture_sequences(
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        A causal language model in evaluation mode.
+    model, layers
+        As for `visit_layers`, whose errors are raised.
     sequences : sequence of TokenSequence
     store : CaptureStore
-    layers : sequence of int
-        The model runs no further than the last of them.
     sampling : Sampling
     seed : int
         Of the sampled positions, which do not depend on `layers`.
@@ -192,49 +141,13 @@ def capture_sequences(
     ------
     int
         Number of sequences done.
-
-    Raises
-    ------
-    HataError
-        If q or k are not finite, or a layer's attention did not report them.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = set(layers)
-    # The decoder: logits of a long sequence would need gigabytes and nobody reads them.
-    decoder = model.get_decoder()
     for index, sequence in enumerate(sequences):
         positions = sampling.positions(len(sequence.tokens), generator)
-        seen: set[int] = set()
 
-        def write(layer, q, k, scale, index=index, positions=positions, seen=seen):
-            if layer in wanted:
-                store.write(layer, index, _cut(layer, q, k, scale, positions))
-                seen.add(layer)
-            if seen == wanted:
-                raise _EnoughLayers
+        def keep(layer, q, k, _v, scale, index=index, positions=positions):
+            store.write(layer, index, Capture(q.cpu(), k.cpu(), positions, scale))
 
-        tokens = torch.tensor([sequence.tokens], device=model.device)
-        with recording(model, write), suppress(_EnoughLayers):
-            decoder(input_ids=tokens, use_cache=False)
-        if seen != wanted:
-            raise HataError(
-                f"model: expected queries and keys of layers {sorted(wanted)}, found them only of "
-                f"{sorted(seen)}; the others do not go through transformers' attention interface"
-            )
+        visit_layers(model, sequence, layers, positions, keep)
         yield index + 1
-
-
-def _cut(layer: int, q, k, scale, positions: torch.Tensor) -> Capture:
-    rows = positions.to(q.device)
-    capture = Capture(
-        q[0].index_select(1, rows).transpose(0, 1).cpu(),
-        k[0].transpose(0, 1).cpu(),
-        positions,
-        float(scale),
-    )
-    if not (torch.isfinite(capture.q).all() and torch.isfinite(capture.k).all()):
-        raise HataError(
-            f"model, layer {layer}: expected finite queries and keys, found NaN or infinite ones. "
-            "Check the model's weights; the checkpoint may be damaged."
-        )
-    return capture

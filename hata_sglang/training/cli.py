@@ -7,11 +7,11 @@ from pathlib import Path
 
 from hata_sglang.errors import HataError
 from hata_sglang.methods import method_names, methods
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str) -> TopK:
     """Read a budget written as ``K``, or ``K:SINK:RECENT``.
 
     Raises
@@ -30,7 +30,7 @@ def parse_budget(text: str) -> Budget:
         raise argparse.ArgumentTypeError(
             f"expected K or K:SINK:RECENT with K > SINK + RECENT, found {text!r}"
         )
-    return Budget(*numbers)
+    return TopK(*numbers)
 
 
 def _gigabytes(text: str) -> float:
@@ -120,7 +120,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_budget,
         nargs="+",
         metavar="K:SINK:RECENT",
-        default=[Budget(256, 16, 64), Budget(96, 16, 16)],
+        default=[TopK(256, 16, 64), TopK(96, 16, 16)],
         help="budgets to measure at; the first chooses the step (default 256:16:64 96:16:16)",
     )
     how.add_argument(

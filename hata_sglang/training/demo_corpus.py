@@ -28,7 +28,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from hata_sglang.training.demo_phrases import PHRASES, Phrases
+import yaml
 
 DESCRIPTION = (
     "pydoc topics and docstrings of Python's standard library (PSF licence), the first half of "
@@ -38,6 +38,13 @@ DESCRIPTION = (
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
 # Of eight documents six are trained on, one validates, one is held out.
 SHARES = {0: "held_out", 4: "validation"}
+
+
+@lru_cache(maxsize=1)
+def phrases() -> dict[str, dict[str, list]]:
+    """Words and sentence patterns by split: ``data/demo_phrases.yaml``, which describes them."""
+    path = files("hata_sglang.training").joinpath("data/demo_phrases.yaml")
+    return yaml.safe_load(path.read_text("utf-8"))
 
 
 @lru_cache(maxsize=3)
@@ -92,19 +99,20 @@ def _docstrings(path: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
-def prose(rng: random.Random, phrases: Phrases) -> str:
+def prose(rng: random.Random, split: str) -> str:
     """One generated paragraph of five to nine sentences."""
-    place, pair = rng.choice(phrases.places), rng.sample(phrases.people, 2)
+    words = phrases()[split]
+    place, pair = rng.choice(words["places"]), rng.sample(words["people"], 2)
     sentences = []
-    for template in rng.sample(phrases.sentences, rng.randint(5, 9)):
+    for template in rng.sample(words["sentences"], rng.randint(5, 9)):
         rng.shuffle(pair)
         sentence = template.format(
             person=pair[0],
             other=pair[1],
             place=place,
-            thing=rng.choice(phrases.things),
-            quality=rng.choice(phrases.qualities),
-            season=rng.choice(phrases.seasons),
+            thing=rng.choice(words["things"]),
+            quality=rng.choice(words["qualities"]),
+            season=rng.choice(words["seasons"]),
             number=rng.randint(2, 90),
         )
         sentences.append(sentence[0].upper() + sentence[1:])
@@ -124,7 +132,7 @@ def paragraphs(rng: random.Random, split: str) -> Iterator[str]:
                     yield textwrap.shorten(block, 700, placeholder=" ...")
         else:
             for _ in range(rng.randint(3, 8)):
-                yield prose(rng, PHRASES[split])
+                yield prose(rng, split)
 
 
 def facts(rng: random.Random, split: str, count: int) -> list[tuple[str, str, str]]:
@@ -135,20 +143,20 @@ def facts(rng: random.Random, split: str, count: int) -> list[tuple[str, str, st
     list of (statement, question, answer)
         No two about the same subject.
     """
-    phrases = PHRASES[split]
+    words = phrases()[split]
     made: dict[tuple[str, str], tuple[str, str, str]] = {}
     while len(made) < count:
-        index = rng.randrange(len(phrases.facts))
-        statement, question, answer = phrases.facts[index]
-        subject = rng.choice(phrases.people if "{person}" in statement else phrases.places)
+        patterns = words["facts"][rng.randrange(len(words["facts"]))]
+        statement = patterns["statement"]
+        subject = rng.choice(words["people" if "{person}" in statement else "places"])
         digits = rng.choice([3, 4, 5])
         values = {
             "person": subject,
             "place": subject,
             "value": str(rng.randrange(10 ** (digits - 1), 10**digits)),
-            "word": rng.choice(phrases.things),
+            "word": rng.choice(words["things"]),
         }
-        row = tuple(part.format(**values) for part in (statement, question, answer))
+        row = tuple(patterns[p].format(**values) for p in ("statement", "question", "answer"))
         made.setdefault((statement, subject), row)
     return list(made.values())
 
@@ -172,7 +180,7 @@ def chat(rng: random.Random, split: str, tokenizer: Any, length: int) -> list[di
     """
     hidden = facts(rng, split, 10)
     asked = rng.sample(hidden, 8)
-    opening = rng.choice(PHRASES[split].openings)
+    opening = rng.choice(phrases()[split]["openings"])
     turns = [
         {"role": role, "content": content}
         for _, question, answer in asked

@@ -53,7 +53,7 @@ class SequenceData:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Some queries and some keys of one sequence.
 
     Attributes
@@ -100,7 +100,7 @@ class Batch:
 
 def sample_batch(
     data: list[SequenceData], queries: int, keys: int, generator: torch.Generator
-) -> Batch:
+) -> TrainingBatch:
     """Draw one sequence, then some of its queries and of its keys, uniformly.
 
     Parameters
@@ -122,7 +122,7 @@ def sample_batch(
     attention = (logits - sequence.log_normaliser[:, rows, :, None]).exp().mean(2)
     positions = sequence.positions[rows]
     attention = attention.masked_fill(columns > positions[:, None], 0.0)
-    return Batch(q, k, logits, attention, columns, positions, index, rows)
+    return TrainingBatch(q, k, logits, attention, columns, positions, index, rows)
 
 
 def scale_step(magnitudes: torch.Tensor, scale_bits: int) -> torch.Tensor:

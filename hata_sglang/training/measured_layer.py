@@ -8,7 +8,7 @@ import torch
 
 from hata_kernels.encoders import Encoder, dense_scores
 from hata_sglang.training.attention_mass import (
-    Budget,
+    TopK,
     attention_mass,
     group_attention,
     select,
@@ -40,15 +40,15 @@ class MeasuredLayer:
             )
             self.parts.append((part, group_attention(part.q, part.k, part.positions, part.scale)))
 
-    def mass(self, encoder: Encoder, budget: Budget) -> float:
+    def mass(self, encoder: Encoder, budget: TopK) -> float:
         """Mean attention mass that the codes of `encoder` keep."""
         return self._mean(lambda part, _: dense_scores(encoder, part.q, part.k), budget)
 
-    def exact(self, budget: Budget) -> float:
+    def exact(self, budget: TopK) -> float:
         """Mean attention mass of exact top-k: the ceiling."""
         return self._mean(lambda _, attention: attention, budget)
 
-    def streaming(self, budget: Budget) -> float:
+    def streaming(self, budget: TopK) -> float:
         """Mean attention mass of the sink tokens and, for the rest, the last ones."""
         return self._mean(
             lambda part, attention: torch.arange(
@@ -57,7 +57,7 @@ class MeasuredLayer:
             budget,
         )
 
-    def _mean(self, scores, budget: Budget) -> float:
+    def _mean(self, scores, budget: TopK) -> float:
         masses = [
             attention_mass(
                 attention, select(scores(part, attention), part.positions, budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Sampling
 
 
@@ -23,7 +23,7 @@ class TrainOptions:
         Tokens of a training sequence, at most and at least.
     sampling : Sampling
         Which queries are captured.
-    budgets : tuple of Budget
+    budgets : tuple of TopK
         For the attention mass; the first is the one that the kept step is best at.
     evaluate_every : int
         Steps between two looks at the mass on the validation texts.
@@ -46,7 +46,7 @@ class TrainOptions:
     sequence_length: int = 6144
     minimum_length: int = 2048
     sampling: Sampling = field(default_factory=Sampling)
-    budgets: tuple[Budget, ...] = (Budget(256, 16, 64), Budget(96, 16, 16))
+    budgets: tuple[TopK, ...] = (TopK(256, 16, 64), TopK(96, 16, 16))
     evaluate_every: int = 100
     patience: int = 3
     measured_queries: int = 48

@@ -1,20 +1,21 @@
-"""``--option key=value``: the fields of a method's recipe, typed by its dataclass."""
+"""``--option key=value``: the fields of a method's recipe, checked by pydantic."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import types
+import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from hata_sglang.errors import Problem, refuse_any
 
 R = TypeVar("R")
 
 
-def option_fields(recipe_type: type) -> dict[str, Any]:
-    """Names and types of a recipe's options.
+def option_fields(recipe_type: type) -> dict[str, dict[str, Any]]:
+    """JSON schemas of a recipe's options.
 
     Parameters
     ----------
@@ -23,17 +24,16 @@ def option_fields(recipe_type: type) -> dict[str, Any]:
 
     Returns
     -------
-    dict of str to type
+    dict of str to dict
     """
-    found: dict[str, Any] = {}
-    hints = get_type_hints(recipe_type)
-    for field in dataclasses.fields(recipe_type):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            inner = option_fields(hint)
-            found |= {f"{field.name}.{name}": kind for name, kind in inner.items()}
+    schema = TypeAdapter(recipe_type).json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in schema["properties"].items():
+        if "$ref" in field:
+            inner = schema["$defs"][field["$ref"].rpartition("/")[2]]["properties"]
+            found |= {f"{name}.{own}": part for own, part in inner.items()}
         else:
-            found[field.name] = hint
+            found[name] = field
     return found
 
 
@@ -53,7 +53,7 @@ def make_recipe(recipe_type: type[R], options: Sequence[str]) -> R:
     """
     fields = option_fields(recipe_type)
     problems: list[Problem] = []
-    values: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for option in options:
         name, separator, text = option.partition("=")
         setting = f"--option {name}"
@@ -61,71 +61,60 @@ def make_recipe(recipe_type: type[R], options: Sequence[str]) -> R:
             problems.append(Problem(setting, f"{name}=VALUE", repr(option)))
         elif name not in fields:
             problems.append(Problem(setting, _nearest(name, fields), "an unknown option"))
-        elif name in values:
-            problems.append(Problem(setting, "one value", f"{values[name]} and {text}"))
+        elif name in texts:
+            problems.append(Problem(setting, "one value", f"{texts[name]} and {text}"))
         else:
-            try:
-                values[name] = _parse(fields[name], text)
-            except ValueError:
-                problems.append(Problem(setting, describe(fields[name]), repr(text)))
+            texts[name] = text
+    nested: dict[str, Any] = {}
+    for name, text in texts.items():
+        outer, _, inner = name.rpartition(".")
+        (nested.setdefault(outer, {}) if outer else nested)[inner] = _value(text)
+    try:
+        recipe = TypeAdapter(recipe_type).validate_python(nested)
+    except ValidationError as error:
+        places = [".".join(map(str, part["loc"])) for part in error.errors()]
+        problems += [
+            Problem(f"--option {name}", describe(fields[name]), repr(text))
+            for name, text in texts.items()
+            # Behind its name, a place may say which type of several did not fit.
+            if any(f"{place}.".startswith(f"{name}.") for place in places)
+        ]
     refuse_any(problems)
-    return _build(recipe_type, values)
+    return recipe
 
 
-def describe(hint: Any) -> str:
-    """The values that a type admits, in words."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return " or ".join(str(choice) for choice in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(part) for part in get_args(hint))
-    names = {int: "an integer", float: "a number", bool: "true or false", type(None): "none"}
-    return names.get(hint, "text")
+def describe(schema: dict[str, Any]) -> str:
+    """The values that a JSON schema admits, in words."""
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return " or ".join(map(describe, schema["anyOf"]))
+    names = {
+        "integer": "an integer",
+        "number": "a number",
+        "boolean": "true or false",
+        "null": "none",
+    }
+    return names.get(schema["type"], "text")
 
 
 def option_lines(recipe_type: type) -> list[str]:
     """One line per option: name, what it takes, its default."""
-    default = recipe_type()
     lines = []
-    for name, hint in option_fields(recipe_type).items():
-        value: Any = default
-        for part in name.split("."):
-            value = getattr(value, part)
-        shown = "none" if value is None else str(value).lower() if hint is bool else value
-        lines.append(f"{name}: {describe(hint)} (default {shown})")
+    for name, schema in option_fields(recipe_type).items():
+        default = "none" if schema["default"] is None else schema["default"]
+        lines.append(f"{name}: {describe(schema)} (default {default})")
     return lines
+
+
+def _value(text: str) -> Any:
+    # Of the texts that pydantic takes for numbers, choices of numbers want theirs as one.
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return None if text == "none" else text
 
 
 def _nearest(name: str, fields: dict[str, Any]) -> str:
     close = difflib.get_close_matches(name, fields, n=1)
     hint = f"{close[0]!r} (the nearest name), or another" if close else "one"
     return f"{hint} of {', '.join(fields)}"
-
-
-def _parse(hint: Any, text: str) -> Any:
-    origin = get_origin(hint)
-    if origin is Literal:
-        for choice in get_args(hint):
-            if text == str(choice):
-                return choice
-        raise ValueError(text)
-    if origin in (Union, types.UnionType):
-        parts = get_args(hint)
-        if type(None) in parts and text == "none":
-            return None
-        return _parse(next(part for part in parts if part is not type(None)), text)
-    if hint is bool:
-        if text not in ("true", "false"):
-            raise ValueError(text)
-        return text == "true"
-    return hint(text)
-
-
-def _build(recipe_type: type[R], values: dict[str, Any]) -> R:
-    hints = get_type_hints(recipe_type)
-    own = {name: value for name, value in values.items() if "." not in name}
-    for name, hint in hints.items():
-        inner = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")}
-        if inner:
-            own[name] = _build(hint, inner)
-    return recipe_type(**own)

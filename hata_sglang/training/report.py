@@ -12,7 +12,7 @@ import torch
 
 from hata_sglang import __version__
 from hata_sglang.files import file_sha256
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SplitFiles, Splits
 from hata_sglang.training.train_layer import LayerResult
@@ -99,7 +99,7 @@ def _sums(files: Sequence[str | Path]) -> dict[str, str]:
 
 
 def held_out_masses(
-    budgets: Sequence[Budget], results: Mapping[int, LayerResult]
+    budgets: Sequence[TopK], results: Mapping[int, LayerResult]
 ) -> tuple[HeldOut, ...]:
     """Held-out attention mass at every budget, for the card."""
     found = []

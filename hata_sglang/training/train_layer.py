@@ -11,7 +11,7 @@ from rich.progress import Progress
 from hata_kernels.encoders import Encoder
 from hata_sglang.errors import HataError
 from hata_sglang.methods import LayerTrainer, Recipe, methods, trainable
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.measured_layer import MeasuredLayer
@@ -42,7 +42,7 @@ class LayerResult:
     masses: tuple[dict[str, float], ...]
     seconds: float
 
-    def summary(self, budget: Budget) -> str:
+    def summary(self, budget: TopK) -> str:
         """One line for people."""
         mass = ", ".join(f"{name} {value:.3f}" for name, value in self.masses[0].items())
         return f"loss {self.loss:.3f}, held-out mass at k = {budget.k}: {mass}"

@@ -1,4 +1,3 @@
-import json
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -6,7 +5,7 @@ import pytest
 import yaml
 
 from hata_sglang.config import HataConfig
-from hata_sglang.errors import HataError, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation import arms
 from hata_sglang.evaluation.arms import (
     ARMS,
@@ -14,17 +13,8 @@ from hata_sglang.evaluation.arms import (
     arm_settings,
     arm_weights,
     demo_config,
-    measure,
-    reading,
 )
-from hata_sglang.evaluation.hidden_fact import HiddenFact
-from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.methods import methods
-
-
-def snapshot(steps: int, context: int, attended: int, layers: int = 1) -> dict[str, int]:
-    counts = {"decode_steps": steps, "layer_steps": steps * layers}
-    return {**counts, "tokens_in_context": context, "tokens_attended": attended}
 
 
 def test_dense_names_the_stock_backend_and_no_yaml(monkeypatch):
@@ -166,36 +156,3 @@ def test_unknown_arm_is_refused():
         arm_arguments("best", "model", demo_config()),
     ):
         pass
-
-
-def test_reading_tells_layers_steps_and_tokens_apart():
-    # Four steps at contexts 101 to 104 in 28 layers, of which each reads 25 tokens.
-    before, after = snapshot(2, 1000, 100, 28), snapshot(6, 1000 + 28 * 410, 100 + 28 * 100, 28)
-    read = reading(before, after)
-    assert (read.steps, read.layers, read.attended, read.context) == (4, 28, 25, 102.5)
-    assert read.share == pytest.approx(25 / 102.5)
-
-
-@pytest.mark.parametrize(
-    "after", [snapshot(2, 1000, 100), snapshot(4, 2000, 1100)], ids=["no steps", "all attended"]
-)
-def test_reading_refuses_a_run_that_was_not_sparse(after):
-    with pytest.raises(HataError, match="not sparse"):
-        reading(snapshot(2, 1000, 100), after)
-
-
-def test_measure_refuses_counters_that_stand_still(fake_server):
-    fact = HiddenFact("Which?", "48213", "Lisbon", 0.5, 7)
-    with ServerProcess(command=fake_server) as server:
-        result = measure(server, fact)
-        assert result.right
-        assert result.read is None
-        assert result.step_ms == pytest.approx(1e3 * sum(result.speed.gaps_s) / 2, rel=1)
-        assert result.short_step_ms == pytest.approx(1e3 * sum(result.short.gaps_s) / 2, rel=1)
-        assert 0 <= result.context_share < 1
-    counters = json.dumps(snapshot(3, 60, 6))
-    with (
-        ServerProcess(["--counters", counters], command=fake_server) as server,
-        pytest.raises(HataError, match="not sparse: 0 sparse steps"),
-    ):
-        measure(server, fact)

@@ -6,9 +6,10 @@ from rich.console import Console
 
 from hata_sglang.demo import once as demo
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.arms import Measurement, Reading
-from hata_sglang.evaluation.hidden_fact import Reply
+from hata_sglang.evaluation.client import Reply
+from hata_sglang.evaluation.measurement import Measurement
 from hata_sglang.evaluation.server import ServerError
+from hata_sglang.evaluation.sparsity import Reading
 
 DENSE = Measurement(
     Reply("It is 48213.", 6000, 5, (20.0, 20.5)),

@@ -1,10 +1,13 @@
+import json
 import re
 
 import pytest
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.hidden_fact import CITIES, Reply, ask, found, make_prompts
+from hata_sglang.evaluation.hidden_fact import HiddenFact, found, make_prompts
+from hata_sglang.evaluation.measurement import measure
 from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.evaluation.sparsity import reading
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_prompts_are_the_same_again_and_change_with_the_seed(tokenizer):
     ("change", "message"),
     [
         ({"n": 0}, "n: expected 1 to 24, found 0"),
-        ({"n": len(CITIES) + 1}, "n: expected 1 to 24, found 25"),
+        ({"n": 25}, "n: expected 1 to 24, found 25"),
         ({"n": 3, "documents": 4}, "documents: expected 1 to n = 3, found 4"),
         ({"tokens": 20}, "tokens: expected at least"),
     ],
@@ -84,17 +87,48 @@ def test_found_wants_the_whole_number(text, expected):
     assert found("48213", text) is expected
 
 
-def test_reply_times_leave_the_prefill_out():
-    reply = Reply("a b c", prompt_tokens=9, new_tokens=3, times=(10.0, 10.5, 11.0))
-    assert reply.first_token_s == 10.0
-    assert reply.gaps_s == [0.5, 0.5]
-    assert reply.tokens_per_s == 2.0
+def snapshot(steps: int, context: int, attended: int, layers: int = 1) -> dict[str, int]:
+    counts = {"decode_steps": steps, "layer_steps": steps * layers}
+    return {**counts, "tokens_in_context": context, "tokens_attended": attended}
 
 
-def test_ask_goes_through_the_openai_client(fake_server):
+def test_reading_tells_layers_steps_and_tokens_apart():
+    # Four steps at contexts 101 to 104 in 28 layers, of which each reads 25 tokens.
+    before, after = snapshot(2, 1000, 100, 28), snapshot(6, 1000 + 28 * 410, 100 + 28 * 100, 28)
+    read = reading(before, after)
+    assert (read.steps, read.layers, read.attended, read.context) == (4, 28, 25, 102.5)
+    assert read.share == pytest.approx(25 / 102.5)
+
+
+@pytest.mark.parametrize(
+    "after", [snapshot(2, 1000, 100), snapshot(4, 2000, 1100)], ids=["no steps", "all attended"]
+)
+def test_reading_refuses_a_run_that_was_not_sparse(after):
+    with pytest.raises(HataError, match="not sparse"):
+        reading(snapshot(2, 1000, 100), after)
+
+
+def test_measure_refuses_counters_that_stand_still(fake_server):
+    fact = HiddenFact("Which?", "48213", "Lisbon", 0.5, 7)
     with ServerProcess(command=fake_server) as server:
-        reply = ask(server.base_url, [{"role": "user", "content": "Which?"}])
-        assert reply.text == "The number is 48213."
-        assert (reply.prompt_tokens, reply.new_tokens, len(reply.times)) == (7, 3, 3)
-        with pytest.raises(HataError, match="expected text and its usage"):
-            ask(server.base_url, [{"role": "user", "content": "Which?"}], max_tokens=1)
+        result = measure(server.client, fact)
+        assert result.right
+        assert result.read is None
+        assert result.step_ms == pytest.approx(1e3 * sum(result.speed.gaps_s) / 2, rel=1)
+        assert result.short_step_ms == pytest.approx(1e3 * sum(result.short.gaps_s) / 2, rel=1)
+        assert 0 <= result.context_share < 1
+    counters = json.dumps(snapshot(3, 60, 6))
+    with (
+        ServerProcess(["--counters", counters], command=fake_server) as server,
+        pytest.raises(HataError, match="not sparse: 0 sparse steps"),
+    ):
+        measure(server.client, fact)
+
+
+def test_measure_refuses_an_empty_reply(fake_server):
+    fact = HiddenFact("Which?", "48213", "Lisbon", 0.5, 7)
+    with (
+        ServerProcess(command=fake_server) as server,
+        pytest.raises(HataError, match="expected text, found an empty reply"),
+    ):
+        measure(server.client, fact, new_tokens=0)

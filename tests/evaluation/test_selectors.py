@@ -18,7 +18,7 @@ from hata_sglang.evaluation.selectors import (
     quest_bounds,
     streaming,
 )
-from hata_sglang.training.attention_mass import Budget, attention_mass, group_attention, select
+from hata_sglang.training.attention_mass import TopK, group_attention, select
 
 
 def random_case(*, length=100, queries=5, kv_heads=2, group=3, dim=16, seed=0):
@@ -37,8 +37,19 @@ def line(keys, position):
 
 
 def kept(case, scores, k, sink=0, recent=0):
-    judge = Judge(case, sink, recent, [torch.tensor([k])])
-    return sorted(judge.order(scores)[0, 0, :k].tolist())
+    return sorted(select(scores, case.positions, TopK(k, sink, recent))[0, 0].tolist())
+
+
+def by_hand(scores, case, k, sink, recent):
+    """The k best tokens of every head and query, by Python's sort: bool ``[R, N, S]``."""
+    found = torch.zeros(scores.shape, dtype=torch.bool)
+    for head, of_head in enumerate(scores.tolist()):
+        for row, own in enumerate(of_head):
+            last = int(case.positions[row])
+            forced = {*range(sink), *range(last - recent + 1, last + 1)}
+            ranked = sorted(range(last + 1), key=lambda t: (t not in forced, -own[t], t))
+            found[head, row, ranked[:k]] = True
+    return found
 
 
 def test_exact_is_the_attention_that_the_heads_of_a_group_average_to():
@@ -136,21 +147,18 @@ def test_codes_are_ranked_by_what_serving_ranks_by():
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many-ties", "few-ties"])
-def test_the_judge_picks_as_select_does(levels):
+def test_the_judge_measures_the_best_tokens(levels):
     case = random_case()
     scores = torch.randint(levels, (2, 5, 100), generator=torch.Generator().manual_seed(1)).float()
     budgets = [12, 30]
     judge = Judge(case, 4, 3, [torch.full((5,), k) for k in budgets])
-    order = judge.order(scores)
     attention = exact(case)
     for k, quality in zip(budgets, judge.judge(scores), strict=True):
-        expected = select(scores, case.positions, Budget(k, 4, 3))
-        found = torch.zeros_like(expected).scatter_(-1, order[..., :k], True)
-        assert torch.equal(found, expected)
-        mass = attention_mass(attention, expected)
+        expected = by_hand(scores, case, k, 4, 3)
+        mass = (attention * expected).sum(-1)
         torch.testing.assert_close(quality.mass, mass.mean(1))
-        best = select(attention, case.positions, Budget(k, 4, 3))
-        ceiling = attention_mass(attention, best).mean(1)
+        best = by_hand(attention, case, k, 4, 3)
+        ceiling = (attention * best).sum(-1).mean(1)
         torch.testing.assert_close(quality.relative_mass, mass.mean(1) / ceiling)
         # seven tokens are sink or recent
         recall = ((expected & best).sum(-1).float().mean(1) - 7) / (k - 7)
@@ -197,7 +205,7 @@ def test_budgets_may_differ_by_query():
     (mixed,) = Judge(case, 2, 2, [budgets]).judge(streaming(case))
     attention = exact(case)
     masses = [
-        attention_mass(attention, select(streaming(case), case.positions, Budget(k, 2, 2)))[:, row]
+        (attention * by_hand(streaming(case), case, k, 2, 2)).sum(-1)[:, row]
         for row, k in enumerate(budgets.tolist())
     ]
     torch.testing.assert_close(mixed.mass, torch.stack(masses).mean(0))

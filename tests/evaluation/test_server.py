@@ -103,7 +103,7 @@ def test_counters(fake_server, flags, expected):
 
 
 def test_default_command_is_the_launcher():
-    server = ServerProcess(["--flag"], port=31_999)
+    server = ServerProcess(["--flag"])
     assert server.command[1:] == [
         "-m",
         "hata_sglang.launch_server",
@@ -111,7 +111,7 @@ def test_default_command_is_the_launcher():
         "--host",
         "127.0.0.1",
         "--port",
-        "31999",
+        str(server.port),
     ]
 
 

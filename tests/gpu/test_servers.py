@@ -12,7 +12,7 @@ import requests
 import yaml
 
 from hata_sglang.evaluation.arms import demo_config
-from hata_sglang.evaluation.hidden_fact import ask, found
+from hata_sglang.evaluation.hidden_fact import REPLY_TOKENS, found
 from hata_sglang.evaluation.server import ServerProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -84,7 +84,7 @@ def compare(stock: dict, ours: dict) -> tuple[int, float, float]:
 def hits(server: ServerProcess, facts) -> int:
     """How many hidden facts a server finds, asked all at once."""
     with ThreadPoolExecutor(len(facts)) as pool:
-        replies = list(pool.map(lambda fact: ask(server.base_url, fact.messages), facts))
+        replies = list(pool.map(lambda f: server.client.chat(f.messages, REPLY_TOKENS), facts))
     return sum(found(fact.answer, reply.text) for fact, reply in zip(facts, replies, strict=True))
 
 

@@ -12,8 +12,6 @@ OURS = {"hata_sglang", "hata_kernels", "hata_weights"}
 WITH_SGLANG = {"sglang_kernel"}
 # Not imported here: transformers needs them to read the demo model's GGUF file.
 FOR_TRANSFORMERS = {"accelerate", "gguf"}
-# Imports by name: optional_package("jieba") of hata_sglang/evaluation/text_scores.py.
-OPTIONAL = "optional_package"
 
 
 def normal(name: str) -> str:
@@ -23,7 +21,7 @@ def normal(name: str) -> str:
 @pytest.fixture(scope="module")
 def declared() -> set[str]:
     """Distributions that the package needs, or its extras for users."""
-    extras = re.compile(r"extra == .(?!eval|plot)")
+    extras = re.compile(r"extra == .(?!plot)")
     lines = [line for line in requires("hata-sglang") if not extras.search(line)]
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
 
@@ -40,8 +38,6 @@ def imported(repo_root) -> dict[str, set[str]]:
                     names = [alias.name for alias in node.names]
                 elif isinstance(node, ast.ImportFrom) and node.level == 0:
                     names = [node.module]
-                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == OPTIONAL:
-                    names = [argument.value for argument in node.args]
                 for top in {name.split(".")[0] for name in names} - OURS:
                     if top not in sys.stdlib_module_names:
                         found.setdefault(top, set()).add(str(path.relative_to(repo_root)))

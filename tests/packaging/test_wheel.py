@@ -44,7 +44,11 @@ def test_every_module_of_the_checkout_is_there(names, repo_root):
 
 
 def test_data_files_are_there(names, repo_root):
-    assert "hata_sglang/configs/demo.yaml" in names
+    data = [path for path in (repo_root / "hata_sglang").rglob("*") if path.suffix != ".py"]
+    data = {str(path.relative_to(repo_root)) for path in data if path.is_file()}
+    data = {name for name in data if "__pycache__" not in name}
+    assert "hata_sglang/configs/demo.yaml" in data
+    assert data <= names
     weights = repo_root / "weights"
     sets = sorted((weights / "hata_weights").glob("*/card.json"))
     assert sets

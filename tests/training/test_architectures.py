@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import tiny_models as tiny
 from hata_sglang.errors import Refusal
 from hata_sglang.methods.hata import HataRecipe
-from hata_sglang.training.architectures import ARCHITECTURES, LayerPlan, plan_layers
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.architectures import ARCHITECTURES, TrainableLayers, plan_layers
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.data import TokenSequence
@@ -84,7 +84,7 @@ def test_trains_end_to_end(checkpoint, tmp_path):
         sequence_length=120,
         minimum_length=100,
         sampling=SAMPLING,
-        budgets=(Budget(16, 2, 2),),
+        budgets=(TopK(16, 2, 2),),
         evaluate_every=3,
     )
     recipe = HataRecipe(steps=6, queries_per_step=8, keys_per_step=64, sink=2, recent=2)
@@ -100,7 +100,7 @@ def test_trains_end_to_end(checkpoint, tmp_path):
 
 
 def test_a_skipped_layer_is_named():
-    assert LayerPlan((2, 5), (0, 1, 3, 4)).describe() == (
+    assert TrainableLayers((2, 5), (0, 1, 3, 4)).describe() == (
         "layers to train: 2, 5; sliding-window layers left out: 0-1, 3-4"
     )
 

@@ -7,7 +7,7 @@ import torch
 
 from hata_kernels.encoders import dense_scores, make_encoder
 from hata_sglang.training.attention_mass import (
-    Budget,
+    TopK,
     attention_mass,
     group_attention,
     select,
@@ -15,17 +15,20 @@ from hata_sglang.training.attention_mass import (
 
 
 def kept(scores, position, budget):
-    chosen = select(torch.tensor([[scores]]).float(), torch.tensor([position]), budget)
-    return chosen[0, 0].nonzero().flatten().tolist()
+    chosen = select(torch.tensor([[scores]]).float(), torch.tensor([position]), budget)[0, 0]
+    # Unseen tokens fill the end.
+    seen = chosen[: position + 1].tolist()
+    assert all(token > position for token in chosen[position + 1 :])
+    return sorted(seen)
 
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        pytest.param(Budget(2, 0, 0), [1, 3], id="best-two"),
-        pytest.param(Budget(3, 1, 1), [0, 1, 5], id="sink-and-recent-count"),
-        pytest.param(Budget(4, 0, 2), [1, 3, 4, 5], id="recent-ends-at-the-query"),
-        pytest.param(Budget(100, 0, 0), [0, 1, 2, 3, 4, 5], id="budget-covers-the-context"),
+        pytest.param(TopK(2, 0, 0), [1, 3], id="best-two"),
+        pytest.param(TopK(3, 1, 1), [0, 1, 5], id="sink-and-recent-count"),
+        pytest.param(TopK(4, 0, 2), [1, 3, 4, 5], id="recent-ends-at-the-query"),
+        pytest.param(TopK(100, 0, 0), [0, 1, 2, 3, 4, 5], id="budget-covers-the-context"),
     ],
 )
 def test_select_keeps_the_best_visible_tokens(budget, expected):
@@ -34,7 +37,7 @@ def test_select_keeps_the_best_visible_tokens(budget, expected):
 
 
 def test_ties_go_to_the_earlier_token():
-    assert kept([5, 3, 3, 3, 7], 4, Budget(3, 0, 0)) == [0, 1, 4]
+    assert kept([5, 3, 3, 3, 7], 4, TopK(3, 0, 0)) == [0, 1, 4]
 
 
 def test_group_attention_averages_softmax_over_the_heads_that_share_a_kv_head():
@@ -48,7 +51,7 @@ def test_group_attention_averages_softmax_over_the_heads_that_share_a_kv_head():
 
 def test_attention_mass_adds_up_what_is_selected():
     probabilities = torch.tensor([[[0.5, 0.3, 0.2]]])
-    selected = torch.tensor([[[True, False, True]]])
+    selected = torch.tensor([[[2, 0]]])
     assert float(attention_mass(probabilities, selected)) == pytest.approx(0.7)
 
 
@@ -57,7 +60,7 @@ def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
     q, k = torch.randn(5, 4, 32) * 2, torch.randn(200, 2, 32)
     positions = torch.tensor([150, 160, 170, 180, 199])
     attention = group_attention(q, k, positions, 1.0)
-    budget = Budget(20, 2, 2)
+    budget = TopK(20, 2, 2)
 
     def codes(bits):
         tensors = {"weight": torch.randn(2, 32, bits)}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hata_sglang.errors import HataError
-from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences, recording
+from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
 from hata_sglang.training.data import TokenSequence
+from hata_sglang.training.visiting import recording, visit_layers
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +64,33 @@ def test_the_model_runs_no_further_than_the_last_layer_asked_for(model, tmp_path
 
 
 def test_a_layer_that_does_not_report_is_refused(model, tmp_path):
-    with pytest.raises(HataError, match=r"queries and keys of layers \[1, 7\].*only of \[1\]"):
+    with pytest.raises(HataError, match=r"keys and values of layers \[1, 7\].*only of \[1\]"):
         capture(model, CaptureStore(tmp_path), [1, 7])
 
 
-def test_a_damaged_model_is_refused(model_dir, tmp_path):
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
+def test_a_damaged_model_is_refused(model_dir, tmp_path, projection):
     from transformers import AutoModelForCausalLM
 
     broken = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    broken.model.layers[1].self_attn.k_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(HataError, match="model, layer 1: expected finite queries and keys"):
+    getattr(broken.model.layers[1].self_attn, projection).weight.data[0, 0] = torch.nan
+    with pytest.raises(HataError, match="model, layer 1: expected finite queries, keys and values"):
         capture(broken, CaptureStore(tmp_path), [0, 1])
+
+
+def test_values_are_those_that_attention_uses(model):
+    tokens = tuple(range(40))
+    found = []
+    visit_layers(
+        model, TokenSequence("", tokens), [0], torch.tensor([30]), lambda *case: found.append(case)
+    )
+    ((number, q, _, v, _),) = found
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        hidden = layer.input_layernorm(model.model.embed_tokens(torch.tensor(tokens)))
+        expected = layer.self_attn.v_proj(hidden).view(40, 2, 16)
+    torch.testing.assert_close(v.float(), expected, rtol=2**-8, atol=1e-3)
+    assert (number, q.shape) == (0, (1, 4, 16))
 
 
 def test_recording_leaves_output_and_model_as_they_were(model):

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hata_sglang.training.data import DataError, read_sequences
-from hata_sglang.training.demo_corpus import chat, library_texts, write_corpus
-from hata_sglang.training.demo_phrases import PHRASES
+from hata_sglang.training.demo_corpus import chat, library_texts, phrases, write_corpus
 from hata_sglang.training.splits import SPLITS
 
 
@@ -126,9 +125,11 @@ def test_library_documents_belong_to_one_split():
 
 
 def test_splits_share_no_names_and_no_facts():
-    assert PHRASES.keys() == set(SPLITS)
-    for field in ("people", "places", "things", "sentences", "facts", "openings"):
-        of_split = [getattr(phrases, field) for phrases in PHRASES.values()]
+    assert phrases().keys() == set(SPLITS)
+    for field in ("people", "places", "things", "sentences", "openings", "facts"):
+        of_split = [words[field] for words in phrases().values()]
+        if field == "facts":
+            of_split = [[tuple(fact.values()) for fact in facts] for facts in of_split]
         assert len(set().union(*of_split)) == sum(map(len, of_split)), field
 
 

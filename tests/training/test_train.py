@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods.hata import HataRecipe
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.data import DataError
 from hata_sglang.training.train import TrainOptions, train
@@ -19,7 +19,7 @@ OPTIONS = TrainOptions(
     sequence_length=200,
     minimum_length=100,
     sampling=Sampling(queries=32, tail_queries=8, tail=20),
-    budgets=(Budget(24, 2, 2), Budget(12, 2, 2)),
+    budgets=(TopK(24, 2, 2), TopK(12, 2, 2)),
     evaluate_every=20,
 )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods import method_names, methods
 from hata_sglang.methods.hata import HataRecipe
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
 from hata_sglang.training.loss import PaperLoss
 from hata_sglang.training.recipe_options import make_recipe, option_lines
@@ -54,13 +55,20 @@ def test_a_plot_is_drawn_of_every_selector(model_dir, text_file, tmp_path, capsy
     assert f"wrote {plot}" in capsys.readouterr().out
 
 
-def test_a_plot_that_cannot_be_drawn_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    arguments = f"--model m --data d --out {tmp_path / 'w'} --plot {tmp_path / 'mass.pdf'}"
-    with pytest.raises(Refusal) as error:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mass.pdf", "--plot: expected a file name that ends in .png"),
+        ("mass.png", r"package matplotlib: .*hata-sglang\[plot\].* \(or no --plot\)"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_before_training(
+    name, message, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = f"--model m --data d --out {tmp_path / 'w'} --plot {tmp_path / name}"
+    with pytest.raises(Refusal, match=message):
         run_train(parse(arguments))
-    assert "a file name that ends in .png" in str(error.value)
-    assert "pip install 'hata-sglang[plot]'" in str(error.value)
 
 
 def test_options_are_typed_by_the_recipe():
@@ -131,5 +139,5 @@ def test_malformed_budgets_are_refused(text):
 
 
 def test_budgets_are_parsed():
-    assert parse_budget("256:16:64") == Budget(256, 16, 64)
-    assert parse_budget("96") == Budget(96, 16, 16)
+    assert parse_budget("256:16:64") == TopK(256, 16, 64)
+    assert parse_budget("96") == TopK(96, 16, 16)

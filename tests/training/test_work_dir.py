@@ -9,7 +9,7 @@ from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import captures as captures_module
 from hata_sglang.training import train as train_module
-from hata_sglang.training.attention_mass import Budget
+from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.train import TrainOptions, train
 
@@ -19,7 +19,7 @@ OPTIONS = TrainOptions(
     sequence_length=200,
     minimum_length=100,
     sampling=Sampling(queries=16, tail_queries=8, tail=20),
-    budgets=(Budget(24, 2, 2),),
+    budgets=(TopK(24, 2, 2),),
     evaluate_every=4,
 )
 # 2,000 tokens in ten sequences of 16 queries; bfloat16, 2 KV heads, 4 query heads, D = 16
@@ -82,7 +82,7 @@ def test_the_same_run_again_trains_nothing(model_dir, text_file, tmp_path, calls
     [
         {"seed": 1},
         {"dtype": "float16"},
-        {"budgets": (Budget(20, 2, 2),)},
+        {"budgets": (TopK(20, 2, 2),)},
         {"recipe": HataRecipe(steps=7, queries_per_step=8, keys_per_step=64, sink=2, recent=2)},
     ],
     ids=lambda change: next(iter(change)),

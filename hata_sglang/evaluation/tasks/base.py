@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.haystack import count_tokens
 
 
 class TaskUnavailable(HataError):
@@ -21,7 +19,7 @@ class Sample:
     Attributes
     ----------
     task : str
-        Name in `TASKS`.
+        Name in `hata_sglang.evaluation.tasks.TASKS`.
     index : int
         Place among the samples of one call, from 0.
     prompt : str
@@ -36,8 +34,6 @@ class Sample:
         Length of the prompt in the chat template, `opening` included.
     opening : str
         Start of the assistant's answer, which the model goes on from. Default: none.
-    all_classes : tuple of str
-        The labels of a classification task. Default: none.
     info : dict
         What else the results table says: ``depth``, ``length`` and so on.
     """
@@ -50,7 +46,6 @@ class Sample:
     metric: str
     tokens: int
     opening: str = ""
-    all_classes: tuple[str, ...] = ()
     info: dict[str, str | int | float] = field(default_factory=dict)
 
 
@@ -89,52 +84,3 @@ class Task(Protocol):
             expected content.
         """
         ...
-
-
-class Registry(dict[str, Task]):
-    """Tasks by name, with the settings of their definition."""
-
-    def add(self, *tasks: Task) -> None:
-        """Register tasks under their names; a name belongs to one task."""
-        for task in tasks:
-            if task.name in self:
-                raise ValueError(f"task: expected a new name, found {task.name!r} twice")
-            self[task.name] = task
-
-
-#: Every task this package knows.
-TASKS = Registry()
-
-
-def make_task(name: str, **settings: Any) -> Task:
-    """Give a registered task, with settings of its own in place of the registered ones.
-
-    Parameters
-    ----------
-    name : str
-        Key of `TASKS`.
-    **settings
-        Fields of that task, such as ``path``.
-
-    Raises
-    ------
-    HataError
-        If there is no such task, or it has no such setting or refuses its value.
-    """
-    if name not in TASKS:
-        raise HataError(f"task: expected one of {', '.join(sorted(TASKS))}, found {name!r}")
-    task = TASKS[name]
-    known = {f.name for f in dataclasses.fields(task)} - {"name"}
-    for setting in settings:
-        if setting not in known:
-            listed = ", ".join(sorted(known)) or "none"
-            raise HataError(f"setting of task {name}: expected one of {listed}, found {setting!r}")
-    return dataclasses.replace(task, **settings)
-
-
-def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
-    """Length of what a server prefills: `prompt` in the chat template, then `opening`."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return count_tokens(tokenizer, text + opening)

@@ -8,12 +8,13 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from hata_sglang.evaluation.tasks import templates
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import letters, vocabulary
 
-#: Length from which `CommonWords` repeats words as often as its settings say.
+#: Length from which `CommonWords` repeats words as often as RULER does; shorter lists would hold
+#: too few words.
 FULL_LENGTH = 4096
 
 
@@ -26,24 +27,19 @@ class CommonWords:
     Attributes
     ----------
     name : str
-    common : int, default 10
-        Words to be found. The question says ten.
-    often, seldom : int, default 30 and 3
-        Times that a common word and another one stand in the list; 6 and 1 in lists below
-        `FULL_LENGTH` tokens, which would be too short otherwise.
     """
 
     NEW_TOKENS = 120
+    #: Words to be found. The question says ten.
+    COMMON = 10
 
     name: str = "cwe"
-    common: int = 10
-    often: int = 30
-    seldom: int = 3
 
     def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
         """See `Task.samples`."""
         short = length < FULL_LENGTH
-        often, seldom = (6, 1) if short else (self.often, self.seldom)
+        # Times that a common word and another one stand in the list.
+        often, seldom = (6, 1) if short else (30, 3)
         example_words, *example_times = (20, 3, 1) if short else (40, 10, 3)
 
         def build(index: int, units: int) -> Draft:
@@ -54,13 +50,13 @@ class CommonWords:
             shown, words = words[:example_words], words[example_words:]
             example = self._list(shown, *example_times, random.Random(f"{key} example"))
             full = self._list(
-                words[: self.common + units], often, seldom, random.Random(f"{key} order")
+                words[: self.COMMON + units], often, seldom, random.Random(f"{key} order")
             )
-            solved = " ".join(f"{n}. {w}" for n, w in enumerate(shown[: self.common], 1))
+            solved = " ".join(f"{n}. {w}" for n, w in enumerate(shown[: self.COMMON], 1))
             return Draft(
-                prompt=f"{example} {templates.CWE_OPENING} {solved}\n{full}",
-                references=tuple(words[: self.common]),
-                opening=templates.CWE_OPENING,
+                prompt=f"{example} {WORDING['cwe_opening']} {solved}\n{full}",
+                references=tuple(words[: self.COMMON]),
+                opening=WORDING["cwe_opening"],
             )
 
         return fitted(
@@ -72,14 +68,14 @@ class CommonWords:
             new_tokens=self.NEW_TOKENS,
             metric="string_match_all",
             least=1,
-            most=len(vocabulary()) - example_words - self.common,
+            most=len(vocabulary()) - example_words - self.COMMON,
         )
 
     def _list(self, words: list[str], often: int, seldom: int, dice: random.Random) -> str:
-        entries = words[: self.common] * often + words[self.common :] * seldom
+        entries = words[: self.COMMON] * often + words[self.COMMON :] * seldom
         dice.shuffle(entries)
         context = " ".join(f"{n}. {word}" for n, word in enumerate(entries, 1))
-        return templates.CWE.format(context=context)
+        return WORDING["cwe"].format(context=context)
 
 
 @dataclass(frozen=True)
@@ -112,9 +108,9 @@ class FrequentWords:
                 words += [word] * int(units / (rank**2 * math.pi**2 / 6))
             random.Random(f"{key} order").shuffle(words)
             return Draft(
-                prompt=templates.FWE.format(context=" ".join(words)),
+                prompt=WORDING["fwe"].format(context=" ".join(words)),
                 references=tuple(coded[:3]),
-                opening=templates.FWE_OPENING,
+                opening=WORDING["fwe_opening"],
             )
 
         return fitted(

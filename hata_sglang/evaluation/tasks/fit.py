@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks.base import Sample, prompt_tokens
+from hata_sglang.evaluation.haystack import prompt_tokens
+from hata_sglang.evaluation.tasks.base import Sample
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks import templates
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import Draft, fitted
 from hata_sglang.evaluation.tasks.prose import NOISE, prose
+from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
 
 NEW_TOKENS = 128
@@ -46,8 +46,6 @@ class NeedleTask:
 
     Raises
     ------
-    ValueError
-        If more keys are asked for than hidden.
     HataError
         If `path` is given without a haystack of prose.
     """
@@ -62,11 +60,6 @@ class NeedleTask:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_queries <= self.num_keys:
-            raise ValueError(
-                f"num_queries of task {self.name}: expected 1 to num_keys = {self.num_keys}, "
-                f"found {self.num_queries}"
-            )
         if self.path is not None and self.haystack != "prose":
             raise HataError(
                 f"path of task {self.name}: expected none, because its haystack is "
@@ -119,8 +112,8 @@ class NeedleTask:
         kind = self.values[:-1] if one else self.values
         queries = [keys[n] for n in asked]
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
-        template = templates.NIAH_ONE if one else templates.NIAH_MANY
-        opening = templates.NIAH_ONE_OPENING if one else templates.NIAH_MANY_OPENING
+        template = WORDING["niah_one"] if one else WORDING["niah_many"]
+        opening = WORDING["niah_one_opening"] if one else WORDING["niah_many_opening"]
         context = (" " if self.haystack == "prose" else "\n").join(lines)
         return Draft(
             prompt=template.format(kind=kind, query=query, context=context),
@@ -133,7 +126,7 @@ class NeedleTask:
 
     def _sentences(self, keys: list[str], values: list[str]) -> list[str]:
         return [
-            templates.NEEDLE.format(kind=self.values, key=key, value=value)
+            WORDING["needle"].format(kind=self.values, key=key, value=value)
             for key, value in zip(keys, values, strict=True)
         ]
 

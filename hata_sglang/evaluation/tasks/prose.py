@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from functools import lru_cache
-from importlib.resources import files
 from itertools import cycle, islice
 from pathlib import Path
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.tasks.base import TaskUnavailable
+from hata_sglang.evaluation.tasks.stored import unpack
 
 #: RULER's noise, repeated to any length (first used by passkey retrieval, arXiv 2305.16300).
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NOVEL = "pride-and-prejudice"
 #: Sentences that a text needs at least to hide something in.
 LEAST_SENTENCES = 20
 
@@ -45,9 +45,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
 @lru_cache(maxsize=4)
 def _sentences_of(path: Path | None) -> tuple[str, ...]:
     if path is None:
-        name = "data/pride-and-prejudice.txt.gz"
-        packed = files("hata_sglang.evaluation.tasks").joinpath(name).read_bytes()
-        return split_sentences(gzip.decompress(packed).decode("utf-8"))
+        return split_sentences(unpack(f"{NOVEL}.txt.gz"))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

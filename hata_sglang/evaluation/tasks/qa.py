@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks import templates
 from hata_sglang.evaluation.tasks.base import Sample, TaskUnavailable
 from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.stored import WORDING
 
 NEW_TOKENS = 32
 
@@ -157,13 +157,13 @@ class QuestionAnswering:
             chosen += question.needed
             dice.shuffle(chosen)
             context = "\n\n".join(
-                templates.QA_DOCUMENT.format(number=number, document=documents[n])
+                WORDING["qa_document"].format(number=number, document=documents[n])
                 for number, n in enumerate(chosen, 1)
             )
             return Draft(
-                prompt=templates.QA.format(context=context, query=question.text),
+                prompt=WORDING["qa"].format(context=context, query=question.text),
                 references=question.answers,
-                opening=templates.QA_OPENING,
+                opening=WORDING["qa_opening"],
                 info={"documents": len(chosen)},
             )
 

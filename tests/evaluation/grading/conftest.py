@@ -79,8 +79,9 @@ class FakeServer:
         self.counters = None
         self.attended_share = 0.1  # of what a sparse server reads
         self.answer = "The number is 42."
-        self.reply = None  # instead of an answer of OpenAI's form
+        self.usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
         self.ids_lag = 0
+        self.cut = False  # end every answer before its end
         self.fail_after = None  # requests until HTTP 500
         self.lock = threading.Lock()
         fake = self
@@ -89,10 +90,11 @@ class FakeServer:
             def log_message(self, *words):
                 pass
 
-            def send(self, code, value):
-                body = json.dumps(value).encode()
+            def send(self, code, value, kind="application/json"):
+                body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
                 self.send_response(code)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body) + (100 if fake.cut else 0)))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -111,13 +113,14 @@ class FakeServer:
                     fake.count(len(body["sampling_params"]["custom_params"]["force"]))
                     return self.send(200, generate(body, fake.ids_lag))
                 fake.count(5)
-                if fake.reply is not None:
-                    return self.send(200, fake.reply)
                 answer = fake.answer(body) if callable(fake.answer) else fake.answer
-                chat = self.path.endswith("/chat/completions")
-                choice = {"message": {"content": answer}} if chat else {"text": answer}
-                usage = {"prompt_tokens": 100, "completion_tokens": 5}
-                return self.send(200, {"choices": [choice], "usage": usage})
+                words = [answer[:5], answer[5:]] if answer else []
+                deltas = [{"role": "assistant", "content": None}, *({"content": w} for w in words)]
+                events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+                if fake.usage is not None:
+                    events.append({"choices": [], "usage": fake.usage})
+                lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+                return self.send(200, "".join(lines) + "data: [DONE]\n\n", "text/event-stream")
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -128,12 +131,13 @@ class FakeServer:
             return
         with self.lock:
             self.counters["decode_steps"] += new_tokens - 1
+            self.counters["layer_steps"] += new_tokens - 1
             self.counters["tokens_in_context"] += (new_tokens - 1) * 1000
             self.counters["tokens_attended"] += round((new_tokens - 1) * 1000 * self.attended_share)
 
     def be_sparse(self):
-        names = ("decode_steps", "tokens_in_context", "tokens_attended", "tokens_encoded")
-        self.counters = dict.fromkeys(names, 0)
+        tokens = ("tokens_in_context", "tokens_attended", "tokens_encoded")
+        self.counters = dict.fromkeys(("decode_steps", "layer_steps", *tokens), 0)
 
 
 @pytest.fixture

@@ -1,71 +1,74 @@
 import pytest
 
-from hata_sglang.evaluation.client import Client, ClientError
+from hata_sglang.evaluation.client import Client, ClientError, Reply
 from hata_sglang.evaluation.server import free_port
-from hata_sglang.evaluation.tasks import Sample
 
-
-def sample(**changes):
-    given = {
-        "task": "t",
-        "index": 0,
-        "prompt": "How many?",
-        "references": ("42",),
-        "new_tokens": 7,
-        "metric": "string_match_all",
-        "tokens": 9,
-    }
-    return Sample(**(given | changes))
+MESSAGES = [{"role": "user", "content": "How many?"}]
 
 
 def test_asks_greedily_through_the_chat_api(client, fake):
-    answer = client.ask(sample())
-    assert (answer.text, answer.prompt_tokens, answer.new_tokens) == ("The number is 42.", 100, 5)
+    reply = client.chat(MESSAGES, 7, ignore_eos=True)
+    assert (reply.text, reply.prompt_tokens, reply.new_tokens) == ("The number is 42.", 100, 5)
+    assert len(reply.times) == 2
+    assert sorted(reply.times) == list(reply.times)
     ((path, body),) = fake.requests
     assert path == "/v1/chat/completions"
     assert body == {
         "model": "default",
         "temperature": 0,
         "max_tokens": 7,
-        "messages": [{"role": "user", "content": "How many?"}],
+        "messages": MESSAGES,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
     }
 
 
-def test_an_opening_starts_the_assistants_message(client, fake):
-    client.ask(sample(opening="It is"))
-    ((_, body),) = fake.requests
-    assert body["messages"][1:] == [{"role": "assistant", "content": "It is"}]
-    assert body["continue_final_message"] is True
-
-
-def test_without_a_chat_template_the_prompt_goes_bare(client, fake):
-    answer = client.ask(sample(opening="It is", info={"chat": 0}))
-    ((path, body),) = fake.requests
-    assert path == "/v1/completions"
-    assert body["prompt"] == "How many?It is"
-    assert answer.text == "The number is 42."
+def test_reply_times_leave_the_prefill_out():
+    reply = Reply("a b c", prompt_tokens=9, new_tokens=3, times=(10.0, 10.5, 11.0))
+    assert reply.first_token_s == 10.0
+    assert reply.gaps_s == [0.5, 0.5]
+    assert reply.tokens_per_s == 2.0
 
 
 def test_no_content_is_an_empty_answer(client, fake):
     fake.answer = None
-    assert client.ask(sample()).text == ""
+    reply = client.chat(MESSAGES, 7)
+    assert (reply.text, reply.times) == ("", ())
 
 
-def test_another_form_of_answer_is_an_error(client, fake):
-    fake.reply = {"choices": []}
-    with pytest.raises(ClientError, match=r"expected one choice .*found \{\"choices\": \[\]\}"):
-        client.ask(sample())
+def test_an_answer_without_its_usage_is_an_error(client, fake):
+    fake.usage = None
+    with pytest.raises(ClientError, match=r"expected text and its usage, found \['The n"):
+        client.chat(MESSAGES, 7)
 
 
-def test_a_refusal_says_what_the_server_said(client, fake):
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/generate"])
+def test_a_refusal_says_what_the_server_said(client, fake, path):
     fake.fail_after = 0
-    with pytest.raises(ClientError, match=r"HTTP 500: .*out of memory"):
-        client.ask(sample())
+    with pytest.raises(ClientError, match=rf"{path}: expected an answer, found HTTP 500: .*memory"):
+        client.chat(MESSAGES, 7) if "chat" in path else client.request(path, {})
+    assert len(fake.requests) == 1  # a second try would be counted, too
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/server_info"])
+def test_an_answer_that_breaks_off_is_an_error(client, fake, path):
+    fake.cut = True
+    with pytest.raises(ClientError, match=rf"{path}: expected .*, found "):
+        client.chat(MESSAGES, 7) if "chat" in path else client.request(path)
 
 
 def test_no_server_is_an_error():
+    client = Client(f"http://127.0.0.1:{free_port()}")
+    assert not client.ready()
     with pytest.raises(ClientError, match="expected a running server"):
-        Client(f"http://127.0.0.1:{free_port()}").counters()
+        client.counters()
+
+
+def test_another_answer_than_json_is_an_error(client, fake):
+    fake.usage = None
+    with pytest.raises(ClientError, match="expected a JSON object, found 'data:"):
+        client.request("/v1/chat/completions", {"messages": MESSAGES})
 
 
 def test_counters_tell_hata_from_dense(client, fake):

@@ -81,7 +81,7 @@ def test_every_arm_and_budget_gets_a_server(config, tmp_path, monkeypatch):
     asked = []
 
     class NoServer:
-        base_url = "http://127.0.0.1:1"
+        client = Client("http://127.0.0.1:1")
 
         def __init__(self, arguments, on_wait):
             self.arguments = arguments

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.evaluation.client import ClientError
-from hata_sglang.evaluation.forced import ForceTokens
+from hata_sglang.evaluation.forced import ForceTokens, decode_logprobs
 from hata_sglang.evaluation.nll import COLUMNS, KEYS, Chunk, make_chunks, read_text, run_nll
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
@@ -27,7 +26,7 @@ def true_logprobs(prompt, force, logits_of):
 @pytest.mark.parametrize("force", [[7, 8, 9, 7], [0, 1, 0, 0, 1, 49], [1]])
 def test_forced_tokens_carry_their_own_probability(client, logits_of, force):
     prompt = [3, 1, 4, 1, 5]
-    found = client.decode_logprobs(prompt, force)
+    found = decode_logprobs(client, prompt, force)
     assert found == pytest.approx(true_logprobs(prompt, force, logits_of), abs=2e-5)
     assert min(found) < -1  # none of these is what the model would have said
 
@@ -58,8 +57,8 @@ def test_rows_have_steps_of_their_own_and_end_by_themselves():
 
 def test_overlap_scheduling_is_found_out(client, fake):
     fake.ids_lag = 1
-    with pytest.raises(ClientError, match=r"number 1 is another; .*--disable-overlap-schedule"):
-        client.decode_logprobs([1, 2, 3], [7, 8, 9])
+    with pytest.raises(HataError, match=r"number 1 is another; .*--disable-overlap-schedule"):
+        decode_logprobs(client, [1, 2, 3], [7, 8, 9])
 
 
 def results(tmp_path):
@@ -88,7 +87,9 @@ def test_a_second_run_asks_nothing(client, fake, tmp_path):
     fake.be_sparse()
     seen = []
     for expected in (2, 0):
-        done = run_nll(client, SPARSE, CHUNKS, "novel", results(tmp_path), 2, seen.append)
+        done = run_nll(
+            client, SPARSE, CHUNKS, "novel", results(tmp_path), concurrency=2, on_rows=seen.append
+        )
         assert done == expected
     assert sum(seen) == 4
     assert len(fake.requests) == 2

@@ -5,8 +5,8 @@ import pytest
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.report import write_report
-from hata_sglang.evaluation.report_data import Entry, by_method, read_rows
-from hata_sglang.evaluation.report_plots import needle_grids, write_plots
+from hata_sglang.evaluation.report_data import by_method, read_rows
+from hata_sglang.evaluation.report_plots import write_plots
 
 TASK_COLUMNS = ("arm", "bits", "budget", "task", "length", "index", "depth", "score", "seed")
 
@@ -121,14 +121,18 @@ def test_unknown_references_duplicates_and_files_are_errors(small, tmp_path):
         read_rows([other, tmp_path / "none.csv"])
 
 
-def test_likelihoods(tmp_path):
+def nll_csv(path):
     columns = ("arm", "bits", "budget", "text", "chunk", "context", "continuation", "nll", "sample")
     rows = [
         [*arm, "novel", n, 6000, 1000, nll + n, f"s{n}"]
         for arm, nll in ((DENSE, 2.0), (OURS, 2.5))
         for n in range(4)
     ]
-    (report,) = write_report([write(tmp_path / "n.csv", columns, rows)], tmp_path, plots=False)
+    return write(path, columns, rows)
+
+
+def test_likelihoods(tmp_path):
+    (report,) = write_report([nll_csv(tmp_path / "n.csv")], tmp_path, plots=False)
     (ours,) = lines_of(report.read_text(), "| asymmetric |")
     assert "| 4.0000 [" in ours
     assert "+0.5000 [+0.5000, +0.5000] |" in ours
@@ -178,25 +182,15 @@ def test_selectors_of_one_method_make_one_line_unless_only_names_tell_them_apart
     assert [row["selector"] for row in by_method(rows)] == ["a", "b", "random", "d"]
 
 
-def test_needle_cells_are_averages(small):
-    grids = needle_grids(read_rows([small]).tasks)
-    assert grids[Entry(*OURS)][0.0, 4096] == 0
-    assert grids[Entry(*OURS)][0.9, 4096] == 1
-    assert len(grids) == 3
-
-
 def test_plots(small, tmp_path):
     pytest.importorskip("matplotlib")
-    paths = write_report([small, offline_csv(tmp_path / "o.csv")], tmp_path / "out")
+    files = [small, nll_csv(tmp_path / "n.csv"), offline_csv(tmp_path / "o.csv")]
+    paths = write_report(files, tmp_path / "out")
     names = {path.name for path in paths}
     assert names == {
         "report.md",
-        "needle-dense.png",
-        "needle-exact-0.0156.png",
-        "needle-asymmetric-128-0.0156.png",
         "tasks-budget.png",
-        "tasks-bits.png",
-        "offline-budget.png",
+        "nll-budget.png",
         "offline-bits.png",
     }
     text = paths[0].read_text()
@@ -216,4 +210,4 @@ def test_without_matplotlib_the_error_says_what_to_install(small, tmp_path, monk
 
     monkeypatch.setattr(sys, "meta_path", [Blocked(), *sys.meta_path])
     with pytest.raises(Refusal, match=r"package matplotlib: .*hata-sglang\[plot\].*--no-plots"):
-        write_plots(read_rows([small]), {}, tmp_path)
+        write_plots({}, read_rows([small]), tmp_path)

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import pytest
 
@@ -8,13 +9,13 @@ from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.run_tasks import (
     COLUMNS,
     KEYS,
-    RULER,
+    check_data,
     make_samples,
     run_samples,
     task_names,
 )
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity
-from hata_sglang.evaluation.tasks import TASKS, Sample, TaskUnavailable
+from hata_sglang.evaluation.tasks import RULER, TASKS, Sample, TaskUnavailable
 
 DENSE = Arm("dense")
 SPARSE = Arm("asymmetric", "asymmetric", "128", "0.0156")
@@ -84,6 +85,20 @@ def test_a_dense_arm(run, rows, fake):
     assert sum(seen) == 3
 
 
+def test_an_opening_starts_the_assistants_message(run, fake):
+    (first, second) = make(2)
+    run(DENSE, [replace(first, opening="It is"), second])
+    (_, begun), (_, plain) = fake.requests
+    assert begun["max_tokens"] == 8
+    assert begun["messages"] == [
+        {"role": "user", "content": "Say 0."},
+        {"role": "assistant", "content": "It is"},
+    ]
+    assert begun["continue_final_message"] is True
+    assert plain["messages"] == [{"role": "user", "content": "Say 1."}]
+    assert "continue_final_message" not in plain
+
+
 def test_a_sparse_arm_carries_method_bits_budget_and_what_it_read(run, rows, fake):
     fake.be_sparse()
     run(SPARSE, make(2))
@@ -145,24 +160,27 @@ def test_a_sparse_run_is_never_reported_as_dense(run, rows, fake):
 
 
 def test_answers_that_end_with_the_prefill_prove_nothing_and_read_nothing():
-    zeros = {"decode_steps": 0, "tokens_in_context": 0, "tokens_attended": 0}
+    zeros = {"decode_steps": 0, "layer_steps": 0, "tokens_in_context": 0, "tokens_attended": 0}
     assert check_sparsity(SPARSE, zeros, zeros, 0, "t") == ""
 
 
 def test_groups_of_tasks():
-    assert task_names(["needle", "ruler", "needle"]) == ["needle", *RULER]
-    assert set(RULER) <= TASKS.keys()
-    assert len(RULER) == 13
-    long = task_names(["longbench"])
-    assert len(long) == 21
-    assert all(name.startswith("longbench/") for name in long)
-    assert len(task_names(["longbench-e"])) == 13
+    names = [task.name for task in RULER]
+    assert task_names(["needle", "ruler", "needle"]) == ["needle", *names]
+    assert len(names) == len(TASKS.keys() & set(names)) == 13
     with pytest.raises(Refusal, match=r"--tasks: expected some of .*needle.*ruler.*found 'other'"):
         task_names(["other"])
 
 
 def test_a_task_without_its_file_is_unavailable(chars):
-    with pytest.raises(TaskUnavailable, match="longbench/qasper: expected --data longbench="):
-        make_samples("longbench/qasper", 1, 1000, chars, 0, {})
     with pytest.raises(TaskUnavailable, match="nowhere"):
         make_samples("qa_1", 1, 1000, chars, 0, {"qa_1": "nowhere/squad.json"})
+
+
+def test_files_of_tasks_that_read_none_or_are_not_asked_are_refused():
+    check_data({"qa_1": "a.json", "niah_single_2": "b.txt"}, ["qa_1", "niah_single_2", "vt"])
+    with pytest.raises(Refusal, match=r"--data: expected a file of one of qa_1, found vt") as error:
+        check_data({"vt": "a.json", "qa_2": "b.json"}, ["qa_1", "vt"])
+    assert len(error.value.problems) == 2
+    with pytest.raises(Refusal, match="expected none: no task reads one, found qa_1"):
+        check_data({"qa_1": "a.json"}, ["vt"])

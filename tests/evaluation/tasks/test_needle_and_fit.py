@@ -1,39 +1,27 @@
 import pytest
 
-from hata_sglang.evaluation.tasks import TASKS, make_task
+from hata_sglang.evaluation.tasks import TASKS
 from hata_sglang.evaluation.tasks.fit import largest
 
 
 def test_depths_are_taken_in_turn(tokenizer):
-    samples = make_task("needle", depths=(0.0, 0.5, 1.0)).samples(6, 3000, tokenizer, 0)
-    assert [sample.info["depth"] for sample in samples] == [0.0, 0.5, 1.0] * 2
+    samples = TASKS["needle"].samples(22, 3000, tokenizer, 0)
+    assert [sample.info["depth"] for sample in samples] == [n / 10 for n in range(11)] * 2
     for sample in samples:
         (number,) = sample.references
         fact = sample.prompt.index(f" is {number}.")
         assert fact / len(sample.prompt) == pytest.approx(sample.info["depth"], abs=0.03)
         city = sample.prompt.split("number of ")[-1].rstrip("?")
         assert f"The special magic number of {city} is {number}." in sample.prompt
-    first, second = samples[0].prompt, samples[3].prompt
+    first, second = samples[0].prompt, samples[11].prompt
     assert first[60:300] != second[60:300]
 
 
 def test_a_round_shares_its_prose(tokenizer):
-    early, late = make_task("needle", depths=(0.5, 1.0)).samples(2, 3000, tokenizer, 0)
+    early, late = TASKS["needle"].samples(11, 3000, tokenizer, 0)[5::5]
     before = early.prompt.index("The special magic")
     assert early.prompt[:before] == late.prompt[:before]
     assert before > 1000
-
-
-@pytest.mark.parametrize("depths", [(), (0.5, 1.1), (-0.1,)])
-def test_depths_out_of_range(depths):
-    with pytest.raises(ValueError, match="depths of task needle: expected numbers from 0 to 1"):
-        make_task("needle", depths=depths)
-
-
-def test_the_registered_grid_has_eleven_depths():
-    assert TASKS["needle"].depths[0] == 0
-    assert TASKS["needle"].depths[-1] == 1
-    assert len(TASKS["needle"].depths) == 11
 
 
 @pytest.mark.parametrize("size", [lambda n: 7 * n + 3, lambda n: n * n, lambda n: 40 * (n // 9)])

@@ -1,10 +1,11 @@
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable, make_task
+from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable
 from hata_sglang.evaluation.tasks.niah import NIAH_TASKS
 from hata_sglang.evaluation.tasks.prose import NOISE, prose, split_sentences
 from hata_sglang.evaluation.tasks.words import ADJECTIVES, MOST_KEYS, NOUNS, word_keys
@@ -88,26 +89,21 @@ def test_the_novel_is_whole_and_without_any_licence_header():
 def test_an_own_text_is_the_haystack(tmp_path, tokenizer):
     path = tmp_path / "own.txt"
     path.write_text("".join(f"Line {n} says nothing. " for n in range(30)))
-    (sample,) = make_task("niah_multikey_1", path=path).samples(1, 1500, tokenizer, 0)
+    (sample,) = replace(TASKS["niah_multikey_1"], path=path).samples(1, 1500, tokenizer, 0)
     assert sample.prompt.count("Line 7 says nothing.") > 3
     assert "truth universally" not in sample.prompt
 
 
 def test_texts_that_cannot_be_used(tmp_path, tokenizer):
-    missing = make_task("niah_single_2", path=tmp_path / "none.txt")
+    missing = replace(TASKS["niah_single_2"], path=tmp_path / "none.txt")
     with pytest.raises(TaskUnavailable, match=r"path: expected .* found no file .*none\.txt"):
         missing.samples(1, 1500, tokenizer, 0)
     (tmp_path / "short.txt").write_text("One. Two. Three.")
-    short = make_task("niah_single_2", path=tmp_path / "short.txt")
+    short = replace(TASKS["niah_single_2"], path=tmp_path / "short.txt")
     with pytest.raises(HataError, match="expected at least 20 sentences, found 3"):
         short.samples(1, 1500, tokenizer, 0)
     with pytest.raises(HataError, match="path of task niah_single_1: expected none"):
-        make_task("niah_single_1", path=tmp_path / "short.txt")
-
-
-def test_more_queries_than_keys_are_refused():
-    with pytest.raises(ValueError, match="num_queries of task niah_multiquery: expected 1 to"):
-        make_task("niah_multiquery", num_queries=5)
+        replace(TASKS["niah_single_1"], path=tmp_path / "short.txt")
 
 
 def test_sentences_keep_titles_and_closing_quotes():

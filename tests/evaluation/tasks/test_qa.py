@@ -1,10 +1,11 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable, make_task
+from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable, make_task
 def test_a_missing_file_is_named(name, file, tokenizer, tmp_path):
     with pytest.raises(TaskUnavailable, match=rf"path of task {name}: expected .*{file}.* none"):
         TASKS[name].samples(1, 1000, tokenizer, 0)
-    absent = make_task(name, path=tmp_path / "absent.json")
+    absent = replace(TASKS[name], path=tmp_path / "absent.json")
     with pytest.raises(TaskUnavailable, match=r"found no file .*absent\.json"):
         absent.samples(1, 1000, tokenizer, 0)
 
@@ -27,7 +28,7 @@ def documents(prompt: str) -> list[str]:
 
 
 def test_squad(squad_file, tokenizer):
-    task = make_task("qa_1", path=squad_file)
+    task = replace(TASKS["qa_1"], path=squad_file)
     samples = task.samples(10, 700, tokenizer, 0)
     assert samples == task.samples(10, 700, tokenizer, 0)
     assert samples[:3] == task.samples(3, 700, tokenizer, 0)
@@ -54,7 +55,7 @@ def test_squad(squad_file, tokenizer):
 
 
 def test_hotpot(hotpot_file, tokenizer):
-    for sample in make_task("qa_2", path=hotpot_file).samples(8, 500, tokenizer, 0):
+    for sample in replace(TASKS["qa_2"], path=hotpot_file).samples(8, 500, tokenizer, 0):
         poet = re.search(r"poet (\d)\?$", sample.prompt)[1]
         given = documents(sample.prompt)
         assert sample.references == (f"River {poet}",)
@@ -64,13 +65,13 @@ def test_hotpot(hotpot_file, tokenizer):
 
 
 def test_limits_are_named(squad_file, hotpot_file, tokenizer):
-    squad = make_task("qa_1", path=squad_file)
+    squad = replace(TASKS["qa_1"], path=squad_file)
     with pytest.raises(HataError, match=r"count of task qa_1: expected at most 24, .* found 25"):
         squad.samples(25, 700, tokenizer, 0)
     with pytest.raises(HataError, match=r"length of task qa_1: expected fewer than \d+ tokens"):
         squad.samples(1, 9000, tokenizer, 0)
     with pytest.raises(HataError, match=r"length of task qa_2: expected at least \d+ tokens"):
-        make_task("qa_2", path=hotpot_file).samples(1, 120, tokenizer, 0)
+        replace(TASKS["qa_2"], path=hotpot_file).samples(1, 120, tokenizer, 0)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_other_files_are_refused(content, tmp_path, tokenizer):
     path = tmp_path / "data.json"
     path.write_text(content)
     with pytest.raises(HataError, match=r"path: .*data\.json: expected .* found"):
-        make_task("qa_1", path=path).samples(1, 700, tokenizer, 0)
+        replace(TASKS["qa_1"], path=path).samples(1, 700, tokenizer, 0)
 
 
 def test_squad_1_needs_no_key_of_impossible_questions(tmp_path, squad_file, tokenizer):
@@ -91,5 +92,5 @@ def test_squad_1_needs_no_key_of_impossible_questions(tmp_path, squad_file, toke
             del paragraph["qas"][0]["is_impossible"]
     old = tmp_path / "dev-v1.1.json"
     old.write_text(json.dumps(data))
-    new = make_task("qa_1", path=squad_file).samples(3, 700, tokenizer, 0)
-    assert make_task("qa_1", path=old).samples(3, 700, tokenizer, 0) == new
+    new = replace(TASKS["qa_1"], path=squad_file).samples(3, 700, tokenizer, 0)
+    assert replace(TASKS["qa_1"], path=old).samples(3, 700, tokenizer, 0) == new

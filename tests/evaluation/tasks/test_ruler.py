@@ -3,8 +3,9 @@
 import pytest
 
 from hata_sglang.errors import HataError
+from hata_sglang.evaluation.haystack import prompt_tokens
 from hata_sglang.evaluation.metrics import METRICS
-from hata_sglang.evaluation.tasks import TASKS, Task, make_task, prompt_tokens
+from hata_sglang.evaluation.tasks import TASKS, Task
 
 #: Published lengths of the answer (RULER, ``scripts/data/synthetic/constants.py``).
 NEW_TOKENS = {
@@ -75,14 +76,3 @@ def test_words_that_run_out_are_an_error(tokenizer):
 def test_every_name_is_its_tasks_name():
     assert {"qa_1", "qa_2", *NEW_TOKENS} <= set(TASKS)
     assert all(isinstance(task, Task) and task.name == name for name, task in TASKS.items())
-    with pytest.raises(ValueError, match="'vt' twice"):
-        TASKS.add(TASKS["vt"])
-
-
-def test_settings_replace_the_registered_ones():
-    assert make_task("vt", num_hops=2).num_hops == 2
-    assert TASKS["vt"].num_hops == 4
-    with pytest.raises(HataError, match=r"setting of task vt: expected one of .*found 'hops'"):
-        make_task("vt", hops=2)
-    with pytest.raises(HataError, match=r"task: expected one of cwe, .* found 'ruler'"):
-        make_task("ruler")

@@ -6,7 +6,7 @@ import pytest
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import count_tokens
-from hata_sglang.evaluation.tasks import TASKS, make_task
+from hata_sglang.evaluation.tasks import TASKS
 from hata_sglang.evaluation.tasks.prose import NOISE
 from hata_sglang.evaluation.tasks.words import letters, vocabulary
 
@@ -19,16 +19,13 @@ def resolve(text: str, value: str) -> list[str]:
     return [name for name, number in held.items() if number == value]
 
 
-@pytest.mark.parametrize(("chains", "hops"), [(1, 4), (3, 2)])
-def test_chains_resolve_to_the_references(chains, hops, tokenizer):
-    task = make_task("vt", num_chains=chains, num_hops=hops)
-    for sample in task.samples(5, 3000, tokenizer, 0):
+def test_the_chain_resolves_to_the_references(tokenizer):
+    for sample in TASKS["vt"].samples(5, 3000, tokenizer, 0):
         example, text = re.split(r"\n\n\n\n", sample.prompt)
         value = re.search(r"assigned the value (\d+) in", text)[1]
         assert resolve(text, value) == list(sample.references)
-        assert len(sample.references) == hops + 1
-        assert len(re.findall(r"VAR [A-Z]{5} = ", text)) == chains * (hops + 1)
-        assert f"{hops + 1} variables are assigned the value {value}" in sample.opening
+        assert len(sample.references) == len(re.findall(r"VAR [A-Z]{5} = ", text)) == 5
+        assert f"5 variables are assigned the value {value}" in sample.opening
         # The solved example says what its own text resolves to.
         value = re.search(r"assigned the value (\d+) in", example)[1]
         answer = example.rsplit("they are: ", 1)[1].split()
@@ -43,11 +40,10 @@ def test_example_of_tracking_is_within_500_tokens(demo_tokenizer):
     assert text.count(NOISE) > 100
 
 
-def test_settings_of_tracking_out_of_range(tokenizer):
-    with pytest.raises(ValueError, match="num_hops of task vt: expected at least 1, found 0"):
-        make_task("vt", num_hops=0)
-    with pytest.raises(HataError, match="expected an example within 470 tokens, found 1 and 99"):
-        make_task("vt", num_hops=99).samples(1, 4096, tokenizer, 0)
+def test_a_tokenizer_of_tiny_tokens_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("hata_sglang.evaluation.tasks.tracking.count_tokens", lambda _, text: 999)
+    with pytest.raises(HataError, match="tokenizer: expected a solved example of task vt to have"):
+        TASKS["vt"].samples(1, 4096, tokenizer, 0)
 
 
 @pytest.mark.parametrize(
