@@ -17,14 +17,16 @@ EXIT_REFUSED = 2
 
 
 def _config_check(argv: Sequence[str], prog: str) -> int:
-    from hata_sglang.config import check as config_check
+    from hata_sglang.demo.model import model_folder
+    from hata_sglang.weights import check as config_check
 
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Check a YAML file against a model and print what it means for each layer.",
     )
     config_check.add_arguments(parser)
-    return config_check.run(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    return config_check.run(args.file, model_folder(args.model))
 
 
 def _train(argv: Sequence[str], prog: str) -> int:
@@ -79,8 +81,8 @@ def _weights(argv: Sequence[str], prog: str) -> int:
     parser = argparse.ArgumentParser(prog=prog, description="List the shipped hash weights.")
     parser.parse_args(argv)
 
-    from hata_sglang.config.check import card_line
     from hata_sglang.weights import load_weights, shipped_weights
+    from hata_sglang.weights.check import card_line
 
     # Loaded whole: a set whose checksum is wrong is refused here as it would be by a server.
     for name in shipped_weights():

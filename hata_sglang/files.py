@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from hata_sglang.errors import Refusal
 
+#: Beside a checkpoint that this package made: what it was made of.
+MANIFEST = "hata-demo-model.json"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",

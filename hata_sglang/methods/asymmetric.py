@@ -12,8 +12,8 @@ import torch
 
 from hata_kernels.encoders import AsymmetricEncoder
 from hata_sglang.methods.base import Method
-from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_step
-from hata_sglang.training.loss import straight_through_sign
+from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch, scale_step
+from hata_sglang.methods.learning.loss import straight_through_sign
 
 #: Upper threshold of the best two-bit quantiser of a Gaussian, in standard deviations (Max 1960).
 TWO_BIT_THRESHOLD = 0.98

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu
 from hata_kernels.encoders import MlpEncoder
 from hata_sglang.errors import HataError
 from hata_sglang.methods.base import Method
-from hata_sglang.training.layer_data import SequenceData, sample_batch
+from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch
 
 BITS_PER_HEAD = 32
 

@@ -10,8 +10,13 @@ import torch
 
 from hata_kernels.encoders import LinearEncoder
 from hata_sglang.methods.base import Method
-from hata_sglang.training.layer_data import SequenceData, sample_batch, scale_step
-from hata_sglang.training.loss import PaperLoss, attention_loss, paper_loss, similarity_labels
+from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch, scale_step
+from hata_sglang.methods.learning.loss import (
+    PaperLoss,
+    attention_loss,
+    paper_loss,
+    similarity_labels,
+)
 
 Objective = Literal["attention", "paper"]
 Schedule = Literal["constant", "cosine"]

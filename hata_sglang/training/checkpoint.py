@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.demo.model import MANIFEST
 from hata_sglang.errors import Refusal
-from hata_sglang.files import file_sha256
+from hata_sglang.files import MANIFEST, file_sha256
 
 
 def read_config(model_dir: Path) -> Any:

@@ -11,9 +11,9 @@ from rich.progress import Progress
 from hata_kernels.encoders import Encoder
 from hata_sglang.errors import HataError
 from hata_sglang.methods import LayerTrainer, Recipe, methods, trainable
+from hata_sglang.methods.learning.layer_data import SequenceData
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture
-from hata_sglang.training.layer_data import SequenceData
 from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.options import TrainOptions
 

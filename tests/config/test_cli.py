@@ -11,10 +11,10 @@ import torch
 import hata_sglang
 from hata_kernels.encoders import make_encoder
 from hata_sglang import cli
-from hata_sglang.config.check import read_model
 from hata_sglang.demo import model as demo_model
 from hata_sglang.errors import Problem, Refusal
 from hata_sglang.weights import Card, Fingerprint, save_weights
+from hata_sglang.weights.check import read_model
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 8, 4, 2, 16
 LLAMA = {
@@ -400,10 +400,10 @@ def test_a_command_that_refuses(monkeypatch, capsys, command, module, name):
 
 
 def test_other_exceptions_keep_their_traceback(monkeypatch, model):
-    def broken(args):
+    def broken(file, model_dir):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("hata_sglang.config.check.run", broken)
+    monkeypatch.setattr("hata_sglang.weights.check.run", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         check("x.yaml", model)
 

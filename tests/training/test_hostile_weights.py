@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from hata_sglang.config.check import card_line
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import load_weights, save_weights
+from hata_sglang.weights.check import card_line
 from test_weights import METHODS, make_set
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hata_sglang.training.loss import (
+from hata_sglang.methods.learning.loss import (
     PaperLoss,
     attention_loss,
     paper_loss,

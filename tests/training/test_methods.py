@@ -11,9 +11,9 @@ from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods import method_names, methods, trainable
 from hata_sglang.methods.hashattention import HashAttentionRecipe, HashAttentionTrainer
 from hata_sglang.methods.hata import HataRecipe, HataTrainer
+from hata_sglang.methods.learning.layer_data import SequenceData, scale_step
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture, Sampling
-from hata_sglang.training.layer_data import SequenceData, scale_step
 from hata_sglang.training.measured_layer import MeasuredLayer
 from hata_sglang.training.train import TrainOptions, train
 from hata_sglang.weights import load_weights

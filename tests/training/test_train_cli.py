@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods import method_names, methods
 from hata_sglang.methods.hata import HataRecipe
+from hata_sglang.methods.learning.loss import PaperLoss
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.cli import add_train_arguments, parse_budget, run_train
-from hata_sglang.training.loss import PaperLoss
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from hata_kernels.encoders import make_encoder
-from hata_sglang.config.check import card_line
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import (
     Card,
@@ -24,6 +23,7 @@ from hata_sglang.weights import (
     save_weights,
     shipped_weights,
 )
+from hata_sglang.weights.check import card_line
 
 CONFIG = SimpleNamespace(
     model_type="llama",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,13 +17,11 @@ from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.config.budget import MAX_TOKENS
 from hata_sglang.config.layer_ranges import MAX_LAYER, format_layers
 from hata_sglang.config.problems import shorten
-from hata_sglang.demo.model import model_folder
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
 from hata_sglang.shape import ModelShape
-
-if TYPE_CHECKING:
-    from hata_sglang.weights import Card
+from hata_sglang.weights.card import Card
+from hata_sglang.weights.encoders import load_encoders
 
 # Contexts at which the table gives the tokens read, beside the model's own.
 LENGTHS = (6_000, 32_768)
@@ -220,13 +218,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(file: Path, model_dir: Path) -> int:
     """Run ``hata-sglang config check``: print what the file means, or refuse.
 
     Parameters
     ----------
-    args : argparse.Namespace
-        With `file` and `model`.
+    file : Path
+        The YAML.
+    model_dir : Path
+        The model's checkpoint.
 
     Returns
     -------
@@ -238,10 +238,8 @@ def run(args: argparse.Namespace) -> int:
     Refusal
         With what is wrong with the file, the model or the weights.
     """
-    config = HataConfig.load(args.file)
-    model = read_model(model_folder(args.model))
-    from hata_sglang.weights.encoders import load_encoders
-
+    config = HataConfig.load(file)
+    model = read_model(model_dir)
     loaded = load_encoders(
         config.resolve(model.num_layers, model.context_len), model, model.hf_config
     )

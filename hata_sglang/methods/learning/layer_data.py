@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from hata_sglang.training.capture import Capture
+if TYPE_CHECKING:
+    from hata_sglang.training.capture import Capture
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What the trainers of several methods share: a layer's captures as they see them, and losses."""
