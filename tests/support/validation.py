@@ -57,6 +57,15 @@ FEATURES = (
     Feature("the README's launch line as printed", (f"{_GPU}launch_line",)),
     Feature("CUDA graphs off", (f"{_GPU}eager",)),
     Feature("every method in a server", (f"{_GPU}method",)),
+    Feature(
+        "a method from another package: trained, judged, served",
+        ("tests/e2e/test_adding_a_method.py",),
+    ),
+    Feature("lm-evaluation-harness against the server", ("tests/e2e/test_lm_eval.py",)),
+    Feature(
+        "`attend: flashinfer` (its wiring, on a CPU)",
+        ("tests/plugin/test_planned.py", f"{_GPU}attention_by_flashinfer"),
+    ),
     Feature("`sglang.Engine` from a plain script", ("tests/e2e/test_engine.py",)),
     Feature("grammars, and no wait for a compiler", ("tests/e2e/test_cpu_server.py",)),
     Feature("Qwen2, Qwen3 and Gemma 3 classes", ("tests/e2e/test_other_architectures.py",)),
