@@ -8,7 +8,18 @@ import math
 import pytest
 import torch
 
-from attend_cases import BF16, F16, F32, NOWHERE, assert_close, softmax_attention
+from attend_cases import (
+    BF16,
+    F16,
+    F32,
+    NOWHERE,
+    WRONG,
+    WRONG_TO_LAUNCH,
+    assert_close,
+    moved,
+    queries_and_caches,
+    softmax_attention,
+)
 from hata_kernels.attend import DenseBuffers, attend_dense, dense
 from hata_kernels.bits import power_of_2
 from hata_kernels.rows import RowGroups, group_rows
@@ -326,9 +337,7 @@ def test_a_captured_step_allocates_nothing_and_follows_the_lengths(poison) -> No
 
 def good() -> dict:
     return {
-        "q": torch.zeros(2, 6, 64, dtype=F16),
-        "k_cache": torch.zeros(50, 3, 64, dtype=F16),
-        "v_cache": torch.zeros(50, 3, 64, dtype=F16),
+        **queries_and_caches(),
         "token_slots": torch.zeros(2, 200, dtype=torch.int32),
         "seq_lens": torch.tensor([5, 10]),
         "groups": RowGroups(2, 200, torch.device("cpu")),
@@ -339,34 +348,19 @@ def good() -> dict:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"q": torch.zeros(2, 4, 64).half()}, r"q\.shape\[1\]: expected a multiple of 3, found 4"),
-        ({"q": torch.zeros(2, 6, 32).half()}, r"q\.shape: expected \[any, any, 64\]"),
-        ({"q": torch.zeros(2, 6, 64).int()}, r"q\.dtype: expected torch\.float32 or"),
-        ({"q": torch.zeros(2, 6, 64).bfloat16()}, r"k_cache\.dtype: expected torch\.bfloat16"),
-        ({"q": torch.zeros(2, 6, 64, dtype=F16, device="meta")}, r"q\.device: expected cpu"),
+        *WRONG,
         ({"q": torch.zeros(2, 64, 6).half().transpose(1, 2)}, r"q\.stride\(\)\[1:\]: expected"),
-        ({"k_cache": torch.zeros(50, 192).half()}, r"k_cache\.shape: expected \[any, any, any\]"),
-        ({"k_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "k_cache strides"),
         (
             {"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e4m3fn)},
             r"k_cache\.dtype: expected torch\.float16, found torch\.float8",
         ),
-        ({"v_cache": torch.zeros(50, 3, 64)}, r"v_cache\.dtype: expected torch\.float16"),
-        ({"v_cache": torch.zeros(51, 3, 64).half()}, r"v_cache\.shape: expected \[50, 3, 64\]"),
-        ({"v_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "v_cache strides"),
         ({"token_slots": torch.zeros(3, 8).int()}, r"token_slots\.shape: expected \[2, any\]"),
         ({"token_slots": torch.zeros(2, 0).int()}, r"token_slots\.shape\[1\]: expected at least 1"),
         ({"token_slots": torch.zeros(2, 8).long()}, r"token_slots\.dtype: expected torch\.int32"),
         ({"token_slots": torch.zeros(8, 2).int().T}, r"token_slots\.stride\(1\): expected 1"),
-        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
-        ({"seq_lens": torch.ones(2)}, r"seq_lens\.dtype: expected torch\.int32 or torch\.int64"),
-        ({"seq_lens": torch.ones(4).int()[::2]}, "seq_lens strides"),
         ({"groups": RowGroups(1, 200, torch.device("cpu"))}, r"groups\.rows: expected at least 2"),
         ({"groups": RowGroups(2, 200, torch.device("meta"))}, r"groups\.device: expected cpu"),
         ({"scale": 0.0}, r"scale: expected more than 0, found 0\.0"),
-        ({"out": torch.zeros(2, 6, 64)}, r"out\.dtype: expected torch\.float16"),
-        ({"out": torch.zeros(2, 6, 65).half()}, r"out\.shape: expected \[2, 6, 64\]"),
-        ({"out": torch.zeros(2, 64, 6).half().transpose(1, 2)}, "out strides"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(changed, message: str) -> None:
@@ -380,22 +374,10 @@ def test_reference_names_lengths_that_do_not_fit() -> None:
             attend_dense(**{**good(), "seq_lens": torch.tensor([1, length])})
 
 
-def caches(*shape: int, dtype=F16) -> dict:
-    return {name: torch.zeros(*shape, dtype=dtype) for name in ("k_cache", "v_cache")}
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"q": torch.zeros(2, 6, 64), **caches(50, 3, 64, dtype=F32)},
-            r"q\.dtype: expected torch\.bfloat16 or",
-        ),
-        ({"q": torch.zeros(2, 195, 64).half()}, "query heads per KV head: expected 1 to 64"),
-        (
-            {"q": torch.zeros(2, 6, 80).half(), **caches(50, 3, 80)},
-            r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
-        ),
+        *WRONG_TO_LAUNCH,
         (
             {"buffers": lambda device: DenseBuffers(1, 2, 1, 64, device)},
             r"buffers\.partial: expected \d+ numbers, found \d+",
@@ -408,13 +390,8 @@ def caches(*shape: int, dtype=F16) -> dict:
     ids=["dtype", "group", "dim", "small-buffers", "device"],
 )
 def test_launches_name_what_only_the_reference_does(device, changed, message: str) -> None:
-    there = {}
-    for name, value in {**good(), "groups": None, **changed}.items():
-        there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
-        if callable(value):
-            there[name] = value(device)
     with pytest.raises(ValueError, match=message):
-        attend_dense(**there)
+        attend_dense(**moved({**good(), "groups": None, **changed}, device))
 
 
 @pytest.mark.parametrize("name", ["rows", "q_heads", "kv_heads", "dim"])

@@ -7,7 +7,19 @@ import itertools
 import pytest
 import torch
 
-from attend_cases import BF16, F16, F32, FP8, NOWHERE, assert_close, softmax_attention
+from attend_cases import (
+    BF16,
+    F16,
+    F32,
+    FP8,
+    NOWHERE,
+    WRONG,
+    WRONG_TO_LAUNCH,
+    assert_close,
+    moved,
+    queries_and_caches,
+    softmax_attention,
+)
 from hata_kernels.attend import AttendBuffers, attend, attend_naive, gather
 
 SLOTS = 900
@@ -283,9 +295,7 @@ def test_a_captured_step_allocates_nothing_and_follows_the_lengths(poison) -> No
 
 def good() -> dict:
     return {
-        "q": torch.zeros(2, 6, 64, dtype=F16),
-        "k_cache": torch.zeros(50, 3, 64, dtype=F16),
-        "v_cache": torch.zeros(50, 3, 64, dtype=F16),
+        **queries_and_caches(),
         "slots": torch.zeros(2, 3, 200, dtype=torch.int32),
         "seq_lens": torch.tensor([5, 10]),
         "budgets": torch.tensor([8, 8], dtype=torch.int32),
@@ -296,31 +306,15 @@ def good() -> dict:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"q": torch.zeros(2, 4, 64).half()}, r"q\.shape\[1\]: expected a multiple of 3, found 4"),
-        ({"q": torch.zeros(2, 6, 32).half()}, r"q\.shape: expected \[any, any, 64\]"),
-        ({"q": torch.zeros(2, 6, 64).int()}, r"q\.dtype: expected torch\.float32 or"),
-        ({"q": torch.zeros(2, 6, 64).bfloat16()}, r"k_cache\.dtype: expected torch\.bfloat16 or"),
-        ({"q": torch.zeros(2, 6, 64, dtype=F16, device="meta")}, r"q\.device: expected cpu"),
-        ({"k_cache": torch.zeros(50, 192).half()}, r"k_cache\.shape: expected \[any, any, any\]"),
-        ({"k_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "k_cache strides"),
-        ({"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e5m2)}, r"k_cache\.dtype: expected"),
-        ({"v_cache": torch.zeros(50, 3, 64).to(FP8)}, r"v_cache\.dtype: expected torch\.float16"),
-        ({"v_cache": torch.zeros(51, 3, 64).half()}, r"v_cache\.shape: expected \[50, 3, 64\]"),
-        ({"v_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "v_cache strides"),
+        *WRONG,
         ({"slots": torch.zeros(2, 2, 8).int()}, r"slots\.shape: expected \[2, 3, any\]"),
         ({"slots": torch.zeros(2, 3, 0).int()}, r"slots\.shape\[2\]: expected at least 1, found 0"),
         ({"slots": torch.zeros(2, 3, 8).long()}, r"slots\.dtype: expected torch\.int32"),
         ({"slots": torch.zeros(2, 3, 9).int()[..., :8]}, "slots strides"),
-        ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),
-        ({"seq_lens": torch.ones(2)}, r"seq_lens\.dtype: expected torch\.int32 or torch\.int64"),
-        ({"seq_lens": torch.ones(4).int()[::2]}, "seq_lens strides"),
         ({"budgets": torch.tensor([5, 5])}, r"budgets\.dtype: expected torch\.int32"),
         ({"budgets": torch.ones(3).int()}, r"budgets\.shape: expected \[2\]"),
         ({"k_scale": 0.0}, r"k_scale: expected more than 0, found 0\.0"),
         ({"v_scale": torch.ones(1)}, "v_scale: expected a number, found Tensor"),
-        ({"out": torch.zeros(2, 6, 64)}, r"out\.dtype: expected torch\.float16"),
-        ({"out": torch.zeros(2, 6, 65).half()}, r"out\.shape: expected \[2, 6, 64\]"),
-        ({"out": torch.zeros(2, 64, 6).half().transpose(1, 2)}, "out strides"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(changed, message: str) -> None:
@@ -335,24 +329,11 @@ def test_reference_names_counts_that_do_not_fit() -> None:
             attend(**{**good(), **sizes})
 
 
-def in_float32() -> dict:
-    return {name: torch.zeros(50, 3, 64) for name in ("k_cache", "v_cache")}
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"q": torch.zeros(2, 6, 64), **in_float32()}, r"q\.dtype: expected torch\.bfloat16 or"),
+        *WRONG_TO_LAUNCH,
         ({"q": torch.zeros(2, 64, 6).half().transpose(1, 2)}, r"q\.stride\(\)\[1:\]: expected"),
-        ({"q": torch.zeros(2, 195, 64).half()}, "query heads per KV head: expected 1 to 64"),
-        (
-            {
-                "q": torch.zeros(2, 6, 80).half(),
-                "k_cache": torch.zeros(50, 3, 80).half(),
-                "v_cache": torch.zeros(50, 3, 80).half(),
-            },
-            r"q\.shape\[2\]: expected 64 or 96 or 128 or 256, found 80",
-        ),
         (
             {"buffers": lambda device: AttendBuffers(1, 2, 64, 200, device)},
             r"buffers\.partial: expected 3072 numbers, found 512",
@@ -362,16 +343,11 @@ def in_float32() -> dict:
             r"buffers\.partial\.device: expected c\w+(:0)?, found meta",
         ),
     ],
-    ids=["dtype", "stride", "group", "dim", "small-buffers", "device"],
+    ids=["dtype", "group", "dim", "stride", "small-buffers", "device"],
 )
 def test_launches_name_what_only_the_reference_does(device, changed, message: str) -> None:
-    there = {}
-    for name, value in {**good(), **changed}.items():
-        there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
-        if callable(value):
-            there[name] = value(device)
     with pytest.raises(ValueError, match=message):
-        attend(**there)
+        attend(**moved({**good(), **changed}, device))
 
 
 @pytest.mark.parametrize("name", ["rows", "group", "dim", "k_max"])

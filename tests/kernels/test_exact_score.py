@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from attend_cases import moved
 from hata_kernels.score import exact_score
 from hata_kernels.score import exact_triton as exact
 from hata_kernels.score.exact import exact_reference
@@ -178,11 +179,8 @@ def test_wrong_arguments_are_named(changed, message: str) -> None:
     ids=["dim", "group", "dtype", "stride", "cache-strides"],
 )
 def test_launches_name_what_only_the_reference_does(device, changed, message: str) -> None:
-    there = {}
-    for name, value in {**GOOD, **changed}.items():
-        there[name] = value.to(device) if isinstance(value, torch.Tensor) else value
     with pytest.raises(ValueError, match=message):
-        exact_score(**there)
+        exact_score(**moved({**GOOD, **changed}, device))
 
 
 def test_triton_keeps_the_next_row_when_a_length_exceeds_the_width(device, poison) -> None:
