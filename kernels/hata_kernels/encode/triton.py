@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..checks import expect
 from ..tally import ENCODED as _ENCODED
+from .checks import expect_rows
 
 ENCODED = tl.constexpr(_ENCODED)
 
@@ -181,7 +181,7 @@ def encode_triton(
     tokens, heads, dim = x.shape
     kv_heads, _, bits = weight.shape
     group = heads // kv_heads
-    expect(x.stride(2) == 1, "x.stride(2)", 1, x.stride(2))
+    expect_rows(x=x)
     if out is None:
         out = torch.empty((tokens, heads, bits // 32), dtype=torch.int32, device=x.device)
     rows = tokens * group

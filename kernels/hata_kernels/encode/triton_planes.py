@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
-from ..checks import expect
-
-if TYPE_CHECKING:
-    from ..encoders import AsymmetricEncoder
-
-MAX_BITS = 1024
+from .checks import expect_bits, expect_rows
 
 
 @triton.jit
@@ -105,28 +98,16 @@ def _planes_kernel(
     store_planes(u, out_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R)
 
 
-def check_launch(encoder: AsymmetricEncoder, **given: torch.Tensor) -> None:
-    """Check what the kernels of an asymmetric encoder take less of than a CPU does.
+def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
+    """`AsymmetricEncoder.encode_queries`, of checked queries.
 
     Raises
     ------
     ValueError
-        When the last dimension of a tensor is not contiguous, or codes have more than 1024 bits.
+        When q's last dimension is not contiguous, or codes have more than 1024 bits.
     """
-    for name, x in given.items():
-        expect(x.stride(2) == 1, f"{name}.stride(2)", 1, x.stride(2))
-    expect(encoder.bits <= MAX_BITS, "bits", f"at most {MAX_BITS}", encoder.bits)
-
-
-def launch_planes(encoder: AsymmetricEncoder, q: torch.Tensor) -> torch.Tensor:
-    """`Encoder.encode_queries`, of checked queries.
-
-    Raises
-    ------
-    ValueError
-        As `check_launch`.
-    """
-    check_launch(encoder, q=q)
+    expect_rows(q=q)
+    expect_bits(encoder.bits)
     tokens, (kv_heads, bits) = len(q), (encoder.num_kv_heads, encoder.bits)
     planes = encoder.query_bits
     shape = (tokens, kv_heads * planes, encoder.words)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from ..bits import WORD_BITS
+from .checks import expect_bits, expect_rows
 from .triton import count_written, largest_scale, store_scales
-from .triton_planes import check_launch
-
-if TYPE_CHECKING:
-    from ..encoders import AsymmetricEncoder
 
 
 @triton.jit
@@ -148,22 +143,16 @@ def _residual_kernel(
         store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
 
 
-def launch_residual(
-    encoder: AsymmetricEncoder,
-    k: torch.Tensor,
-    codes: torch.Tensor,
-    slots: torch.Tensor,
-    scales: torch.Tensor | None,
-    tally: torch.Tensor | None,
-) -> None:
-    """`Encoder.encode_keys` in two stages, of checked arguments.
+def launch_residual(encoder, k, codes, slots, scales, tally) -> None:
+    """`AsymmetricEncoder.encode_keys` in two stages, of checked arguments.
 
     Raises
     ------
     ValueError
-        As `check_launch`.
+        When k's last dimension is not contiguous, or codes have more than 1024 bits.
     """
-    check_launch(encoder, k=k)
+    expect_rows(k=k)
+    expect_bits(encoder.bits)
     tokens, dim, half = len(k), encoder.head_dim, encoder.bits // 2
     if tokens == 0:
         return

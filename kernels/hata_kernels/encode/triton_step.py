@@ -6,20 +6,15 @@ queries are the most of its bytes: they are split over many programs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache
 from ..checks import expect
+from .checks import expect_bits, expect_rows
 from .step_kernels import _asymmetric_step_kernel
 from .triton import largest_scale
-from .triton_planes import check_launch
-
-if TYPE_CHECKING:
-    from ..encoders import AsymmetricEncoder
 
 BLOCK_M = 16
 WARPS = 4
@@ -61,26 +56,19 @@ def step_blocks(group: int, dim: int, bits: int) -> tuple[int, int, int]:
     return block_r, block_d, triton.cdiv(group * dim, block_d)
 
 
-def launch_step(
-    encoder: AsymmetricEncoder,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    codes: torch.Tensor,
-    slots: torch.Tensor,
-    scales: torch.Tensor | None,
-    scratch: StepScratch | None,
-    tally: torch.Tensor | None,
-) -> torch.Tensor:
-    """`Encoder.encode_step` of checked arguments, in one launch.
+def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
+    """`AsymmetricEncoder.encode_step` of checked arguments, in one launch.
 
     Launches that follow one another may share ``scratch``.
 
     Raises
     ------
     ValueError
-        As `check_launch`, and when the scratch is too small.
+        When the last dimension of q or k is not contiguous, codes have more than 1024 bits, or the
+        scratch is too small.
     """
-    check_launch(encoder, q=q, k=k)
+    expect_rows(q=q, k=k)
+    expect_bits(encoder.bits)
     tokens, bits, half = len(k), encoder.bits, encoder.bits // 2
     kv_heads, group, dim = encoder.num_kv_heads, encoder.group, encoder.head_dim
     planes, residual = encoder.query_bits, encoder.residual_weight

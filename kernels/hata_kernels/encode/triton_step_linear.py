@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from ..chain import chain_options, most_cache, start_next, wait_for_last
-from ..checks import expect
+from .checks import expect_rows
 from .triton import _encode_kernel, largest_scale
-
-if TYPE_CHECKING:
-    from ..encoders import LinearEncoder
 
 BLOCK_M = 16
 WARPS = 4
@@ -115,24 +110,15 @@ def _linear_step_kernel(
         )
 
 
-def launch_step(
-    encoder: LinearEncoder,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    codes: torch.Tensor,
-    slots: torch.Tensor,
-    scales: torch.Tensor | None,
-    tally: torch.Tensor | None,
-) -> torch.Tensor:
-    """`Encoder.encode_step` of checked arguments, in one launch.
+def launch_step(encoder, q, k, codes, slots, scales, tally) -> torch.Tensor:
+    """`LinearEncoder.encode_step` of checked arguments, in one launch.
 
     Raises
     ------
     ValueError
         When the last dimension of q or k is not contiguous.
     """
-    expect(q.stride(2) == 1, "q.stride(2)", 1, q.stride(2))
-    expect(k.stride(2) == 1, "k.stride(2)", 1, k.stride(2))
+    expect_rows(q=q, k=k)
     tokens, weight, bits = len(k), encoder.weight, encoder.bits
     kv_heads, group, dim = encoder.num_kv_heads, encoder.group, encoder.head_dim
     shape = (tokens, kv_heads * group, encoder.words)

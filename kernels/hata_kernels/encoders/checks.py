@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ..checks import FLOATS, expect, expect_tensor
 from ..tally import check_tally
-
-if TYPE_CHECKING:
-    from .base import Encoder
+from .weights import EncoderWeights
 
 
-def check_heads(encoder: Encoder, name: str, x: torch.Tensor, heads: int) -> None:
+def check_heads(encoder: EncoderWeights, name: str, x: torch.Tensor, heads: int) -> None:
     """Check keys or queries ``[T, heads, D]``: floating point, where the encoder's weights are.
 
     Raises
@@ -26,7 +22,7 @@ def check_heads(encoder: Encoder, name: str, x: torch.Tensor, heads: int) -> Non
 
 
 def check_keys(
-    encoder: Encoder,
+    encoder: EncoderWeights,
     k: torch.Tensor,
     codes: torch.Tensor,
     slots: torch.Tensor,

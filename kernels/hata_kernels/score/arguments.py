@@ -11,6 +11,8 @@ from ..checks import expect, expect_table, expect_tensor
 from .levels import SCALE_DTYPES, full_score
 
 LENGTHS = (torch.int32, torch.int64)
+#: Query heads per KV head that the kernels of exact scores take, at most.
+MAX_GROUP = 16
 
 
 def check_codes(

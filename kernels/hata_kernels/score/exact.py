@@ -8,9 +8,6 @@ from ..checks import FLOATS, expect, expect_lengths, expect_tensor
 from .arguments import check_rows
 from .naive import force
 
-#: Query heads per KV head that the Triton implementation takes, at most.
-MAX_GROUP = 16
-
 
 def exact_score(
     q: torch.Tensor,
