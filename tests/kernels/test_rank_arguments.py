@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
 
 import rank_cases as cases
-from hata_kernels.rank import RankBuffers, RankSizes, rank
+from hata_kernels.rank import RankArguments, RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
 from rank_cases import rank_triton
 
@@ -25,6 +26,12 @@ def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == sizes.bytes_for(kv_heads)
     assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
     assert min(width, 4 * k_max) <= sizes.room <= width
+
+
+def test_signatures() -> None:
+    """`rank` hands its arguments on by place."""
+    fields = [field.name for field in dataclasses.fields(RankArguments)]
+    assert list(inspect.signature(rank).parameters) == fields
 
 
 def test_no_requests(device) -> None:

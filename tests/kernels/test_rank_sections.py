@@ -8,8 +8,8 @@ import rank_cases as cases
 
 
 def test_sections_of_long_contexts(device, poison, make_token_slots) -> None:
-    """Two to five sections of the size that they usually have; lists that are held and one that is
-    not; thresholds that are counted and not.
+    """Two to five sections of the size that they usually have; lists that registers hold and one
+    that they do not; thresholds that are counted and not.
     """
     lengths, budgets = [16384, 32768, 16385, 33000, 20000], [256, 512, 260, 300, 5000]
     inputs, options = cases.make_inputs(make_token_slots, lengths, 1, 1, (1, 2), 0)

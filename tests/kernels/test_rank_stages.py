@@ -203,12 +203,12 @@ def test_atomics_do_not_meet(batch) -> None:
 
 
 def test_sizes_of_samples() -> None:
-    """Larger ones where scores are few and lists would be longer than what is held."""
-    held = 8192
+    """Larger ones where scores are few and lists would be longer than registers hold."""
+    most = 8192
     few = score_levels((1,) * 4, 128)
     many = score_levels((1, 2, 4, 8), 64)
     pairs = ((1638, few), (1638, many), (1639, few), (1639, many))
-    sizes = [sampling.sample_size(k, levels, held) for k, levels in pairs]
+    sizes = [sampling.sample_size(k, levels, most) for k, levels in pairs]
     assert sizes == [n * sampling.SAMPLE for n in (1, 1, 2, 1)]
 
 

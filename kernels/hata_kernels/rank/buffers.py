@@ -83,17 +83,6 @@ class Tiling:
         return max(-(-tiles // self.sections), self.least) if self.sections > 1 else tiles
 
 
-class Inputs(NamedTuple):
-    """What kernels read of the arguments of `rank`: tensors, which in a kernel are pointers."""
-
-    q_codes: torch.Tensor | None
-    codes: torch.Tensor
-    scales: torch.Tensor | None
-    token_slots: torch.Tensor
-    seq_lens: torch.Tensor
-    budgets: torch.Tensor
-
-
 class Scratch(NamedTuple):
     """What a kernel reads and writes of `RankBuffers`; the rest is None, and no argument of it."""
 
@@ -106,24 +95,6 @@ class Scratch(NamedTuple):
     bases: torch.Tensor | None = None
     before: torch.Tensor | None = None
     shift: torch.Tensor | None = None
-
-
-class Scalars(NamedTuple):
-    """Numbers that kernels take: strides, sizes of the buffers, and counts of the call.
-
-    A stride of `RowGroups.members` and the number of requests are `shared_kernel`'s alone.
-    """
-
-    token_slots_stride: int
-    members_stride: int | None
-    tiles: int
-    room: int
-    sink: int
-    recent: int
-    k_max: int
-    found_request: int  # `found_steps`
-    found_head: int
-    batch: int | None = None
 
 
 def found_steps(batch: int, kv_heads: int, values: int) -> tuple[int, int]:

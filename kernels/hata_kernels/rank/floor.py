@@ -22,15 +22,15 @@ DEVIATIONS = 4.5
 WARPS = 8
 
 
-def sample_size(k_max: int, levels: int, held: int) -> int:
+def sample_size(k_max: int, levels: int, in_registers: int) -> int:
     """Tokens that a floor is taken from, for scores of so many values.
 
-    Twice as many where ties might make lists longer than the ``held`` candidates that
-    `take_kernel` holds at once, 15 us more: with 6 requests of 130,000 tokens, k 2048 and HATA's
-    codes of 64 bits in all layers, of 128 bits in a third of them. It costs 1 to 3 us elsewhere.
-    With 64 bits such a layer took 64.8 us instead of 74.9 on an H200.
+    Twice as many where ties might make lists longer than `take_kernel` holds ``in_registers``, 15
+    us more: with 6 requests of 130,000 tokens, k 2048 and HATA's codes of 64 bits in all layers, of
+    128 bits in a third of them. It costs 1 to 3 us elsewhere. With 64 bits such a layer took 64.8
+    us instead of 74.9 on an H200.
     """
-    tied = levels <= TIED_LEVELS and TIED_LIST * k_max > held
+    tied = levels <= TIED_LEVELS and TIED_LIST * k_max > in_registers
     return 2 * SAMPLE if tied else SAMPLE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -12,10 +13,8 @@ from ..chain import start_next, wait_for_last
 from .buffers import Tiling
 from .score import load_codes, load_lanes, score_codes
 from .topk import (
-    Row,
     fits,
     load_section,
-    load_sizes,
     topk_in_memory,
     topk_in_registers,
     topk_of_section,
@@ -68,6 +67,20 @@ class Selection:
         registers = IN_REGISTERS if tiling.sections == 1 else SECTION_IN_REGISTERS
         tiles = min(TILES, power_of_2(tiling.section_tiles(tiles)))
         return cls(registers, BINS, tiles, chunk(k_max), BLOCK, 32 * WARPS, field)
+
+
+class Row(NamedTuple):
+    """A row in a program of `take_kernel`: numbers, then pointers to what it has."""
+
+    number: tl.tensor
+    length: tl.tensor
+    budget: tl.tensor
+    floor: tl.tensor
+    used: tl.tensor  # tiles of its context
+    found: tl.tensor  # candidates of all of its lists
+    sizes: tl.tensor  # of its lists, `num_programs(0)` from one to the next
+    entries: tl.tensor
+    tiles: tl.tensor
 
 
 @triton.jit
@@ -136,6 +149,22 @@ def topk_rescored(inputs, scalars, row, slots, out, SCORING: tl.constexpr, SELEC
         if step == STEPS:
             above = (counts & 0x1FFFFF).to(tl.int32)
             ties_kept = row.budget - above
+
+
+@triton.jit
+def load_sizes(sizes, section, TILING: tl.constexpr):
+    """Candidates of a row, of its longest list, and of a section's; all the same of one section."""
+    SECTIONS: tl.constexpr = TILING.sections
+    found = 0
+    longest = 0
+    size = 0
+    step = tl.num_programs(0)
+    for number in tl.static_range(SECTIONS):  # by every thread, which takes no exchange
+        each = tl.load(sizes + number * step)
+        found += each
+        longest = tl.maximum(longest, each)
+        size = tl.where(number == section, each, size)
+    return found, longest, size
 
 
 @triton.jit

@@ -24,20 +24,6 @@ import triton.language as tl
 from .filter import load_entries, section_tiles, unpack_entries
 
 
-class Row(NamedTuple):
-    """A row in a program of `take_kernel`: numbers, then pointers to what it has."""
-
-    number: tl.tensor
-    length: tl.tensor
-    budget: tl.tensor
-    floor: tl.tensor
-    used: tl.tensor  # tiles of its context
-    found: tl.tensor  # candidates of all of its lists
-    sizes: tl.tensor  # of its lists, `num_programs(0)` from one to the next
-    entries: tl.tensor
-    tiles: tl.tensor
-
-
 class Section(NamedTuple):
     """A section of a row, as `load_section` has read it."""
 
@@ -81,14 +67,8 @@ def _bracket(counts, row, SCORING: tl.constexpr, BINS: tl.constexpr):
 
 
 @triton.jit
-def _third(low, high):
-    """Step from ``low`` to two scores that part what is below ``high`` in three."""
-    return (high - low + 2) // 3
-
-
-@triton.jit
 def _narrow(low, high, above, step, reached_one, reached_two, budget):
-    """`_bracket`, narrower: how many reach ``low + step`` and ``low + 2 * step`` is known."""
+    """`_bracket`, narrower: two scores part it in three, and how many reach these is known."""
     one = low + step
     two = low + 2 * step
     if reached_two >= budget:
@@ -117,12 +97,13 @@ def _sums(numbers, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _write(score, tile, slot, here, piece, out, threshold, ties_kept, offset, SIZE: tl.constexpr):
-    """Store the slots of a list's best, in position order.
+def _write(candidates, piece, out, threshold, ties_kept, offset, SIZE: tl.constexpr):
+    """Store the slots of the best of a list, as `load_entries` gives it, in position order.
 
     ``offset`` is of what precedes the list in the row: how many are above the threshold and, from
     16 bits on, how many ties.
     """
+    here, score, tile, slot = candidates
     one = (score > threshold).to(tl.int32) + ((score == threshold).to(tl.int32) << 16)
     upto = _sums(one, SIZE)
     begin = (piece >> 32).to(tl.int32)
@@ -142,13 +123,14 @@ def topk_in_registers(row, out, SIZE: tl.constexpr, SCORING: tl.constexpr, SELEC
     """Take the best of a row's list, which is read once: of at most SIZE candidates, below 2**15,
     in no more tiles than a program takes in at a time.
     """
-    here, score, tile, slot = load_entries(row.entries, tl.arange(0, SIZE), row.found, SCORING)
+    candidates = load_entries(row.entries, tl.arange(0, SIZE), row.found, SCORING)
+    here, score, _, _ = candidates
     index = tl.arange(0, SELECTION.tiles)
     piece = tl.load(row.tiles + index, mask=index < row.used, other=0)
     counts = _count(score, row.floor, here, SELECTION.bins)
     threshold, high, above = _bracket(counts, row, SCORING, SELECTION.bins)
     while high - threshold > 1:
-        step = _third(threshold, high)
+        step = (high - threshold + 2) // 3
         reached = (score >= threshold + step).to(tl.int32)
         reached += (score >= threshold + 2 * step).to(tl.int32) << 16
         both = tl.sum(reached, axis=0)
@@ -158,23 +140,7 @@ def topk_in_registers(row, out, SIZE: tl.constexpr, SCORING: tl.constexpr, SELEC
         )
 
     ties_kept = row.budget - above
-    _write(score, tile, slot, here, piece, out, threshold, ties_kept, 0, SIZE)
-
-
-@triton.jit
-def load_sizes(sizes, section, TILING: tl.constexpr):
-    """Candidates of a row, of its longest list, and of a section's; all the same of one section."""
-    SECTIONS: tl.constexpr = TILING.sections
-    found = 0
-    longest = 0
-    size = 0
-    step = tl.num_programs(0)
-    for number in tl.static_range(SECTIONS):  # by every thread, which takes no exchange
-        each = tl.load(sizes + number * step)
-        found += each
-        longest = tl.maximum(longest, each)
-        size = tl.where(number == section, each, size)
-    return found, longest, size
+    _write(candidates, piece, out, threshold, ties_kept, 0, SIZE)
 
 
 @triton.jit
@@ -238,18 +204,9 @@ def topk_of_section(
                 if i > 0:
                     entry = tl.load(section.entries + tl.arange(0, SIZES[i]), mask=here, other=-1)
                 score, tile, slot = unpack_entries(tl.where(here, entry, -1), SCORING)
-                _write(
-                    score,
-                    tile - section.first_tile,
-                    slot,
-                    here,
-                    section.piece,
-                    out,
-                    threshold,
-                    ties_kept,
-                    offset,
-                    SIZES[i],
-                )
+                candidates = (here, score, tile - section.first_tile, slot)
+                piece = section.piece
+                _write(candidates, piece, out, threshold, ties_kept, offset, SIZES[i])
     return serves
 
 
@@ -276,7 +233,7 @@ def topk_in_memory(
             counts += _count(score, row.floor, here, BINS)
     threshold, high, above = _bracket(counts, row, SCORING, BINS)
     while high - threshold > 1:
-        step = _third(threshold, high)
+        step = (high - threshold + 2) // 3
         reached = tl.zeros((CHUNK,), dtype=tl.int64)
         for section in range(0, TILING.sections):
             size = tl.load(row.sizes + section * tl.num_programs(0))

@@ -13,7 +13,7 @@ No launch depends on ``seq_lens``: safe inside a CUDA graph.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -27,10 +27,8 @@ from . import shared as sharing
 from . import take as taking
 from .buffers import (
     FILTER_WARPS,
-    Inputs,
     RankBuffers,
     RankSizes,
-    Scalars,
     Tiling,
     filter_shape,
     found_steps,
@@ -39,6 +37,38 @@ from .buffers import (
 
 if TYPE_CHECKING:
     from . import RankArguments
+
+
+class Inputs(NamedTuple):
+    """What kernels read of the arguments of `rank`: tensors, which in a kernel are pointers.
+
+    Triton takes a named tuple as one argument for each of its fields, and none for a None.
+    """
+
+    q_codes: torch.Tensor | None
+    codes: torch.Tensor
+    scales: torch.Tensor | None
+    token_slots: torch.Tensor
+    seq_lens: torch.Tensor
+    budgets: torch.Tensor
+
+
+class Scalars(NamedTuple):
+    """Numbers that kernels take: strides, sizes of the buffers, and counts of the call.
+
+    A stride of `RowGroups.members` and the number of requests are `shared_kernel`'s alone.
+    """
+
+    token_slots_stride: int
+    members_stride: int | None
+    tiles: int
+    room: int
+    sink: int
+    recent: int
+    k_max: int
+    found_request: int  # `found_steps`
+    found_head: int
+    batch: int | None = None
 
 
 def rank_triton(arguments: RankArguments) -> torch.Tensor:
