@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -35,7 +37,7 @@ COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", *VERSIONS)
 WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
 #: Seconds that a server may take until it is idle after its last answer.
 IDLE_S = 10
-#: Seconds that a server may take to do what it is told.
+#: Seconds that a server may take to do what it is told, and to write a profile.
 POST_S = 120
 
 
@@ -52,8 +54,34 @@ def warm_up(server: ServerProcess, longest: int) -> None:
     send(server.base_url, [prompt, prompt[: len(prompt) // 2 + 1]], WARM_UP_OUTPUT)
 
 
+def profile(server: ServerProcess, prompts: list[list[int]], output: int, folder: Path) -> None:
+    """Let SGLang's profiler write what the GPU does for prompts that the radix cache has.
+
+    Raises
+    ------
+    OSError
+        If `folder` is there already.
+    LoadError
+        If nothing is written.
+    """
+    folder.mkdir(parents=True)
+    post(server, "/start_profile", {"output_dir": str(folder.resolve()), "activities": ["GPU"]})
+    send(server.base_url, prompts, output)
+    post(server, "/stop_profile")
+    end = time.monotonic() + POST_S
+    while not list(folder.glob("*.gz")):
+        if time.monotonic() > end:
+            raise LoadError(f"{folder}: expected a profile within {POST_S} s, found nothing")
+        time.sleep(0.5)
+    time.sleep(2)  # it is still being written
+
+
 def run_workload(
-    server: ServerProcess, arm: ServeArm, workload: Workload, vocabulary: int
+    server: ServerProcess,
+    arm: ServeArm,
+    workload: Workload,
+    vocabulary: int,
+    traces: Path | None = None,
 ) -> dict[str, Any]:
     """Run one workload on an empty radix cache.
 
@@ -65,6 +93,9 @@ def run_workload(
     workload : Workload
     vocabulary : int
         Token ids of prompts are below it.
+    traces : Path, optional
+        Gets a folder ``<arm>-<workload>-<users>x<tokens>`` with a profile of the same prompts once
+        more. Default: none is made.
 
     Returns
     -------
@@ -95,6 +126,9 @@ def run_workload(
         if not context:
             raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
         result["share_read"] = attended / context
+    if traces is not None:
+        name = f"{arm.name}-{workload.name}-{workload.users}x{workload.prompt}"
+        profile(server, prompts, workload.output, traces / name)
     return result
 
 
@@ -126,6 +160,7 @@ def run_arms(
     model: str,
     weights: str,
     vocabulary: int,
+    traces: Path | None = None,
 ) -> list[str]:
     """Run every arm's workloads that are not in the file yet.
 
@@ -139,6 +174,8 @@ def run_arms(
         Columns.
     vocabulary : int
         Token ids of prompts are below it.
+    traces : Path, optional
+        As in `run_workload`.
 
     Returns
     -------
@@ -162,9 +199,8 @@ def run_arms(
             with ServerProcess(arm.flags, log=log) as server:
                 warm_up(server, max(workload.prompt for workload in left))
                 for workload in left:
-                    row = to_row(
-                        keys(workload), arm, run_workload(server, arm, workload, vocabulary)
-                    )
+                    result = run_workload(server, arm, workload, vocabulary, traces)
+                    row = to_row(keys(workload), arm, result)
                     results.append([row])
                     filled = (f"{name}={value}" for name, value in row.items() if value != "")
                     print(*filled, flush=True)
