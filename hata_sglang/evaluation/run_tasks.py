@@ -12,7 +12,6 @@ from typing import Any
 from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.grading import grade
-from hata_sglang.evaluation.metrics import METRICS
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
 from hata_sglang.evaluation.tasks import RULER, TASKS, Sample
@@ -130,7 +129,7 @@ def run_samples(
             more["continue_final_message"] = True
         reply = client.chat(messages, sample.new_tokens, **more)
         return reply.new_tokens, {
-            "score": f"{METRICS[sample.metric](reply.text, sample.references):.6g}",
+            "score": f"{sample.score(reply.text):.6g}",
             "prompt_tokens": reply.prompt_tokens,
             "new_tokens": reply.new_tokens,
             "prediction": reply.text[:TEXT_LIMIT],

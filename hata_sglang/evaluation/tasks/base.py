@@ -28,12 +28,12 @@ class Sample:
         What the answer is compared with.
     new_tokens : int
         Tokens that the answer may have.
-    metric : str
-        Key of `hata_sglang.evaluation.metrics.METRICS`.
-    tokens : int
-        Length of the prompt in the chat template, `opening` included.
     opening : str
         Start of the assistant's answer, which the model goes on from. Default: none.
+    any_of : bool
+        Whether one of the references is a whole answer. Default: all of them are.
+    tokens : int
+        Length of the prompt in the chat template, `opening` included.
     info : dict
         What else the results table says: ``depth``, ``length`` and so on.
     """
@@ -43,10 +43,19 @@ class Sample:
     prompt: str
     references: tuple[str, ...]
     new_tokens: int
-    metric: str
-    tokens: int
     opening: str = ""
+    any_of: bool = False
+    tokens: int = 0
     info: dict[str, str | int | float] = field(default_factory=dict)
+
+    def score(self, answer: str) -> float:
+        """Share of the references that stand in an answer, whatever the case, as in RULER.
+
+        With `any_of`, 1 if there is one.
+        """
+        text = answer.lower()
+        found = [reference.lower() in text for reference in self.references]
+        return float(any(found)) if self.any_of else sum(found) / len(found)
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hata_sglang.evaluation.tasks.base import Sample
-from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import letters, vocabulary
 
@@ -42,7 +42,7 @@ class CommonWords:
         often, seldom = (6, 1) if short else (30, 3)
         example_words, *example_times = (20, 3, 1) if short else (40, 10, 3)
 
-        def build(index: int, units: int) -> Draft:
+        def build(index: int, units: int) -> Sample:
             # Dice of their own: the words to be found do not depend on the length of the list.
             key = f"{self.name} {seed} {index}"
             words = list(vocabulary())
@@ -53,20 +53,20 @@ class CommonWords:
                 words[: self.COMMON + units], often, seldom, random.Random(f"{key} order")
             )
             solved = " ".join(f"{n}. {w}" for n, w in enumerate(shown[: self.COMMON], 1))
-            return Draft(
+            return Sample(
+                task=self.name,
+                index=index,
                 prompt=f"{example} {WORDING['cwe_opening']} {solved}\n{full}",
                 references=tuple(words[: self.COMMON]),
+                new_tokens=self.NEW_TOKENS,
                 opening=WORDING["cwe_opening"],
             )
 
         return fitted(
-            self.name,
             build,
             count=count,
             length=length,
             tokenizer=tokenizer,
-            new_tokens=self.NEW_TOKENS,
-            metric="string_match_all",
             least=1,
             most=len(vocabulary()) - example_words - self.COMMON,
         )
@@ -100,26 +100,26 @@ class FrequentWords:
         """See `Task.samples`."""
         ranks = max(length // 50, 5)
 
-        def build(index: int, units: int) -> Draft:
+        def build(index: int, units: int) -> Sample:
             key = f"{self.name} {seed} {index}"
             coded = letters(random.Random(f"{key} words"), ranks - 1, 6, string.ascii_lowercase)
             words: list[str] = []
             for rank, word in enumerate(["...", *coded], 1):
                 words += [word] * int(units / (rank**2 * math.pi**2 / 6))
             random.Random(f"{key} order").shuffle(words)
-            return Draft(
+            return Sample(
+                task=self.name,
+                index=index,
                 prompt=WORDING["fwe"].format(context=" ".join(words)),
                 references=tuple(coded[:3]),
+                new_tokens=self.NEW_TOKENS,
                 opening=WORDING["fwe_opening"],
             )
 
         return fitted(
-            self.name,
             build,
             count=count,
             length=length,
             tokenizer=tokenizer,
-            new_tokens=self.NEW_TOKENS,
-            metric="string_match_all",
             least=self.LEAST_WORDS,
         )

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import prompt_tokens
 from hata_sglang.evaluation.tasks.base import Sample
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A sample before its length is settled; attributes as in `Sample`."""
-
-    prompt: str
-    references: tuple[str, ...]
-    opening: str = ""
-    info: dict[str, str | int | float] = field(default_factory=dict)
 
 
 def largest(
@@ -69,14 +59,11 @@ def largest(
 
 
 def fitted(
-    task: str,
-    build: Callable[[int, int], Draft],
+    build: Callable[[int, int], Sample],
     *,
     count: int,
     length: int,
     tokenizer: Any,
-    new_tokens: int,
-    metric: str,
     least: int,
     most: int | None = None,
     start: int = 16,
@@ -85,14 +72,11 @@ def fitted(
 
     Parameters
     ----------
-    task : str
     build : callable
-        (index of the sample, units of haystack) -> Draft. The same arguments give the same draft,
-        so that a sample depends on nothing but its index and the seed in `build`.
+        (index of the sample, units of haystack) -> Sample, but for its length. The same arguments
+        give the same, so that it depends on nothing but its index and the seed in `build`.
     count, length, tokenizer
         As in `Task.samples`.
-    new_tokens, metric
-        As in `Sample`.
     least, most : int
         Units of haystack allowed; `most` None: any number.
     start : int, default 16
@@ -106,39 +90,25 @@ def fitted(
     """
     if count < 1:
         raise HataError(f"count: expected at least 1, found {count}")
-    limit = length - new_tokens
     samples = []
     for index in range(count):
 
         def measure(units: int, index: int = index) -> int:
-            draft = build(index, units)
-            return prompt_tokens(tokenizer, draft.prompt, draft.opening)
+            sample = build(index, units)
+            return prompt_tokens(tokenizer, sample.prompt, sample.opening) + sample.new_tokens
 
-        units = largest(measure, limit, least=least, most=most, start=start)
+        units = largest(measure, length, least=least, most=most, start=start)
+        sample = build(index, max(units, least))
+        size = measure(max(units, least))
+        setting = f"length of task {sample.task}"
         if units < 0:
-            raise HataError(
-                f"length of task {task}: expected at least {measure(least) + new_tokens} tokens, "
-                f"found {length}"
-            )
-        tokens = measure(units)
+            raise HataError(f"{setting}: expected at least {size} tokens, found {length}")
         if units == most:
             raise HataError(
-                f"length of task {task}: expected fewer than {tokens + new_tokens} tokens, which "
-                f"take all the haystack there is, found {length}"
+                f"{setting}: expected fewer than {size} tokens, which take all the haystack there "
+                f"is, found {length}"
             )
-        draft = build(index, units)
-        samples.append(
-            Sample(
-                task=task,
-                index=index,
-                prompt=draft.prompt,
-                references=draft.references,
-                new_tokens=new_tokens,
-                metric=metric,
-                tokens=tokens,
-                opening=draft.opening,
-                info={"length": length, **draft.info},
-            )
-        )
+        info = {"length": length, **sample.info}
+        samples.append(replace(sample, tokens=size - sample.new_tokens, info=info))
         start = units
     return samples

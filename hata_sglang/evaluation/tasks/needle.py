@@ -63,7 +63,6 @@ class NeedleGrid:
                     prompt=fact.prompt,
                     references=(number,),
                     new_tokens=self.NEW_TOKENS,
-                    metric="string_match_all",
                     tokens=fact.tokens,
                     info={"length": length, "depth": depth},
                 )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.tasks.base import Sample
-from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.prose import NOISE, prose
 from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
@@ -75,19 +75,17 @@ class NeedleTask:
         """See `Task.samples`. With one needle, ``info["depth"]`` is the share of text before it."""
         limited = self.haystack == "needles" and self.keys == "words"
         return fitted(
-            self.name,
-            lambda index, units: self._build(f"{self.name} {seed} {index}", units),
+            lambda index, units: self._build(seed, index, units),
             count=count,
             length=length,
             tokenizer=tokenizer,
-            new_tokens=NEW_TOKENS,
-            metric="string_match_all",
             least=max(self.needles, 4),
             most=MOST_KEYS - self.num_keys if limited else None,
         )
 
-    def _build(self, key: str, units: int) -> Draft:
+    def _build(self, seed: int, index: int, units: int) -> Sample:
         # Two dice: what is hidden stays the same while the amount of haystack is searched for.
+        key = f"{self.name} {seed} {index}"
         facts, places = random.Random(f"{key} facts"), random.Random(f"{key} places")
         hay = units if self.haystack == "needles" else 0
         keys = (word_keys if self.keys == "words" else uuids)(facts, self.num_keys)
@@ -115,11 +113,14 @@ class NeedleTask:
         template = WORDING["niah_one"] if one else WORDING["niah_many"]
         opening = WORDING["niah_one_opening"] if one else WORDING["niah_many_opening"]
         context = (" " if self.haystack == "prose" else "\n").join(lines)
-        return Draft(
+        return Sample(
+            task=self.name,
+            index=index,
             prompt=template.format(kind=kind, query=query, context=context),
             references=tuple(
                 value for n in asked for value in values[n * self.num_values :][: self.num_values]
             ),
+            new_tokens=NEW_TOKENS,
             opening=opening.format(kind=kind, query=query),
             info={"depth": round(at[0] / units, 3)} if self.needles == 1 else {},
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.tasks.base import Sample, TaskUnavailable
-from hata_sglang.evaluation.tasks.fit import Draft, fitted
+from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.stored import WORDING
 
 NEW_TOKENS = 32
@@ -150,7 +150,7 @@ class QuestionAnswering:
         order = list(range(len(questions)))
         random.Random(f"{self.name} {seed}").shuffle(order)
 
-        def build(index: int, units: int) -> Draft:
+        def build(index: int, units: int) -> Sample:
             question = questions[order[index]]
             dice = random.Random(f"{self.name} {seed} {index}")
             chosen = self._others(question, len(documents), dice)[:units]
@@ -160,22 +160,23 @@ class QuestionAnswering:
                 WORDING["qa_document"].format(number=number, document=documents[n])
                 for number, n in enumerate(chosen, 1)
             )
-            return Draft(
+            return Sample(
+                task=self.name,
+                index=index,
                 prompt=WORDING["qa"].format(context=context, query=question.text),
                 references=question.answers,
+                new_tokens=NEW_TOKENS,
+                any_of=True,
                 opening=WORDING["qa_opening"],
                 info={"documents": len(chosen)},
             )
 
         needed = max(len(questions[n].needed) for n in order[:count])
         return fitted(
-            self.name,
             build,
             count=count,
             length=length,
             tokenizer=tokenizer,
-            new_tokens=NEW_TOKENS,
-            metric="string_match_part",
             least=0,
             most=len(documents) - needed,
         )

@@ -11,7 +11,7 @@ from typing import Any
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import count_tokens
 from hata_sglang.evaluation.tasks.base import Sample
-from hata_sglang.evaluation.tasks.fit import Draft, fitted, largest
+from hata_sglang.evaluation.tasks.fit import fitted, largest
 from hata_sglang.evaluation.tasks.prose import NOISE
 from hata_sglang.evaluation.tasks.stored import WORDING
 from hata_sglang.evaluation.tasks.words import letters
@@ -53,20 +53,17 @@ class VariableTracking:
                 f"{EXAMPLE_TOKENS} tokens, found more"
             )
 
-        def build(index: int, units: int) -> Draft:
+        def build(index: int, units: int) -> Sample:
             key = f"{self.name} {seed} {index}"
             text, opening, variables = self._puzzle(key, units, letters_each=5)
             prompt = f"{self._example(key, lines)}\n\n{text}"
-            return Draft(prompt, variables, opening)
+            return Sample(self.name, index, prompt, variables, NEW_TOKENS, opening)
 
         return fitted(
-            self.name,
             build,
             count=count,
             length=length,
             tokenizer=tokenizer,
-            new_tokens=NEW_TOKENS,
-            metric="string_match_all",
             least=self.VARIABLES,
         )
 

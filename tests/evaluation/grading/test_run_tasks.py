@@ -29,7 +29,6 @@ def make(count, text="Say {}."):
             prompt=text.format(index),
             references=(str(index),),
             new_tokens=8,
-            metric="string_match_all",
             tokens=9,
             info={"depth": index / 10},
         )

@@ -4,8 +4,7 @@ import pytest
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import prompt_tokens
-from hata_sglang.evaluation.metrics import METRICS
-from hata_sglang.evaluation.tasks import TASKS, Task
+from hata_sglang.evaluation.tasks import TASKS, Sample, Task
 
 #: Published lengths of the answer (RULER, ``scripts/data/synthetic/constants.py``).
 NEW_TOKENS = {
@@ -27,7 +26,7 @@ def test_prompts_fill_the_length_and_hold_their_references(name, length, demo_to
     assert [sample.index for sample in samples] == [0, 1, 2]
     for sample in samples:
         assert sample.task == name
-        assert sample.metric in METRICS
+        assert not sample.any_of
         assert sample.new_tokens == NEW_TOKENS[name]
         assert sample.tokens == prompt_tokens(demo_tokenizer, sample.prompt, sample.opening)
         # A sentence of the novel, or one UUID needle of three lines, may not fit any more.
@@ -76,3 +75,16 @@ def test_words_that_run_out_are_an_error(tokenizer):
 def test_every_name_is_its_tasks_name():
     assert {"qa_1", "qa_2", *NEW_TOKENS} <= set(TASKS)
     assert all(isinstance(task, Task) and task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "any_of", "expected"),
+    [
+        ("It is 12 and ABC.", ("12", "abc", "77", "99"), False, 0.5),
+        ("the Answer", ("nothing", "answer"), True, 1),
+        ("", ("answer",), True, 0),
+        ("", ("answer",), False, 0),
+    ],
+)
+def test_scores_by_hand(answer, references, any_of, expected):
+    assert Sample("t", 0, "?", references, 8, any_of=any_of).score(answer) == expected
