@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from hata_kernels.encoders import Encoder, make_encoder
+from hata_kernels.encoders import Encoder
 from hata_sglang.bench.scenarios import Scenario
 from hata_sglang.bench.shapes import Shape
+from hata_sglang.methods import methods
 
 #: More bytes of codes than this, over all layers, do not fit any L2 cache (that of an H100: 50 MB).
 COLD_BYTES = 200e6
@@ -36,7 +37,7 @@ def random_encoder(shape: Shape, method: str, bits: int) -> Encoder:
         }
         options = {"stages": 2}
     sizes = {"num_kv_heads": heads, "group": shape.group, "head_dim": dim}
-    return make_encoder(method, tensors, **sizes, **options).to(DEVICE, DTYPE)
+    return methods()[method].encoder.from_tensors(tensors, **sizes, **options).to(DEVICE, DTYPE)
 
 
 class LayerBuffers:

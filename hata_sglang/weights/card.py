@@ -129,7 +129,7 @@ class Card(_Frozen):
     model: Name
     fingerprint: Fingerprint
     revision: str = Field(description="SHA-256 of the model's weights file, with its kind")
-    method: str = Field(description="of hata_kernels.encoders.ENCODERS")
+    method: str = Field(description="name of a method")
     bits: Count = Field(description="per token and KV head")
     options: dict[str, Scalar] = Field(description="of the encoder, beside its tensors")
     layers: tuple[Layer, ...] = Field(min_length=1, max_length=MAX_LAYER + 1)

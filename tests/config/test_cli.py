@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hata_sglang
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import LinearEncoder
 from hata_sglang import cli
 from hata_sglang.demo import model as demo_model
 from hata_sglang.errors import Problem, Refusal
@@ -62,8 +62,7 @@ def weights(tmp_path, model):
         tensors = {"weight": torch.ones(KV_HEADS, head_dim, bits)}
         if scale_bits:
             tensors["scale_step"] = torch.ones(KV_HEADS)
-        encoder = make_encoder(
-            "hata",
+        encoder = LinearEncoder.from_tensors(
             tensors,
             num_kv_heads=KV_HEADS,
             group=HEADS // KV_HEADS,

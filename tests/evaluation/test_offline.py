@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import LinearEncoder
 from hata_sglang.cli import main
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
@@ -72,8 +72,7 @@ def weights(model, tmp_path):
 def make_set(model, folder, layers, files=None):
     dice = torch.Generator().manual_seed(7)
     encoders = {
-        layer: make_encoder(
-            "hata",
+        layer: LinearEncoder.from_tensors(
             {"weight": torch.randn(2, 16, 32, generator=dice), "scale_step": torch.ones(2)},
             num_kv_heads=2,
             group=2,

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from hata_kernels.encoders import dense_scores, make_encoder
+from hata_kernels.encoders import LinearEncoder, dense_scores
 from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import coded, loki_channels, selector_name
 from hata_sglang.evaluation.selectors import (
@@ -140,7 +140,7 @@ def test_key_statistics_find_the_directions_of_largest_variance_around_the_mean(
 def test_codes_are_ranked_by_what_serving_ranks_by():
     case = random_case()
     tensors = {"weight": torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1))}
-    encoder = make_encoder("random", tensors, num_kv_heads=2, group=3, head_dim=16)
+    encoder = LinearEncoder.from_tensors(tensors, num_kv_heads=2, group=3, head_dim=16)
     selector = coded("mine", "random", {0: encoder}, torch.device("cpu"))
     assert selector.bits == "64"
     assert torch.equal(selector.scores(case), dense_scores(encoder, case.q, case.k))

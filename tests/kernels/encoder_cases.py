@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from hata_kernels.encoders import Encoder, make_encoder
+from hata_kernels.encoders import AsymmetricEncoder, Encoder, LinearEncoder, MlpEncoder
 
+ENCODERS: dict[str, type[Encoder]] = {
+    "hata": LinearEncoder,
+    "random": LinearEncoder,
+    "asymmetric": AsymmetricEncoder,
+    "hashattention": MlpEncoder,
+}
 # Levels closer to the next one than this share of all levels may round to either.
 CLOSE = 1e-5
 
@@ -63,7 +69,7 @@ def make(method, kv_heads, group, dim, bits=64, *, hidden=(48, 40), **options) -
     size = {"scale_bits": options.get("scale_bits", 0), "stages": options.get("stages", 1)}
     tensors = make_tensors(method, kv_heads, group, dim, bits, hidden=hidden, **size)
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
-    return make_encoder(method, tensors, **shape, **options)
+    return ENCODERS[method].from_tensors(tensors, **shape, **options)
 
 
 def make_buffers(encoder: Encoder, slots: int, poison, device="cpu"):
@@ -124,9 +130,9 @@ def key_numbers(encoder: Encoder, k: torch.Tensor) -> torch.Tensor:
     heads = []
     for h in range(encoder.num_kv_heads):
         x = k[:, h].double()
-        if encoder.method == "hata":
+        if isinstance(encoder, LinearEncoder):
             heads.append(x @ tensors["weight"][h])
-        elif encoder.method == "asymmetric":
+        elif isinstance(encoder, AsymmetricEncoder):
             numbers = x @ tensors["key_weight"][h] + tensors["key_bias"][h]
             if encoder.stages == 2:
                 signs = torch.where(numbers[:, : encoder.bits // 2] > 0, 1.0, -1.0).double()
@@ -149,9 +155,9 @@ def query_numbers(encoder: Encoder, q: torch.Tensor) -> torch.Tensor:
     heads = []
     for h in range(encoder.num_kv_heads):
         members = [q[:, h * group + g].double() for g in range(group)]
-        if encoder.method == "hata":
+        if isinstance(encoder, LinearEncoder):
             heads.append(torch.stack([x @ tensors["weight"][h] for x in members], dim=1))
-        elif encoder.method == "asymmetric":
+        elif isinstance(encoder, AsymmetricEncoder):
             u = torch.cat(members, dim=1) @ tensors["query_weight"][h] + tensors["query_bias"][h]
             step = encoder.clip * (u**2).mean(dim=1, keepdim=True).sqrt()
             heads.append((u / step * 2 ** (encoder.query_bits - 1)).unsqueeze(1))
@@ -192,7 +198,7 @@ def assert_key_bits(
 
 def assert_query_bits(planes: torch.Tensor, encoder: Encoder, q: torch.Tensor) -> None:
     numbers = query_numbers(encoder, q)
-    if encoder.method != "asymmetric":
+    if not isinstance(encoder, AsymmetricEncoder):
         clear = is_clear(numbers)
         assert mostly(clear)
         assert torch.equal(planes[clear], (numbers > 0)[clear])
@@ -209,7 +215,7 @@ def assert_query_bits(planes: torch.Tensor, encoder: Encoder, q: torch.Tensor) -
 
 def assert_scales(scales: torch.Tensor, encoder: Encoder, k: torch.Tensor) -> None:
     """Stored scales, as unsigned integers, are the rounded real ones."""
-    if encoder.method == "hata":
+    if isinstance(encoder, LinearEncoder):
         real = k.double().norm(dim=-1)
     else:
         first_stage = encoder.bits // encoder.stages

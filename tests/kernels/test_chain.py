@@ -10,7 +10,7 @@ import rank_cases as cases
 from hata_kernels import chain
 from hata_kernels.attend import AttendBuffers, attend
 from hata_kernels.attend.gather import attend_parts
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import LinearEncoder
 from hata_kernels.rank import rank, shared_values
 from hata_kernels.rows import RowGroups, group_rows
 from shared_cases import share
@@ -55,7 +55,7 @@ def test_a_captured_step_many_times(enabled, monkeypatch) -> None:
     kv_heads, group, dim, bits, slots, length = 8, 4, 128, 128, 9000, 8191
     weight = torch.randn(kv_heads, dim, bits)
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
-    encoder = make_encoder("hata", {"weight": weight}, **shape).to("cuda", torch.bfloat16)
+    encoder = LinearEncoder.from_tensors({"weight": weight}, **shape).to("cuda", torch.bfloat16)
     make = {"device": "cuda", "dtype": torch.bfloat16}
     cache = torch.randn(slots, kv_heads, dim, **make)
     codes = torch.empty(slots, kv_heads, encoder.words, dtype=torch.int32, device="cuda")

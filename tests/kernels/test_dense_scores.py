@@ -39,7 +39,7 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
     assert dense.shape == (heads, tokens, keys)
     assert torch.equal(dense, out.float().transpose(0, 1))
     assert 0 <= dense.min() <= dense.max() <= score_levels(*kind) - 2
-    if encoder.method == "asymmetric" and encoder.scale_bits == 0:
+    if isinstance(encoder, cases.AsymmetricEncoder) and encoder.scale_bits == 0:
         levels = 2 * encoder.query_levels(q).double() + 1
         signs = torch.where(encoder.key_bits(k), 1.0, -1.0).double()
         full = encoder.bits * (2**encoder.query_bits - 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import encoder_cases as cases
-from hata_kernels.encoders import LinearEncoder, MlpEncoder, make_encoder
+from hata_kernels.encoders import LinearEncoder, MlpEncoder
 
 SHAPE = {"num_kv_heads": 2, "group": 3, "head_dim": 64}
 LINEAR = {"weight": torch.randn(2, 64, 64)}
@@ -18,7 +18,6 @@ MLP = cases.make_tensors("hashattention", 2, 3, 64, 96)
 @pytest.mark.parametrize(
     ("method", "tensors", "options", "message"),
     [
-        ("streaming", LINEAR, {}, "method: expected hata or random .*, found streaming"),
         ("hata", {}, {}, "tensors: expected weight, found none"),
         ("hata", {"weight": torch.randn(2, 32, 64)}, {}, r"weight\.shape: expected \[2, 64, any\]"),
         (
@@ -94,7 +93,7 @@ MLP = cases.make_tensors("hashattention", 2, 3, 64, 96)
 )
 def test_wrong_weights_are_named(method, tensors, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        make_encoder(method, tensors, **SHAPE, **options)
+        cases.ENCODERS[method].from_tensors(tensors, **SHAPE, **options)
 
 
 K, Q = torch.randn(4, 2, 64), torch.randn(4, 6, 64)

@@ -7,7 +7,6 @@ import torch
 
 import encoder_cases as cases
 from hata_kernels.bits import pack_bits
-from hata_kernels.encoders import ENCODERS, make_encoder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -60,9 +59,9 @@ def test_codes_are_the_packed_bits(poison, method, kv_heads, group, dim, bits, o
 @cases.ALL
 def test_stored_and_made_again(method, kv_heads, group, dim, bits, options) -> None:
     encoder = cases.make(method, kv_heads, group, dim, bits, **options)
-    assert type(encoder) is ENCODERS[method]
+    assert type(encoder) is cases.ENCODERS[method]
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
-    again = make_encoder(method, encoder.tensors(), **shape, **encoder.options())
+    again = cases.ENCODERS[method].from_tensors(encoder.tensors(), **shape, **encoder.options())
     half = encoder.to("cpu", torch.bfloat16)
     k, q = torch.randn(6, kv_heads, dim), torch.randn(6, kv_heads * group, dim)
     assert torch.equal(again.key_bits(k), encoder.key_bits(k))
@@ -78,7 +77,7 @@ def test_stored_and_made_again(method, kv_heads, group, dim, bits, options) -> N
         assert torch.equal(tensor, kept)
 
 
-@pytest.mark.parametrize("method", ENCODERS)
+@pytest.mark.parametrize("method", cases.ENCODERS)
 def test_no_tokens(method) -> None:
     encoder = cases.make(method, 2, 3, 64)
     codes = torch.full((5, 2, encoder.words), 3, dtype=torch.int32)

@@ -7,9 +7,9 @@ from itertools import product
 
 import torch
 
-from hata_kernels.encoders import make_encoder
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import Batch, LayerCache
+from hata_sglang.methods import methods
 
 HQ, HKV, DIM, LAYER = 6, 2, 64, 0
 GROUP, SINK, RECENT = HQ // HKV, 4, 8
@@ -71,7 +71,11 @@ class Step:
         self.encoder = self.codes = self.scales = None
         if tensors is not None:
             shape = {"num_kv_heads": HKV, "group": GROUP, "head_dim": DIM}
-            self.encoder = make_encoder(method, tensors, **shape, **options).to(device, dtype)
+            self.encoder = (
+                methods()[method]
+                .encoder.from_tensors(tensors, **shape, **options)
+                .to(device, dtype)
+            )
             words = self.encoder.words
             self.codes = torch.zeros(SLOTS, HKV, words, dtype=torch.int32, device=device)
             if self.encoder.scale_bits:

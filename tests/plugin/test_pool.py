@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hata_kernels.bits import pack_bits
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder
 from hata_sglang.config import HataConfig
 from hata_sglang.seams.session import Session
 from hata_sglang.shape import ModelShape
@@ -34,8 +34,10 @@ def make_encoders(kind: str):
         "query_bias": rand(HEADS, BITS),
     }
     return {
-        1: make_encoder("hata", {"weight": rand(HEADS, DIM, BITS), **step}, **shape, **options),
-        2: make_encoder("asymmetric", {**asymmetric, **step}, **shape, **options),
+        1: LinearEncoder.from_tensors(
+            {"weight": rand(HEADS, DIM, BITS), **step}, **shape, **options
+        ),
+        2: AsymmetricEncoder.from_tensors({**asymmetric, **step}, **shape, **options),
     }
 
 

@@ -243,7 +243,7 @@ def test_memory_beside_the_pool(monkeypatch, attend, method, captured, requests)
 
 
 def test_scratch_of_encoders_is_counted():
-    from hata_kernels.encoders import make_encoder
+    from hata_kernels.encoders import AsymmetricEncoder
 
     tensors = {
         "key_weight": torch.randn(2, 64, 128),
@@ -251,7 +251,7 @@ def test_scratch_of_encoders_is_counted():
         "query_weight": torch.randn(2, 256, 128),
         "query_bias": torch.randn(2, 128),
     }
-    encoder = make_encoder("asymmetric", tensors, num_kv_heads=2, group=4, head_dim=64)
+    encoder = AsymmetricEncoder.from_tensors(tensors, num_kv_heads=2, group=4, head_dim=64)
     scratch = encoder.step_scratch(40)
     assert encoder.scratch_bytes(40) == scratch.partial.nbytes + scratch.arrived.nbytes > 0
     both = {1: encoder, 2: encoder}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder
 from hata_sglang.decoding import CodeBook
 from hata_sglang.decoding.warm import PROMPTS, warm_encoders
 
@@ -15,7 +15,7 @@ def make(bits: int, scale_bits: int = 0):
     tensors = {"weight": torch.randn(2, 64, bits)}
     if scale_bits:
         tensors["scale_step"] = torch.ones(2)
-    return make_encoder("hata", tensors, **SHAPE, scale_bits=scale_bits)
+    return LinearEncoder.from_tensors(tensors, **SHAPE, scale_bits=scale_bits)
 
 
 def make_book(encoders) -> CodeBook:
@@ -57,9 +57,9 @@ def test_stages_are_kinds(monkeypatch) -> None:
     }
     two = tensors | {"residual_weight": torch.randn(2, 32, 32)}
     encoders = {
-        1: make_encoder("asymmetric", tensors, **SHAPE),
-        2: make_encoder("asymmetric", two, **SHAPE, stages=2),
-        3: make_encoder("asymmetric", tensors, **SHAPE),
+        1: AsymmetricEncoder.from_tensors(tensors, **SHAPE),
+        2: AsymmetricEncoder.from_tensors(two, **SHAPE, stages=2),
+        3: AsymmetricEncoder.from_tensors(tensors, **SHAPE),
     }
     book, stages = make_book(encoders), []
     monkeypatch.setattr(

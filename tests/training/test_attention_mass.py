@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hata_kernels.encoders import dense_scores, make_encoder
+from hata_kernels.encoders import LinearEncoder, dense_scores
 from hata_sglang.training.attention_mass import (
     TopK,
     attention_mass,
@@ -64,7 +64,7 @@ def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
 
     def codes(bits):
         tensors = {"weight": torch.randn(2, 32, bits)}
-        random = make_encoder("random", tensors, num_kv_heads=2, group=2, head_dim=32)
+        random = LinearEncoder.from_tensors(tensors, num_kv_heads=2, group=2, head_dim=32)
         return dense_scores(random, q, k)
 
     def mass(scores):

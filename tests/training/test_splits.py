@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hata_kernels.encoders import make_encoder
+from hata_kernels.encoders import LinearEncoder
 from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import train_layer as train_layer_module
 from hata_sglang.training.attention_mass import TopK
@@ -130,7 +130,7 @@ def test_a_text_that_is_twice_in_the_training_file_cannot_be_held_out(rows):
 
 def planes(seed):
     weight = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(seed))
-    return make_encoder("hata", {"weight": weight}, num_kv_heads=2, group=2, head_dim=8)
+    return LinearEncoder.from_tensors({"weight": weight}, num_kv_heads=2, group=2, head_dim=8)
 
 
 def capture(seed):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hata_kernels.encoders import make_encoder
 from hata_sglang.errors import Refusal
+from hata_sglang.methods import methods
 from hata_sglang.weights import (
     Card,
     Fingerprint,
@@ -83,7 +83,9 @@ def make_encoders(tensors=None, method="hata", **options):
     """Encoders of the tensors of each layer; default: those of `make_tensors`."""
     layers = tensors or {layer: {"weight": t} for layer, t in make_tensors().items()}
     return {
-        layer: make_encoder(method, named, num_kv_heads=2, group=2, head_dim=16, **options)
+        layer: methods()[method].encoder.from_tensors(
+            named, num_kv_heads=2, group=2, head_dim=16, **options
+        )
         for layer, named in layers.items()
     }
 

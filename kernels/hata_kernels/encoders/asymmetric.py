@@ -61,7 +61,6 @@ class AsymmetricEncoder(Encoder):
         When a tensor or an option does not fit.
     """
 
-    method = "asymmetric"
     OPTIONS = ("query_bits", "clip", "scale_bits", "stages")
 
     def __init__(

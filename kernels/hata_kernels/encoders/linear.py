@@ -34,7 +34,6 @@ class LinearEncoder(Encoder):
         When a tensor or ``scale_bits`` does not fit.
     """
 
-    method = "hata"
     OPTIONS = ("scale_bits",)
 
     def __init__(

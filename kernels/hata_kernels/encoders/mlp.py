@@ -37,8 +37,6 @@ class MlpEncoder(Encoder):
         When a tensor does not fit.
     """
 
-    method = "hashattention"
-
     def __init__(
         self,
         tensors: Mapping[str, torch.Tensor],

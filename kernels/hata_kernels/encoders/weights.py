@@ -37,7 +37,6 @@ class EncoderWeights:
         When a tensor or an option does not fit.
     """
 
-    method: ClassVar[str]
     OPTIONS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
