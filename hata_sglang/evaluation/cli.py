@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     from hata_sglang.evaluation.arms import ARMS, arm_weights
-    from hata_sglang.evaluation.serving import read_budget
+    from hata_sglang.evaluation.budgets import read_budget
 
     where = parser.add_argument_group("a server that runs already")
     where.add_argument("--url", help="its root, such as http://127.0.0.1:30000")

@@ -25,8 +25,8 @@ def _bits(text: str) -> int:
 
 def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang eval offline`` on `parser`."""
+    from hata_sglang.evaluation.budgets import read_budget
     from hata_sglang.evaluation.selector_list import DEFAULT, selector_name
-    from hata_sglang.evaluation.serving import read_budget
 
     need = parser.add_argument_group("what to measure, and on what")
     need.add_argument("--model", type=Path, required=True, help="Hugging Face checkpoint folder")

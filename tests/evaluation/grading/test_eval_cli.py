@@ -6,6 +6,7 @@ import pytest
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation import serving
+from hata_sglang.evaluation.budgets import read_budget
 from hata_sglang.evaluation.cli import add_eval_arguments, run_eval
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.sparsity import Arm
@@ -143,10 +144,10 @@ def test_unclear_command_lines_are_refused(words, message, tmp_path):
 
 @pytest.mark.parametrize(("text", "value"), [("256", 256), ("0.0156", 0.0156), ("1.0", 1.0)])
 def test_budgets(text, value):
-    assert serving.read_budget(text) == value
+    assert read_budget(text) == value
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "0.0", "many", "nan."])
 def test_other_budgets_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected tokens"):
-        serving.read_budget(text)
+        read_budget(text)
