@@ -47,13 +47,6 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV; one there is gone on with")
 
 
-def _data(text: str) -> tuple[str, str]:
-    task, _, path = text.partition("=")
-    if not task or not path:
-        raise argparse.ArgumentTypeError(f"expected TASK=PATH, found {text!r}")
-    return task, path
-
-
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands of ``hata-sglang eval``.
 
@@ -77,14 +70,6 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
     server.add_argument("--samples", type=int, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
-    server.add_argument(
-        "--data",
-        nargs="+",
-        type=_data,
-        default=[],
-        metavar="TASK=PATH",
-        help="file of a task: qa_1=dev-v2.0.json niah_single_2=prose.txt",
-    )
 
     nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
     _add_where(nll)
@@ -162,28 +147,18 @@ def run_server(args: argparse.Namespace) -> int:
     """``eval server``: every task at every length through every server."""
     from hata_sglang.evaluation import run_tasks
     from hata_sglang.evaluation.serving import tokenizer_of
-    from hata_sglang.evaluation.tasks import TaskUnavailable
+    from hata_sglang.evaluation.tasks import TASKS
 
     _check(args, "samples")
-    names = run_tasks.task_names(args.tasks)
-    data = dict(args.data)
-    run_tasks.check_data(data, names)
     tokenizer = tokenizer_of(args)
     asked = []
-    for name in names:
+    for name in run_tasks.task_names(args.tasks):
         for length in args.lengths:
             try:
-                samples = run_tasks.make_samples(
-                    name, args.samples, length, tokenizer, args.seed, data
-                )
-            except TaskUnavailable as error:
-                Console().print(f"[yellow]skipped[/] {name} (--data {name}=PATH): {error}")
-                break
+                samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
             except HataError as error:
                 raise HataError(f"{name} at length {length}: {error}") from None
             asked.append((samples, length))
-    if not asked:
-        raise HataError("every task was skipped: nothing to ask")
 
     def grade(client: Client, arm: Arm, **options: Any) -> None:
         for samples, length in asked:

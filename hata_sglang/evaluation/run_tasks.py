@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal, refuse_any
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
@@ -53,43 +51,6 @@ def task_names(words: Iterable[str]) -> list[str]:
             raise Refusal.of("--tasks", f"some of {known}", repr(word))
         names.update(dict.fromkeys([task.name for task in RULER] if word == "ruler" else [word]))
     return list(names)
-
-
-def check_data(data: Mapping[str, str], names: Iterable[str]) -> None:
-    """Refuse files of tasks that read none, or that are not asked.
-
-    Raises
-    ------
-    Refusal
-    """
-    takers = [name for name in names if hasattr(TASKS[name], "path")]
-    expected = f"a file of one of {', '.join(takers)}" if takers else "none: no task reads one"
-    refuse_any(Problem("--data", expected, name) for name in data if name not in takers)
-
-
-def make_samples(
-    name: str, count: int, length: int, tokenizer: Any, seed: int, data: Mapping[str, str]
-) -> list[Sample]:
-    """Samples of one task, of the user's file where there is one.
-
-    Parameters
-    ----------
-    name : str
-        Key of `TASKS`.
-    count, length, tokenizer, seed
-        See `hata_sglang.evaluation.tasks.base.Task.samples`.
-    data : mapping of str to str
-        Paths by task, checked by `check_data`.
-
-    Raises
-    ------
-    TaskUnavailable
-        If the task's file is missing.
-    """
-    task = TASKS[name]
-    if name in data:
-        task = replace(task, path=Path(data[name]))
-    return task.samples(count, length, tokenizer, seed)
 
 
 def run_samples(

@@ -5,12 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from hata_sglang.errors import HataError
-
-
-class TaskUnavailable(HataError):
-    """A task's data file is not on this machine: the runner says so and skips the task."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -60,11 +54,7 @@ class Sample:
 
 @runtime_checkable
 class Task(Protocol):
-    """A maker of samples.
-
-    Ours are frozen dataclasses whose fields are the task's settings; ``path`` is the file or
-    folder of the user's that a task reads.
-    """
+    """A maker of samples; ours are frozen dataclasses whose fields are the task's settings."""
 
     name: str
 
@@ -86,10 +76,7 @@ class Task(Protocol):
 
         Raises
         ------
-        TaskUnavailable
-            If a file the task reads is missing.
         HataError
-            If a number is out of range, `length` is too short for the task, or a file has not the
-            expected content.
+            If a number is out of range, or `length` is too short for the task.
         """
         ...

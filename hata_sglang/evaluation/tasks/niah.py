@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from hata_sglang.errors import HataError
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.prose import NOISE, prose
@@ -41,13 +39,6 @@ class NeedleTask:
         Values of each key; the answer is all of them.
     num_queries : int
         Keys the question asks for.
-    path : Path, optional
-        Prose in UTF-8 to use. Default: the novel in this package.
-
-    Raises
-    ------
-    HataError
-        If `path` is given without a haystack of prose.
     """
 
     name: str
@@ -57,14 +48,6 @@ class NeedleTask:
     num_keys: int = 1
     num_values: int = 1
     num_queries: int = 1
-    path: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.path is not None and self.haystack != "prose":
-            raise HataError(
-                f"path of task {self.name}: expected none, because its haystack is "
-                f"{self.haystack}, found {self.path}"
-            )
 
     @property
     def needles(self) -> int:
@@ -97,7 +80,7 @@ class NeedleTask:
         asked = facts.sample(range(self.num_keys), self.num_queries)
 
         if self.haystack == "prose":
-            lines = prose(units, self.path)
+            lines = prose(units)
             # Depths are shares of the text, drawn without repetition, and rounded down.
             at = sorted(int(units * depth) for depth in places.sample(DEPTHS, self.needles))
         else:

@@ -4,7 +4,7 @@ import csv
 import pytest
 
 from hata_sglang.config import HataConfig
-from hata_sglang.errors import HataError, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation import serving
 from hata_sglang.evaluation.budgets import read_budget
 from hata_sglang.evaluation.cli import add_eval_arguments, run_eval
@@ -58,14 +58,6 @@ def test_a_running_server_is_graded_and_the_report_made(fake, config, tmp_path, 
     assert len(rows(out)) == 22
     run("report", out, "--out", tmp_path / "report", "--min-dense", "0", "--no-plots")
     assert "| top-k |  | 256 | 11 |" in (tmp_path / "report" / "report.md").read_text()
-
-
-def test_a_task_without_data_is_skipped_with_a_message(fake, tmp_path, capsys):
-    where = ("--url", fake.url, "--arm", "dense", "--out", tmp_path / "rows.csv")
-    run("server", *where, *SMALL, "--tasks", "qa_1", "needle")
-    assert "skipped qa_1" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(HataError, match="every task was skipped"):
-        run("server", *where, *SMALL, "--tasks", "qa_1")
 
 
 def test_likelihoods_of_a_file(fake, tmp_path):

@@ -9,13 +9,11 @@ from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.run_tasks import (
     COLUMNS,
     KEYS,
-    check_data,
-    make_samples,
     run_samples,
     task_names,
 )
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity
-from hata_sglang.evaluation.tasks import RULER, TASKS, Sample, TaskUnavailable
+from hata_sglang.evaluation.tasks import RULER, TASKS, Sample
 
 DENSE = Arm("dense")
 SPARSE = Arm("asymmetric", "asymmetric", "128", "0.0156")
@@ -166,20 +164,6 @@ def test_answers_that_end_with_the_prefill_prove_nothing_and_read_nothing():
 def test_groups_of_tasks():
     names = [task.name for task in RULER]
     assert task_names(["needle", "ruler", "needle"]) == ["needle", *names]
-    assert len(names) == len(TASKS.keys() & set(names)) == 13
+    assert len(names) == len(TASKS.keys() & set(names)) == 11
     with pytest.raises(Refusal, match=r"--tasks: expected some of .*needle.*ruler.*found 'other'"):
         task_names(["other"])
-
-
-def test_a_task_without_its_file_is_unavailable(chars):
-    with pytest.raises(TaskUnavailable, match="nowhere"):
-        make_samples("qa_1", 1, 1000, chars, 0, {"qa_1": "nowhere/squad.json"})
-
-
-def test_files_of_tasks_that_read_none_or_are_not_asked_are_refused():
-    check_data({"qa_1": "a.json", "niah_single_2": "b.txt"}, ["qa_1", "niah_single_2", "vt"])
-    with pytest.raises(Refusal, match=r"--data: expected a file of one of qa_1, found vt") as error:
-        check_data({"vt": "a.json", "qa_2": "b.json"}, ["qa_1", "vt"])
-    assert len(error.value.problems) == 2
-    with pytest.raises(Refusal, match="expected none: no task reads one, found qa_1"):
-        check_data({"qa_1": "a.json"}, ["vt"])

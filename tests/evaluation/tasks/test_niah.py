@@ -1,11 +1,9 @@
 import random
 import re
-from dataclasses import replace
 
 import pytest
 
-from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks import TASKS, TaskUnavailable
+from hata_sglang.evaluation.tasks import TASKS
 from hata_sglang.evaluation.tasks.niah import NIAH_TASKS
 from hata_sglang.evaluation.tasks.prose import NOISE, prose, split_sentences
 from hata_sglang.evaluation.tasks.words import ADJECTIVES, MOST_KEYS, NOUNS, word_keys
@@ -69,12 +67,11 @@ def test_depth_is_the_share_of_the_haystack_before_the_needle(tokenizer):
     assert len(depths) > 15
 
 
-def test_prose_is_a_text_from_its_start_and_begins_again_at_its_end(tmp_path):
+def test_prose_is_a_text_from_its_start_and_begins_again_at_its_end(monkeypatch):
     assert prose(1)[0].startswith("It is a truth universally acknowledged")
-    path = tmp_path / "own.txt"
-    path.write_text("".join(f"Sentence {n} is here.\n" for n in range(25)))
-    assert prose(26, path) == [f"Sentence {n} is here." for n in (*range(25), 0)]
-    assert prose(26, str(path)) == prose(26, path)
+    sentences = tuple(f"Sentence {n} is here." for n in range(25))
+    monkeypatch.setattr("hata_sglang.evaluation.tasks.prose._sentences", lambda: sentences)
+    assert prose(26) == [*sentences, sentences[0]]
 
 
 def test_the_novel_is_whole_and_without_any_licence_header():
@@ -84,26 +81,6 @@ def test_the_novel_is_whole_and_without_any_licence_header():
     assert not re.search(r"Chapter \d|magic", text)
     # No sentence of it is a wall: lengths fall short by one sentence at most.
     assert max(map(len, prose(4000))) < 1200
-
-
-def test_an_own_text_is_the_haystack(tmp_path, tokenizer):
-    path = tmp_path / "own.txt"
-    path.write_text("".join(f"Line {n} says nothing. " for n in range(30)))
-    (sample,) = replace(TASKS["niah_multikey_1"], path=path).samples(1, 1500, tokenizer, 0)
-    assert sample.prompt.count("Line 7 says nothing.") > 3
-    assert "truth universally" not in sample.prompt
-
-
-def test_texts_that_cannot_be_used(tmp_path, tokenizer):
-    missing = replace(TASKS["niah_single_2"], path=tmp_path / "none.txt")
-    with pytest.raises(TaskUnavailable, match=r"path: expected .* found no file .*none\.txt"):
-        missing.samples(1, 1500, tokenizer, 0)
-    (tmp_path / "short.txt").write_text("One. Two. Three.")
-    short = replace(TASKS["niah_single_2"], path=tmp_path / "short.txt")
-    with pytest.raises(HataError, match="expected at least 20 sentences, found 3"):
-        short.samples(1, 1500, tokenizer, 0)
-    with pytest.raises(HataError, match="path of task niah_single_1: expected none"):
-        replace(TASKS["niah_single_1"], path=tmp_path / "short.txt")
 
 
 def test_sentences_keep_titles_and_closing_quotes():
