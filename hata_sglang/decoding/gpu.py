@@ -148,8 +148,21 @@ class GpuDecoder:
         if encoder is None:
             slots = self._select_without_codes(plan, q, cache.keys, where, k)
         else:
+            if new_keys is None:
+                planes = encoder.encode_queries(q)
+            else:
+                keys, new_slots = new_keys
+                planes = encoder.encode_step(
+                    q,
+                    keys,
+                    codes=cache.codes,
+                    slots=new_slots,
+                    scales=cache.scales,
+                    scratch=self._scratch.get(encoder_kind(encoder)) if self.graph else None,
+                    tally=tally,
+                )
             slots = rank(
-                self._encode(encoder, q, cache, new_keys, tally),
+                planes,
                 cache.codes,
                 *where,
                 plane_weights=encoder.plane_weights,
@@ -172,15 +185,6 @@ class GpuDecoder:
         where = (buffers.token_slots[:bs], buffers.seq_lens[:bs], self.groups)
         tokens = (q, cache.keys, cache.values)
         return attend_dense(*tokens, *where, scale=self.scales[layer], buffers=buffers.dense)
-
-    def _encode(self, encoder, q, cache, new_keys, tally) -> torch.Tensor:
-        """Codes of the queries; those of the step's keys go to their slots."""
-        if new_keys is None:
-            return encoder.encode_queries(q)
-        keys, slots = new_keys
-        scratch = self._scratch.get(encoder_kind(encoder)) if self.graph else None
-        where = {"codes": cache.codes, "slots": slots, "scales": cache.scales, "tally": tally}
-        return encoder.encode_step(q, keys, **where, scratch=scratch)
 
     def _select_without_codes(self, plan, q, keys, where, k: int) -> torch.Tensor:
         """Slots of a layer that ranks by exact scores, or not at all."""
