@@ -163,10 +163,10 @@ def check_resolved(server_args: Any) -> Session:
         problems += _model(model_config)
         session = Session.of(model_config)
         assert session is not None, "the arguments carry a configuration"
-        if args.device != "cpu":
+        if args.device == "cpu":
+            problems += cpu_limits(session)
+        else:
             problems += device_limits(session) + _graphs(args)
-        elif (asked := session.config.attend) != "auto":
-            problems.append(Problem("attend", "auto on a CPU", asked))
     except Refusal as refusal:
         problems += refusal.problems
     refuse_any(problems)
@@ -268,6 +268,24 @@ def device_limits(session: Session) -> list[Problem]:
     if shape.context_len > most:
         expected = f"at most {most} tokens with these codes on a GPU"
         problems.append(Problem("--context-length", expected, str(shape.context_len)))
+    return problems
+
+
+def cpu_limits(session: Session) -> list[Problem]:
+    """What the compiled step of a CPU does not take.
+
+    Parameters
+    ----------
+    session : Session
+    """
+    problems = []
+    if session.config.attend != "auto":
+        problems.append(Problem("attend", "auto on a CPU", session.config.attend))
+    weights = {encoder.plane_weights for encoder in session.encoders.values()}
+    for found in sorted(weights):
+        if any(weight & (weight - 1) for weight in found):
+            expected = "plane weights that are powers of 2, on a CPU"
+            problems.append(Problem("method's encoder", expected, str(found)))
     return problems
 
 

@@ -205,6 +205,16 @@ def test_graphs_of_decode_steps(monkeypatch, backend, requests, line):
     assert validate.versions.decode_graph_max_bs(args) == (0 if backend == "disabled" else 8)
 
 
+def test_plane_weights_of_another_kind_are_refused_on_a_cpu():
+    from hata_sglang.seams import validate
+
+    session = make_session()
+    assert validate.cpu_limits(session) == []
+    session.encoders[1].plane_weights = (1, 3)
+    (problem,) = validate.cpu_limits(session)
+    assert "powers of 2, on a CPU, found (1, 3)" in str(problem)
+
+
 @pytest.mark.parametrize(("captured", "requests"), [(8, None), (0, 16), (8, 16), (8, 4)])
 @pytest.mark.parametrize("method", ["random", "exact"])
 @pytest.mark.parametrize("attend", ["auto", "flashinfer"])
