@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 from hata_sglang.bench.load import LoadError, send, speed
 from hata_sglang.bench.serve_arms import ServeArm
@@ -37,15 +35,8 @@ COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", *VERSIONS)
 WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
 #: Seconds that a server may take until it is idle after its last answer.
 IDLE_S = 10
-#: Seconds that a server may take to do what it is told, and to write a profile.
-POST_S = 120
-
-
-def post(server: ServerProcess, path: str, body: Mapping[str, Any] | None = None) -> None:
-    """POST `body` as JSON, if there is one; an answer other than 200 is raised as `OSError`."""
-    data = b"" if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    urlopen(Request(server.base_url + path, data, headers), timeout=POST_S).close()
+#: Seconds that a server may take to write a profile.
+PROFILE_S = 120
 
 
 def warm_up(server: ServerProcess, longest: int) -> None:
@@ -65,13 +56,14 @@ def profile(server: ServerProcess, prompts: list[list[int]], output: int, folder
         If nothing is written.
     """
     folder.mkdir(parents=True)
-    post(server, "/start_profile", {"output_dir": str(folder.resolve()), "activities": ["GPU"]})
+    where = {"output_dir": str(folder.resolve()), "activities": ["GPU"]}
+    server.client.tell("/start_profile", where)
     send(server.base_url, prompts, output)
-    post(server, "/stop_profile")
-    end = time.monotonic() + POST_S
+    server.client.tell("/stop_profile")
+    end = time.monotonic() + PROFILE_S
     while not list(folder.glob("*.gz")):
         if time.monotonic() > end:
-            raise LoadError(f"{folder}: expected a profile within {POST_S} s, found nothing")
+            raise LoadError(f"{folder}: expected a profile within {PROFILE_S} s, found nothing")
         time.sleep(0.5)
     time.sleep(2)  # it is still being written
 
@@ -109,14 +101,14 @@ def run_workload(
     LoadError
         If the server does not answer, or decodes with hata where the arm has none, or without.
     """
-    post(server, f"/flush_cache?timeout={IDLE_S}")
+    server.client.tell(f"/flush_cache?timeout={IDLE_S}")
     before = server.counters()
     if (before is not None) != (arm.backend == "hata"):
         raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
     read = send(server.base_url, [document], 1)[0].ttft if document else None
     result = speed(send(server.base_url, prompts, workload.output))
-    (state, *_) = server.get_json("/server_info")["internal_states"]
+    (state, *_) = server.client.server_info()["internal_states"]
     result["prefill_s"] = result["ttft_max_s"] if read is None else read
     result["pool_tokens"] = state.get("memory_usage", {}).get("token_capacity")
     if before is not None:

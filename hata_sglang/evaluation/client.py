@@ -94,6 +94,18 @@ class Client:
             raise ClientError(f"{url}: expected a JSON object, found {str(answer)[:300]!r}")
         return answer
 
+    def tell(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """POST to a path of SGLang's own, with `body` as JSON if there is one; any answer will do.
+
+        Raises
+        ------
+        ClientError
+            If there is no server, or it refuses.
+        """
+        url = self.base_url + path
+        with _errors(url):
+            self._openai.post(url, cast_to=str, body=body)
+
     def ready(self) -> bool:
         """Whether the server takes requests."""
         url = f"{self.base_url}/health"

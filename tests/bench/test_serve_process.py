@@ -44,6 +44,7 @@ TRACE = json.dumps({"traceEvents": [
 class Handler(BaseHTTPRequestHandler):
     def answer(self, text):
         self.send_response(200)
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -127,7 +128,7 @@ def go(tmp_path, monkeypatch, command, capsys):
 
 def test_rows(go):
     failed, rows, said = go("stock", "sparse")
-    assert failed == []
+    assert failed == [], said
     assert [(row["arm"], row["workload"]) for row in rows] == [
         (arm, workload) for arm in ("stock", "sparse") for workload in ("one", "shared")
     ]
