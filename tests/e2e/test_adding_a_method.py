@@ -100,5 +100,7 @@ def test_a_server_decodes_with_it(folder, weights, environment, demo_model, conn
         assert len(client.generate(make_prompt(900, 50), 8)) == 8
         after = client.counters()
     assert (after["method"], after["bits"]) == ("channels", 64)
-    counted = {key: after[key] - before[key] for key in COUNTS}
-    assert counted == dict(zip(COUNTS, (7, 28 * 7 * 256, 907), strict=True))
+    steps, attended, encoded = (after[key] - before[key] for key in COUNTS)
+    assert steps in (7, 8)  # SGLang may decode a step that nobody waits for
+    assert attended == 28 * steps * 256
+    assert encoded - 900 in (7, 8)
