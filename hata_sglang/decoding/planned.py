@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
 
 
 class PlannedAttention:
-    """Attends for all sparse layers; a wrapper for each batch size and kind of layer.
+    """Attends for all sparse layers: a wrapper for each kind of layer and captured batch size.
 
     Parameters
     ----------
@@ -78,7 +78,9 @@ class PlannedAttention:
         self.kinds = {plan.layer: Kind(plan.budget, scales[plan.layer]) for plan in plans}
         self.k_max = max(kind.budget.k_max(shape.context_len) for kind in self.kinds.values())
         self._static: Scratch | None = None
-        self._wrappers: dict[tuple[Kind, int, bool], SparseDecode] = {}
+        self._captured: dict[int, dict[Kind, SparseDecode]] = {}
+        self._eager: dict[Kind, SparseDecode] = {}
+        self._eager_bs = 0
 
     def allocate_static(self, max_bs: int) -> None:
         """Allocate what captured graphs of up to `max_bs` rows share."""
@@ -103,19 +105,27 @@ class PlannedAttention:
         graph : bool
             Whether the step's kernels are captured or replayed.
         """
-        self._step = {}
-        for kind in set(self.kinds.values()):
-            wrapper = self._step[kind] = self._wrapper(kind, len(seq_lens_cpu), graph)
+        bs = len(seq_lens_cpu)
+        if graph:
+            assert self._static is not None, "SGLang calls init_cuda_graph_state before capture"
+            if bs not in self._captured:  # a captured launch is of one batch size
+                self._captured[bs] = self._make_wrappers(bs, self._static, graph=True)
+            self._step = self._captured[bs]
+        else:
+            if bs > self._eager_bs:
+                # These take every smaller step, too; smaller ones are let go with their scratch.
+                self._step = self._eager = {}
+                self._eager_bs = power_of_2(bs)
+                scratch = self._make_scratch(self._eager_bs)
+                self._eager = self._make_wrappers(self._eager_bs, scratch, graph=False)
+            self._step = self._eager
+        for kind, wrapper in self._step.items():
             wrapper.plan(counts(kind.budget, seq_lens_cpu))
 
-    def _wrapper(self, kind: Kind, bs: int, graph: bool) -> SparseDecode:
-        # Captured launches are of one batch size; eager ones of any up to a wrapper's.
-        most = bs if graph else power_of_2(bs)
-        if (kind, most, graph) not in self._wrappers:
-            scratch = self._static if graph else self._make_scratch(most)
-            assert scratch is not None, "SGLang calls init_cuda_graph_state before capture"
-            self._wrappers[kind, most, graph] = SparseDecode(
-                max_batch=most,
+    def _make_wrappers(self, bs: int, scratch: Scratch, *, graph: bool) -> dict[Kind, SparseDecode]:
+        return {
+            kind: SparseDecode(
+                max_batch=bs,
                 **self.shape.sizes,
                 k_max=kind.budget.k_max(self.shape.context_len),
                 dtype=self.dtype,
@@ -124,7 +134,8 @@ class PlannedAttention:
                 use_cuda_graph=graph,
                 **scratch._asdict(),
             )
-        return self._wrappers[kind, most, graph]
+            for kind in set(self.kinds.values())
+        }
 
     def attend(
         self,
@@ -143,7 +154,11 @@ class PlannedAttention:
 def planned_bytes(
     plans: Sequence[LayerPlan], shape: ModelShape, bs: int, device: torch.device
 ) -> int:
-    """Bytes of what the wrappers for `bs` rows of these layers share, on a GPU."""
+    """Bytes of what the wrappers for `bs` rows of these layers share, on a GPU.
+
+    Eager steps round rows up to a power of 2.
+    """
+    bs = power_of_2(bs)
     k_max = max(plan.budget.k_max(shape.context_len) for plan in plans)
     pages = 4 * bs * shape.num_kv_heads * k_max
     return _workspace_bytes(shape, bs, device) + pages

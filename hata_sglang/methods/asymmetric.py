@@ -13,7 +13,7 @@ import torch
 from hata_kernels.encoders import AsymmetricEncoder
 from hata_sglang.methods.base import Method
 from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch, scale_step
-from hata_sglang.methods.learning.loss import straight_through_sign
+from hata_sglang.methods.learning.loss import straight_through_sign, take_step
 
 #: Upper threshold of the best two-bit quantiser of a Gaussian, in standard deviations (Max 1960).
 TWO_BIT_THRESHOLD = 0.98
@@ -162,11 +162,7 @@ class AsymmetricTrainer:
         attention = batch.attention.masked_fill(~eligible, 0.0)
         # 0 * -inf is NaN: ineligible keys have no attention to explain.
         loss = -(attention * log_share.masked_fill(~eligible, 0.0)).sum((0, 2)).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return loss.detach()
+        return take_step(loss, self.optimizer, self.schedule)
 
     @torch.no_grad()
     def encoder(self) -> AsymmetricEncoder:

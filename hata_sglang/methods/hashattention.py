@@ -13,6 +13,7 @@ from hata_kernels.encoders import MlpEncoder
 from hata_sglang.errors import HataError
 from hata_sglang.methods.base import Method
 from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch
+from hata_sglang.methods.learning.loss import take_step
 
 BITS_PER_HEAD = 32
 
@@ -162,12 +163,7 @@ class HashAttentionTrainer:
         # A draw may hold no eligible key; its loss is 0 then, not 0 / 0.
         count = (eligible.sum() * self.kv_heads * self.group).clamp_min(1)
         loss = losses.masked_fill(~eligible, 0.0).sum() / count
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        return loss.detach()
+        return take_step(loss, self.optimizer, self.schedule)
 
     def encoder(self) -> MlpEncoder:
         """The encoder as it is now, float32, with a copy of the weights."""

@@ -16,6 +16,7 @@ from hata_sglang.methods.learning.loss import (
     attention_loss,
     paper_loss,
     similarity_labels,
+    take_step,
 )
 
 Objective = Literal["attention", "paper"]
@@ -203,12 +204,7 @@ class HataTrainer:
                 self.log_temperature,
                 key_scale,
             )
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        return loss.detach()
+        return take_step(loss, self.optimizer, self.schedule)
 
     def encoder(self) -> LinearEncoder:
         """The encoder as it is now, float32, with a copy of the weights."""

@@ -41,10 +41,10 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
         The same object.
     """
     device, pool = torch.device(runner.device), runner.token_to_kv_pool
-    facts = session.facts()
+    facts, attend = session.facts(), None
     if device.type != "cpu":
-        facts["attend"] = choose_attend(session.config.attend, session.shape, device)
-    decoder = _make_decoder(session, attention_layers(runner.model), pool, device, facts)
+        attend = facts["attend"] = choose_attend(session.config.attend, session.shape, device)
+    decoder = _make_decoder(session, attention_layers(runner.model), pool, device, attend)
     retype(backend, HataMethods)
     # Those that hata decodes: all sparse ones, and dense ones where it can.
     backend.hata_plans = {
@@ -60,13 +60,13 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     return backend
 
 
-def _make_decoder(session, layers, pool, device, facts) -> CpuDecoder | GpuDecoder:
+def _make_decoder(session, layers, pool, device, attend) -> CpuDecoder | GpuDecoder:
     plans, book = session.sparse_plans, pool.hata_codes
     scales = {layer.layer_id: float(layer.scaling) for layer in layers}
-    if device.type == "cpu":
+    if attend is None:
         return CpuDecoder(plans, scales, book.encoders, book.tallies)
     planned = None
-    if facts["attend"] == "flashinfer":
+    if attend == "flashinfer":
         where = {"dtype": pool.dtype, "device": device}
         planned = PlannedAttention(plans, scales, session.shape, **where)
     return GpuDecoder(

@@ -90,7 +90,10 @@ def _settings_in_file(argv: list[str]) -> dict[str, Any]:
 
 
 def require_plugin() -> None:
-    """Stop where SGLang was told not to load this package: it would not know the name ``hata``.
+    """Stop where SGLang did not load this package: it would not know the name ``hata``.
+
+    Because it was told not to, or because a method of another package cannot be loaded: SGLang logs
+    that and goes on.
 
     Raises
     ------
@@ -99,6 +102,9 @@ def require_plugin() -> None:
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
     if "hata" not in ATTENTION_BACKEND_CHOICES:
+        from hata_sglang.methods import methods
+
+        methods()
         allowed = os.environ.get("SGLANG_PLUGINS") or "nothing, and no entry point of hata-sglang"
         setting = "environment variable SGLANG_PLUGINS"
         raise Refusal.of(setting, "none, or hata in it", allowed)

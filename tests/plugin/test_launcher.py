@@ -108,6 +108,20 @@ def test_sglang_without_the_plugin_is_said_so(monkeypatch):
         require_plugin()
 
 
+def test_a_method_that_cannot_be_loaded_is_named(monkeypatch):
+    """It keeps SGLang from loading the whole plugin."""
+    cpu_preview.enable()
+    from sglang.srt import server_args
+
+    def broken():
+        raise Refusal.of("entry point theirs", "a hata_sglang.methods.Method", "ImportError")
+
+    monkeypatch.setattr(server_args, "ATTENTION_BACKEND_CHOICES", ["triton"])
+    monkeypatch.setattr("hata_sglang.methods.methods", broken)
+    with pytest.raises(Refusal, match=r"entry point theirs: expected a hata_sglang\.methods"):
+        launch.require_plugin()
+
+
 def test_a_launch_that_is_refused_ends_with_code_2(monkeypatch, capsys):
     def refuse(argv, *, on_cpu):
         raise Refusal.of("--model-path", "a folder", "none")

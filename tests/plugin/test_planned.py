@@ -124,6 +124,24 @@ def test_eager_steps_of_any_size_take_few_wrappers():
         parts = (whole.rows, whole.seq_lens, whole.seq_lens_cpu)
         decoder.prepare(Batch(whole.req_to_token, *(part[:bs] for part in parts)), graph=False)
     assert [wrapper.options["max_batch"] for wrapper in SparseDecode.made] == [1, 2, 4, 8]
+    decoder.prepare(longer(step, 1), graph=False)
+    assert len(SparseDecode.made) == 4
+
+
+def test_eager_steps_hold_what_the_largest_of_them_needs():
+    step = cases.Step("random", "fixed")
+    decoder, whole = make_decoder(step), step.batch
+    for bs in (1, 3, 6, 2):
+        parts = (whole.rows, whole.seq_lens, whole.seq_lens_cpu)
+        decoder.prepare(Batch(whole.req_to_token, *(part[:bs] for part in parts)), graph=False)
+    held = {
+        tensor.data_ptr(): tensor.nbytes
+        for wrapper in decoder.planned._eager.values()
+        for tensor in (wrapper.options["workspace"], wrapper.options["pages"])
+    }
+    counted = planned.planned_bytes([step.plan], SHAPE, 6, torch.device("cpu"))
+    assert sum(held.values()) == counted
+    assert list(decoder.planned._eager.values()) == SparseDecode.made[-1:]
 
 
 @pytest.mark.parametrize(

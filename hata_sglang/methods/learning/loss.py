@@ -206,3 +206,17 @@ def attention_loss(
     log_share = scores.masked_fill(~eligible, -torch.inf).log_softmax(-1)
     # 0 * -inf is NaN: ineligible keys have no attention to explain.
     return -(attention * log_share.masked_fill(~eligible, 0.0)).sum((0, 2)).mean()
+
+
+def take_step(
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
+) -> torch.Tensor:
+    """Descend along a loss; return it detached, so that nothing waits for a device."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if schedule is not None:
+        schedule.step()
+    return loss.detach()

@@ -1,9 +1,9 @@
 """Attend over the selected tokens only (HATA, section 3.2, Algorithm 1, last step), or over all.
 
 `attend` gathers and attends, on a CPU or a GPU, with nothing planned on the host. `SparseDecode`
-is FlashInfer's kernels instead, which plan their work on the host once per step, so it is an object
-with `plan` and `run`. `attend_dense` is for layers that select nothing: it attends over whole
-contexts, and reads a prefix that several requests share once.
+is FlashInfer's kernels instead, which plan their work on the host whenever lengths change, so it is
+an object with `plan` and `run`. `attend_dense` is for layers that select nothing: it attends over
+whole contexts, and reads a prefix that several requests share once.
 """
 
 from .api import attend, attend_dense
