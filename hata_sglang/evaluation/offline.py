@@ -150,7 +150,6 @@ def run_offline(args: argparse.Namespace) -> int:
     """
     import torch
     from rich.console import Console
-    from transformers import AutoModelForCausalLM
 
     from hata_sglang.evaluation.offline_rows import csv_rows
     from hata_sglang.evaluation.offline_run import Study, measure, read_texts
@@ -180,10 +179,7 @@ def run_offline(args: argparse.Namespace) -> int:
         untrained_bits=tuple(dict.fromkeys(args.bits)),
         seed=args.seed,
     )
-    # As training captures: float32 on a CPU, bfloat16 on a GPU.
-    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
-    results = measure(model, model_shape, study, calibration, sequences, Console(stderr=True))
+    results = measure(args, model_shape, study, calibration, sequences, Console(stderr=True))
     dense = {layer for chosen in args.dense_layers for layer in chosen}
     common = {
         "model": args.model.resolve().name,

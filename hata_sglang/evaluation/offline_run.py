@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,10 +20,10 @@ from hata_sglang.evaluation.progress import bars
 from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
-from hata_sglang.training.capture import Sampling
+from hata_sglang.seams.model_process import ModelProcess
+from hata_sglang.training.capture import Capture, CaptureStore, Sampling, capture_jobs
 from hata_sglang.training.checkpoint import load_tokenizer
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences
-from hata_sglang.training.visiting import visit_layers
 from hata_sglang.weights import Fingerprint, HashWeights
 
 
@@ -101,19 +102,19 @@ def read_texts(
 
 
 def measure(
-    model: Any,
+    args: argparse.Namespace,
     shape: Fingerprint,
     study: Study,
     calibration: Sequence[TokenSequence],
     sequences: Sequence[TokenSequence],
     console: Console,
 ) -> list[Result]:
-    """Judge every selector, with one layer of one sequence in memory at a time.
+    """Judge every selector, on one sequence after the other.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        In evaluation mode.
+    args : argparse.Namespace
+        Its `model` is the checkpoint, its `device` runs it.
     shape : Fingerprint
         Of the model.
     study : Study
@@ -123,8 +124,17 @@ def measure(
         Shows the progress.
     """
     results: list[Result] = []
-    with bars(console) as progress:
-        statistics = _calibrate(model, calibration, study.layers, progress)
+    longest = max(len(sequence.tokens) for sequence in (*calibration, *sequences))
+    device = torch.device(args.device)
+    with (
+        tempfile.TemporaryDirectory(prefix="hata-offline-") as folder,
+        ModelProcess(args.model, args.device, longest) as model,
+        bars(console) as progress,
+    ):
+        look = partial(_look, model, CaptureStore(Path(folder)), study, progress)
+        statistics = KeyStatistics()
+        for capture, layer in look(calibration, "calibrate (layers)"):
+            statistics.add(layer, capture.k.to(device))
         selectors = make_selectors(
             study.selectors,
             study.sets,
@@ -133,39 +143,32 @@ def measure(
             untrained_bits=study.untrained_bits,
             seed=study.seed,
             statistics=statistics,
-            device=model.device,
+            device=device,
         )
-        task = progress.add_task("measure (layers)", total=len(sequences) * len(study.layers))
-        sampling = Sampling(study.queries, study.queries // 2)
-        generator = torch.Generator().manual_seed(study.seed)
-        for sequence in sequences:
-            positions = sampling.positions(len(sequence.tokens), generator)
-            rows = positions.to(model.device)
-
-            def judge(layer, q, k, v, scale, rows=rows) -> None:
-                case = AttentionCase(layer, q.float(), k.float(), v.float(), rows, scale)
-                results.extend(_judge(case, study, selectors))
-                progress.advance(task)
-
-            visit_layers(model, sequence, study.layers, positions, judge)
+        for capture, layer in look(sequences, "measure (layers)"):
+            tensors = (capture.q, capture.k, capture.v, capture.positions)
+            case = AttentionCase(layer, *(x.to(device) for x in tensors), capture.scale)
+            results.extend(_judge(case, study, selectors))
     return results
 
 
-def _calibrate(
-    model: Any, sequences: Sequence[TokenSequence], layers: Sequence[int], progress: Progress
-) -> KeyStatistics:
-    statistics = KeyStatistics()
-    if not sequences:
-        return statistics
-    task = progress.add_task("calibrate (layers)", total=len(sequences) * len(layers))
-
-    def add(layer, _q, k, _v, _scale) -> None:
-        statistics.add(layer, k.float())
-        progress.advance(task)
-
-    for sequence in sequences:
-        visit_layers(model, sequence, layers, torch.tensor([0]), add)
-    return statistics
+def _look(
+    model: ModelProcess,
+    store: CaptureStore,
+    study: Study,
+    progress: Progress,
+    sequences: Sequence[TokenSequence],
+    title: str,
+) -> Iterator[tuple[Capture, int]]:
+    """Captures of every sequence and layer, with the layer; a sequence at a time is on disk."""
+    sampling = Sampling(study.queries, study.queries // 2)
+    task = progress.add_task(title, total=len(sequences) * len(study.layers))
+    jobs = capture_jobs(sequences, store, sampling, study.seed, values=True)
+    for done in model.run(jobs, study.layers):
+        for layer in study.layers:
+            yield store.read(layer, done - 1), layer
+            store.path(layer, done - 1).unlink()
+            progress.advance(task)
 
 
 def _judge(case: AttentionCase, study: Study, selectors: Sequence[Selector]) -> Iterator[Result]:

@@ -20,7 +20,7 @@ from hata_sglang.decoding.planned import PlannedAttention, choose_attend
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
-from hata_sglang.seams.layers import attention_layers, dense_layers
+from hata_sglang.seams.layers import attention_layers, dense_layers, require_plain
 from hata_sglang.seams.retype import Methods, retype
 from hata_sglang.seams.session import Session
 
@@ -148,7 +148,7 @@ class HataMethods(Methods):
             return self.hata_stock.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
-        _require_plain(layer, kwargs)
+        require_plain(layer, kwargs)
         # Ranking does not wait for the codes of keys that are kept anyway: the decoder writes
         # them with those of the queries.
         late = plan.recent > 0
@@ -167,9 +167,3 @@ def _require_keys(plan: LayerPlan | None, k: Any, save_kv_cache: bool) -> None:
             f"layer {plan.layer}: expected the attention backend to write the keys, "
             "found a model that writes them by itself; hata cannot keep codes for it"
         )
-
-
-def _require_plain(layer: Any, more: dict[str, Any]) -> None:
-    """Stop where a layer asks for more than softmax attention over its keys and values."""
-    if found := ", ".join(name for name, value in more.items() if value is not None):
-        raise HataError(f"layer {layer.layer_id}: expected plain attention, found {found}")

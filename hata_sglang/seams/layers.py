@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 from hata_kernels.attend import fits_dense
-from hata_sglang.errors import Problem, refuse_any
+from hata_sglang.errors import HataError, Problem, refuse_any
 from hata_sglang.seams.session import Session
 
 
@@ -69,39 +70,52 @@ def dense_layers(
     ]
 
 
-def check_layers(model: torch.nn.Module, session: Session) -> None:
-    """Refuse sparse layers whose attention is more than softmax over all earlier tokens.
+def check_layers(model: torch.nn.Module, wanted: Collection[int], advice: str = "") -> None:
+    """Refuse layers whose attention is more than softmax over all earlier tokens.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    wanted : collection of int
+        Layers that hata is to decode, or to train for.
+    advice : str
+        What else can be done about such a layer.
 
     Raises
     ------
     Refusal
         One line for every property that sparse decoding does not implement.
     """
-    sparse = {p.layer for p in session.sparse_plans}
-    layers = attention_layers(model)
+    layers = {layer.layer_id: layer for layer in attention_layers(model)}
     problems = []
-    seen = {layer.layer_id for layer in layers}
-    if missing := sorted(sparse - seen):
+    if missing := sorted(set(wanted) - set(layers)):
         problems.append(
             Problem("model", "softmax attention in every sparse layer", f"none in layers {missing}")
         )
-    for layer in layers:
-        if layer.layer_id not in sparse:
-            continue
-        for name, (expected, found) in _unlike_plain(layer).items():
-            problems.append(
-                Problem(
-                    f"attention of layer {layer.layer_id} (or list it under dense_layers)",
-                    f"{name} {expected}",
-                    f"{name} {found}",
-                )
-            )
+    for number in sorted(set(wanted) & set(layers)):
+        layer, setting = layers[number], f"attention of layer {number}"
+        problems += [
+            Problem(setting + advice, f"{name} {expected}", f"{name} {found}")
+            for name, (expected, found) in _unlike_plain(layer).items()
+        ]
         if layer.qk_head_dim != layer.v_head_dim:
-            problems.append(
-                Problem(
-                    f"attention of layer {layer.layer_id}",
-                    "head_dim of K = V",
-                    f"{layer.qk_head_dim} and {layer.v_head_dim}",
-                )
-            )
+            dims = f"{layer.qk_head_dim} and {layer.v_head_dim}"
+            problems.append(Problem(setting, "head_dim of K = V", dims))
     refuse_any(problems)
+
+
+def require_plain(layer: RadixAttention, more: dict[str, Any]) -> None:
+    """Stop where a layer asks for more than softmax attention over its keys and values.
+
+    Parameters
+    ----------
+    layer : RadixAttention
+    more : dict of str to object
+        What it hands to the backend beside q, k and v.
+
+    Raises
+    ------
+    HataError
+    """
+    if found := ", ".join(name for name, value in more.items() if value is not None):
+        raise HataError(f"layer {layer.layer_id}: expected plain attention, found {found}")

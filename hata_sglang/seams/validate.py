@@ -313,6 +313,7 @@ def check_runner(runner: Any, session: Session) -> None:
     if not hasattr(runner.token_to_kv_pool, "hata_codes"):
         found = type(runner.token_to_kv_pool).__name__
         raise Refusal.of("KV pool", "MHATokenToKVPool with codes", found)
-    check_layers(runner.model, session)
+    sparse = [plan.layer for plan in session.sparse_plans]
+    check_layers(runner.model, sparse, " (or list it under dense_layers)")
     if runner.kv_cache_dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise Refusal.of("KV cache dtype", "bfloat16 or float16", str(runner.kv_cache_dtype))

@@ -1,4 +1,4 @@
-"""Which models can be trained for, and which of their layers."""
+"""Which layers of a model are trained."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hata_sglang.config.layer_ranges import format_layers
-from hata_sglang.errors import Problem, Refusal, refuse_any
-
-# Their attention calls the attention interface with q and k after RoPE, each tested in
-# tests/training/test_architectures.py. Names are transformers' `model_type` of the text model.
-ARCHITECTURES = ("gemma3_text", "glm", "glm4", "llama", "mistral", "qwen2", "qwen3")
+from hata_sglang.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -57,29 +53,9 @@ def plan_layers(hf_config: Any) -> TrainableLayers:
     Raises
     ------
     Refusal
-        If the architecture is unknown, caps its attention logits, or has no
-        layer that sees the whole context.
+        If no layer sees the whole context.
     """
     config = text_config(hf_config)
-    problems = []
-    if config.model_type not in ARCHITECTURES:
-        problems.append(
-            Problem(
-                "model, model_type",
-                f"one of {', '.join(ARCHITECTURES)}",
-                f"{config.model_type!r}, whose attention has not been checked",
-            )
-        )
-    cap = getattr(config, "attn_logit_softcapping", None)
-    if cap is not None:
-        problems.append(
-            Problem(
-                "model, attn_logit_softcapping",
-                "none: the sparse kernels compute plain softmax attention",
-                str(cap),
-            )
-        )
-    refuse_any(problems)
     layers = range(config.num_hidden_layers)
     skipped = tuple(layer for layer in layers if _slides(config, layer))
     trained = tuple(layer for layer in layers if layer not in skipped)

@@ -1,22 +1,23 @@
-"""Capturing queries and keys of a model, after RoPE, to disk."""
+"""Queries and keys of a model, after RoPE, on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from hata_sglang.seams.model_process import Job
+from hata_sglang.seams.recording import Recording
 from hata_sglang.training.data import TokenSequence
-from hata_sglang.training.visiting import visit_layers
 
 
 @dataclass(frozen=True)
 class Capture:
-    """Queries and keys of one layer on one sequence.
+    """Queries and keys of one layer on one sequence, values too where they were asked for.
 
     Attributes
     ----------
@@ -28,12 +29,15 @@ class Capture:
         ``[N]`` int64, rising; query ``n`` sees keys ``0 .. positions[n]``.
     scale : float
         What the model multiplies q.k with before softmax.
+    v : torch.Tensor, optional
+        ``[S, Hkv, Dv]``, values of all positions.
     """
 
     q: torch.Tensor
     k: torch.Tensor
     positions: torch.Tensor
     scale: float
+    v: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,64 +94,66 @@ class CaptureStore:
         return self.folder / f"layer-{layer:03d}" / f"sequence-{sequence:03d}.safetensors"
 
     def write(self, layer: int, sequence: int, capture: Capture) -> None:
-        """Store one capture; q and k as bfloat16, which is what a KV cache keeps."""
+        """Store one capture; q, k and v as bfloat16, which is what a KV cache keeps."""
         path = self.path(layer, sequence)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {
-                "q": capture.q.to(torch.bfloat16).contiguous(),
-                "k": capture.k.to(torch.bfloat16).contiguous(),
-                "positions": capture.positions,
-                "scale": torch.tensor(capture.scale, dtype=torch.float64),
-            },
-            path,
-        )
+        kept = {name: getattr(capture, name) for name in ("q", "k", "v")}
+        tensors = {
+            name: tensor.to(torch.bfloat16).contiguous()
+            for name, tensor in kept.items()
+            if tensor is not None
+        }
+        tensors["positions"] = capture.positions
+        tensors["scale"] = torch.tensor(capture.scale, dtype=torch.float64)
+        save_file(tensors, path)
 
     def read(self, layer: int, sequence: int) -> Capture:
-        """Load one capture, q and k as float32."""
+        """Load one capture, its tensors as float32."""
         tensors = load_file(self.path(layer, sequence))
+        scale = float(tensors.pop("scale"))
+        positions = tensors.pop("positions")
         return Capture(
-            tensors["q"].float(),
-            tensors["k"].float(),
-            tensors["positions"],
-            float(tensors["scale"]),
+            positions=positions, scale=scale, **{n: t.float() for n, t in tensors.items()}
         )
 
 
-def capture_sequences(
-    model: Any,
+def capture_jobs(
     sequences: Sequence[TokenSequence],
     store: CaptureStore,
-    layers: Sequence[int],
-    *,
     sampling: Sampling,
     seed: int,
-) -> Iterator[int]:
-    """Run the model on every sequence and store q and k of some layers.
-
-    One sequence and one layer are in memory at a time.
+    *,
+    values: bool = False,
+) -> list[Job]:
+    """What a `ModelProcess` has to run so that `store` holds captures of sequences.
 
     Parameters
     ----------
-    model, layers
-        As for `visit_layers`, whose errors are raised.
     sequences : sequence of TokenSequence
+        Their places are their numbers in the store.
     store : CaptureStore
     sampling : Sampling
     seed : int
-        Of the sampled positions, which do not depend on `layers`.
-
-    Yields
-    ------
-    int
-        Number of sequences done.
+        Of the sampled positions.
+    values : bool
+        Whether v is stored, too.
     """
     generator = torch.Generator().manual_seed(seed)
+    jobs = []
     for index, sequence in enumerate(sequences):
         positions = sampling.positions(len(sequence.tokens), generator)
+        keep = partial(_keep, store, index, positions, values)
+        jobs.append(Job(sequence.tokens, positions, keep))
+    return jobs
 
-        def keep(layer, q, k, _v, scale, index=index, positions=positions):
-            store.write(layer, index, Capture(q.cpu(), k.cpu(), positions, scale))
 
-        visit_layers(model, sequence, layers, positions, keep)
-        yield index + 1
+def _keep(
+    store: CaptureStore,
+    sequence: int,
+    positions: torch.Tensor,
+    values: bool,
+    layer: int,
+    found: Recording,
+) -> None:
+    v = found.v if values else None
+    store.write(layer, sequence, Capture(found.q, found.k, positions, found.scale, v))

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
+from hata_sglang.seams.model_process import ModelProcess
+from hata_sglang.training.capture import CaptureStore, Sampling, capture_jobs
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SPLITS, Splits
 from hata_sglang.weights import Fingerprint
@@ -91,7 +92,7 @@ def ensure_captures(
     sampling : Sampling
     seed : int
     device : torch.device
-        float32 on a CPU, bfloat16 on a GPU.
+        That SGLang runs the model on.
     advance : callable
         Called with the number of tokens done.
 
@@ -102,10 +103,10 @@ def ensure_captures(
     Raises
     ------
     HataError
-        If the disk cannot hold the captures.
+        If the disk cannot hold the captures, or SGLang cannot run the model.
+    Refusal
+        If a layer's attention is more than softmax over all earlier tokens.
     """
-    from transformers import AutoModelForCausalLM
-
     stores = {split: CaptureStore(folder / split) for split in SPLITS}
     marker = folder / DIGEST_FILE
     if _holds(marker, digest, layers):
@@ -122,16 +123,15 @@ def ensure_captures(
             f"{free / 1e9:.1f} GB. Give fewer or shorter texts, --work-dir on another disk, or "
             "--max-disk GB to capture layers in groups."
         )
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+    longest = max(len(sequence.tokens) for split in SPLITS for sequence in splits[split])
     before = 0
-    for split in SPLITS:
-        sequences = splits[split]
-        for count in capture_sequences(
-            model, sequences, stores[split], layers, sampling=sampling, seed=seed
-        ):
-            advance(before + total_tokens(sequences[:count]))
-        before += total_tokens(sequences)
+    with ModelProcess(model_dir, device.type, longest) as model:
+        for split in SPLITS:
+            sequences = splits[split]
+            jobs = capture_jobs(sequences, stores[split], sampling, seed)
+            for count in model.run(jobs, layers):
+                advance(before + total_tokens(sequences[:count]))
+            before += total_tokens(sequences)
     # Written last: captures without it are those of a run that was cut off.
     content = {"digest": digest, "layers": list(layers)}
     marker.write_text(json.dumps(content) + "\n", encoding="utf-8")

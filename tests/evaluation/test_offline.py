@@ -14,9 +14,10 @@ from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
 from hata_sglang.evaluation.report_data import OFFLINE, read_rows, scores
 from hata_sglang.files import file_sha256
 from hata_sglang.training.attention_mass import TopK, attention_mass, group_attention, select
-from hata_sglang.training.capture import CaptureStore, Sampling, capture_sequences
+from hata_sglang.training.capture import CaptureStore, Sampling, capture_jobs
 from hata_sglang.training.data import TokenSequence
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
+from stand_in import TransformersModel
 
 SIZES = {
     "vocab_size": 256,
@@ -29,6 +30,14 @@ SIZES = {
     "max_position_embeddings": 512,
 }
 SELECTORS = ("exact", "exact_per_head", "quest4", "loki4", "streaming", "random")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def by_transformers():
+    """Measure without SGLang, whose process takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hata_sglang.evaluation.offline_run.ModelProcess", TransformersModel)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +180,7 @@ def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
     assert len(found) == 8 * 2
 
 
-def test_numbers_are_those_of_the_training_captures(model, model_dir, data, tmp_path):
+def test_numbers_are_those_of_the_training_captures(model_dir, data, tmp_path):
     out = tmp_path / "offline.csv"
     more = ["--selectors", "streaming", "--layers", 2, "--seed", 5]
     run_offline(parse(model_dir, data, out, *more))
@@ -180,7 +189,8 @@ def test_numbers_are_those_of_the_training_captures(model, model_dir, data, tmp_
         for line in data.read_text().splitlines()
     ]
     store = CaptureStore(tmp_path / "captures")
-    list(capture_sequences(model, sequences, store, [2], sampling=Sampling(6, 3), seed=5))
+    jobs = capture_jobs(sequences, store, Sampling(6, 3), seed=5)
+    list(TransformersModel(model_dir, "cpu", 96).run(jobs, [2]))
     masses = []
     for number in range(4):
         capture = store.read(2, number)

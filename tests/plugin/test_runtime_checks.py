@@ -45,7 +45,7 @@ def make_layers(layers, **changed):
 
 
 def test_plain_layers_pass(layers):
-    layers.check_layers(make_layers(layers), make_session())
+    layers.check_layers(make_layers(layers), [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,25 @@ def test_plain_layers_pass(layers):
 )
 def test_other_attention_is_refused(layers, changed, found):
     with pytest.raises(Refusal, match="attention of layer 1") as refusal:
-        layers.check_layers(make_layers(layers, **changed), make_session())
+        layers.check_layers(make_layers(layers, **changed), [1, 2])
     assert found in str(refusal.value)
 
 
 def test_other_attention_passes_in_a_dense_layer(layers):
-    session = make_session()
-    dense = HataConfig.parse({"method": "random", "budget": 128, "dense_layers": [0, 1]})
-    plans = dense.resolve(3, 512)
-    model = make_layers(layers, logit_cap=30.0)
-    layers.check_layers(model, Session(dense, SHAPE, plans, session.encoders))
+    layers.check_layers(make_layers(layers, logit_cap=30.0), [0, 2])
+
+
+def test_a_server_is_told_what_else_it_can_do(layers):
+    from hata_sglang.seams.validate import check_runner
+
+    pool = SimpleNamespace(hata_codes=object())
+    runner = SimpleNamespace(
+        token_to_kv_pool=pool,
+        model=make_layers(layers, logit_cap=30.0),
+        kv_cache_dtype=torch.bfloat16,
+    )
+    with pytest.raises(Refusal, match=r"attention of layer 1 \(or list it under dense_layers\): "):
+        check_runner(runner, make_session())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def test_dense_layers_that_hata_decodes(
 
 def test_layers_without_softmax_attention_are_refused(layers):
     with pytest.raises(Refusal, match=r"none in layers \[1, 2\]"):
-        layers.check_layers(torch.nn.Linear(1, 1), make_session())
+        layers.check_layers(torch.nn.Linear(1, 1), [1, 2])
 
 
 def test_keys_written_past_the_pool_stop_the_server():

@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 
+from stand_in import TransformersModel
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
 )
@@ -21,6 +23,14 @@ def byte_tokenizer():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def by_transformers():
+    """Train without SGLang, whose process takes seconds to start; test_recording.py has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hata_sglang.training.captures.ModelProcess", TransformersModel)
+        yield
 
 
 @pytest.fixture(scope="session")

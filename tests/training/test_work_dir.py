@@ -12,6 +12,7 @@ from hata_sglang.training import train as train_module
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Sampling
 from hata_sglang.training.train import TrainOptions, train
+from stand_in import TransformersModel
 
 RECIPE = HataRecipe(steps=8, queries_per_step=8, keys_per_step=64, sink=2, recent=2)
 OPTIONS = TrainOptions(
@@ -46,18 +47,24 @@ def run(model_dir, text_file, out, work, recipe=RECIPE, method="hata", **options
 def calls(monkeypatch):
     """What ran: ("capture", layers) and ("train", layer), in order."""
     seen = []
-    capture, train_layer = captures_module.capture_sequences, train_module.train_layer
+    train_layer = train_module.train_layer
 
-    def counted_capture(model, sequences, store, layers, **kwargs):
-        if store.folder.name == "train":
-            seen.append(("capture", tuple(layers)))
-        return capture(model, sequences, store, layers, **kwargs)
+    class CountedModel(TransformersModel):
+        def __enter__(self):
+            self.layers = set()
+            return self
+
+        def run(self, jobs, layers):
+            if tuple(layers) not in self.layers:
+                seen.append(("capture", tuple(layers)))
+            self.layers.add(tuple(layers))
+            return super().run(jobs, layers)
 
     def counted_train(captures, layer, *args):
         seen.append(("train", layer))
         return train_layer(captures, layer, *args)
 
-    monkeypatch.setattr(captures_module, "capture_sequences", counted_capture)
+    monkeypatch.setattr(captures_module, "ModelProcess", CountedModel)
     monkeypatch.setattr(train_module, "train_layer", counted_train)
     return seen
 

@@ -1,4 +1,4 @@
-"""Tiny models of every architecture that can be trained for, with random weights."""
+"""Tiny models of several architectures, one with experts, with random weights."""
 
 from __future__ import annotations
 
@@ -31,24 +31,8 @@ GEMMA = COMMON | {
 }
 
 
-def gemma3_multimodal():
-    """Gemma 3 as it is published above 1B: the text model inside a multimodal one."""
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(
-        text_config=transformers.Gemma3TextConfig(**GEMMA),
-        vision_config=transformers.SiglipVisionConfig(**vision),
-        mm_tokens_per_image=4,
-    )
-    return transformers.Gemma3ForConditionalGeneration(config)
-
-
 MODELS = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)),
-    "mistral": lambda: transformers.MistralForCausalLM(
-        transformers.MistralConfig(**COMMON, sliding_window=None)
-    ),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**COMMON)),
     "qwen2-window": lambda: transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
             **COMMON, use_sliding_window=True, sliding_window=32, max_window_layers=1
@@ -56,13 +40,12 @@ MODELS = {
     ),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**COMMON)),
     "gemma3_text": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**GEMMA)),
-    "gemma3": gemma3_multimodal,
-    "glm": lambda: transformers.GlmForCausalLM(
-        transformers.GlmConfig(**COMMON, partial_rotary_factor=0.5)
+    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(
+            **COMMON, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2
+        )
     ),
-    "glm4": lambda: transformers.Glm4ForCausalLM(
-        transformers.Glm4Config(**COMMON, partial_rotary_factor=0.5)
-    ),
+    "olmo2": lambda: transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**COMMON)),
 }
 
 
