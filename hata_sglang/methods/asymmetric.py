@@ -72,12 +72,12 @@ class AsymmetricRecipe:
 
 
 class AsymmetricTrainer:
-    """Trains the projections of one layer, all KV heads at once.
+    """Trains the projections of all KV heads at once.
 
     Parameters
     ----------
     data : list of SequenceData
-        Captures of the layer.
+        Captures, of one layer or of several with all their heads.
     bits : int
     recipe : AsymmetricRecipe
     seed : int
@@ -94,7 +94,10 @@ class AsymmetricTrainer:
         keys = keys[:, :: max(1, keys.shape[1] // STATISTICS_KEYS)]
         self.parameters = _initial_keys(keys, data, bits, recipe.stages, self.generator)
         self.parameters |= self._initial_queries(keys)
-        size = self.parameters["query_weight"].square().mean().sqrt().item()
+        # Trained in units of their own size, which is that of the head's logits.
+        self.unit = self.parameters["query_weight"].square().mean((1, 2), keepdim=True).sqrt()
+        for name in ("query_weight", "query_bias"):
+            self.parameters[name] = self.parameters[name] / self.unit
         for parameter in self.parameters.values():
             parameter.requires_grad_()
         self.log_temperature = torch.zeros(
@@ -106,8 +109,7 @@ class AsymmetricTrainer:
         self.optimizer = torch.optim.Adam(
             [
                 {"params": [*of_keys, self.log_temperature], "lr": rate},
-                # Steps in proportion to the weights, whose size is that of the logits.
-                {"params": of_queries, "lr": 3 * rate * size},
+                {"params": of_queries, "lr": 3 * rate},
             ],
             betas=(0.9, 0.99),
         )
@@ -156,7 +158,7 @@ class AsymmetricTrainer:
         )
         eligible = batch.eligible(recipe.sink, recipe.recent)
         query = batch.q.flatten(2) @ self.parameters["query_weight"]
-        query = query + self.parameters["query_bias"]
+        query = (query + self.parameters["query_bias"]) * self.unit
         scores = query @ self._codes(batch.k).transpose(1, 2) * self.log_temperature.exp()
         log_share = scores.masked_fill(~eligible, -torch.inf).log_softmax(-1)
         attention = batch.attention.masked_fill(~eligible, 0.0)
@@ -168,9 +170,10 @@ class AsymmetricTrainer:
     def encoder(self) -> AsymmetricEncoder:
         """The encoder as it is now, float32, with a copy of the weights."""
         tensors = {
-            name: (p[:, 0] if name.endswith("bias") else p).detach().clone()
+            name: (p * self.unit if name.startswith("query") else p).detach().clone()
             for name, p in self.parameters.items()
         }
+        tensors = {n: t[:, 0] if n.endswith("bias") else t for n, t in tensors.items()}
         if self.recipe.scale_bits:
             sizes = [self._magnitude(self._projections(d.k)) for d in self.data]
             tensors["scale_step"] = scale_step(torch.cat(sizes, dim=1), self.recipe.scale_bits)

@@ -87,12 +87,12 @@ class HashAttentionRecipe:
 
 
 class HashAttentionTrainer:
-    """Trains the MLPs of one layer, of all query heads at once.
+    """Trains the MLPs of all query heads at once.
 
     Parameters
     ----------
     data : list of SequenceData
-        Captures of the layer.
+        Captures, of one layer or of several with all their heads.
     bits : int
         32 times the query heads of a KV head.
     recipe : HashAttentionRecipe

@@ -129,12 +129,12 @@ class HataRecipe:
 
 
 class HataTrainer:
-    """Trains W of one layer, all KV heads at once.
+    """Trains W of all KV heads at once.
 
     Parameters
     ----------
     data : list of SequenceData
-        Captures of the layer.
+        Captures, of one layer or of several with all their heads.
     bits : int
     recipe : HataRecipe
     seed : int
@@ -165,8 +165,8 @@ class HataTrainer:
             # Unit projections keep the straight-through gradient alive; signs do not see the scale.
             self.weight = (initial / _projection_size(data, initial)).requires_grad_()
             with torch.no_grad():
-                sizes = [(d.q.flatten(1, 2) @ self.weight).pow(2).mean() for d in data]
-                self.query_scale = torch.stack(sizes).mean().rsqrt()
+                sizes = [(d.q.flatten(1, 2) @ self.weight).pow(2).mean((1, 2)) for d in data]
+                self.query_scale = torch.stack(sizes).mean(0).rsqrt()[:, None, None]
             self.log_temperature = torch.full(
                 (kv_heads, 1, 1), math.log(10.0), device=device, requires_grad=True
             )

@@ -40,6 +40,19 @@ class Capture:
     v: torch.Tensor | None = None
 
 
+def join(captures: Sequence[Capture]) -> Capture:
+    """Captures of several layers on one sequence as one of a layer with all their heads.
+
+    Parameters
+    ----------
+    captures : sequence of Capture
+        With the same positions, heads and head sizes. Queries are scaled to the first one's scale.
+    """
+    first = captures[0]
+    q = torch.cat([own.q * (own.scale / first.scale) for own in captures], dim=1)
+    return Capture(q, torch.cat([own.k for own in captures], dim=1), first.positions, first.scale)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Which positions of a sequence give queries.

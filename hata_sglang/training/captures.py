@@ -24,6 +24,8 @@ from hata_sglang.training.splits import SPLITS, Splits
 from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
+#: Queries and keys that training holds on a GPU at a time, at most, unless one layer has more.
+TRAINED_BYTES = 4 * 10**9
 
 
 def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
@@ -59,6 +61,14 @@ def group_layers(
         found = f"{max_bytes / 1e9:g} GB; raise it, or give fewer or shorter texts"
         raise Refusal.of("--max-disk", expected, found)
     return [list(layers[start : start + size]) for start in range(0, len(layers), size)]
+
+
+def together(device: torch.device, bytes_per_layer: int) -> int:
+    """How many layers are trained at a time."""
+    if device.type == "cpu":
+        return 1
+    # Training holds them in float32.
+    return max(1, int(TRAINED_BYTES // (2 * bytes_per_layer)))
 
 
 def ensure_captures(

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hata_sglang.errors import Refusal
 from hata_sglang.methods import Recipe, trainable
 from hata_sglang.training.architectures import plan_layers
+from hata_sglang.training.capture import join
 from hata_sglang.training.captures import (
     captures_digest,
     ensure_captures,
     group_layers,
     layer_bytes,
+    together,
 )
 from hata_sglang.training.checkpoint import load_tokenizer, model_revision, read_config
 from hata_sglang.training.data import total_tokens
@@ -25,7 +27,7 @@ from hata_sglang.training.finished import FinishedLayers
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.report import Cost, held_out_masses, training_data, versions
 from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
-from hata_sglang.training.train_layer import LayerResult, train_layer
+from hata_sglang.training.train_layer import LayerResult, train_layers
 from hata_sglang.weights import Card, Fingerprint, save_weights
 
 __all__ = ["TrainOptions", "train"]
@@ -46,9 +48,9 @@ def train(
 ) -> Card:
     """Train hash weights of every full-attention layer of a model and write them with their card.
 
-    Layers are trained one after the other, each with all its KV heads at once.
-    One layer's captures are in memory at a time: that, or the model while it
-    runs, decides the peak.
+    On a CPU layers are trained one after the other, on a GPU some together
+    (`captures.together`). Their captures, or the model while it runs, decide
+    the peak of the memory.
 
     Parameters
     ----------
@@ -133,14 +135,20 @@ def train(
                     device=device,
                     advance=lambda done, task=task: bars.update(task, completed=done),
                 )
-            for layer in members:
-                if layer in pending:
+            size = together(device, per_layer)
+            for chosen in (members[n : n + size] for n in range(0, len(members), size)):
+                if not set(chosen).isdisjoint(pending):
                     captures = {
-                        split: [store.read(layer, index) for index in range(len(splits[split]))]
+                        split: [
+                            join([store.read(layer, index) for layer in chosen])
+                            for index in range(len(splits[split]))
+                        ]
                         for split, store in stores.items()
                     }
-                    result = train_layer(captures, layer, method, bits, recipe, options, bars)
-                    finished.write(layer, result)
+                    found = train_layers(captures, chosen, method, bits, recipe, options, bars)
+                    for layer, result in found.items():
+                        finished.write(layer, result)
+            for layer in members:
                 results[layer] = finished.read(layer)
                 line = results[layer].summary(options.budgets[0])
                 bars.update(layers, advance=1, note=line)

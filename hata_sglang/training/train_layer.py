@@ -1,20 +1,26 @@
-"""Training one layer: steps, looks at the validation mass, the best weights, what they keep."""
+"""Training some layers at a time: steps, looks at the validation mass, the best weights of each.
+
+Layers of a model are alike, so several are trained as if they were one with all their heads: on a
+GPU, whose time goes into launches, this takes little longer than one.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
 
 from hata_kernels.encoders import Encoder
+from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import HataError
 from hata_sglang.methods import LayerTrainer, Recipe, methods, trainable
 from hata_sglang.methods.learning.layer_data import SequenceData
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.capture import Capture
-from hata_sglang.training.measured_layer import MeasuredLayer
+from hata_sglang.training.measured_layer import MeasuredLayers
 from hata_sglang.training.options import TrainOptions
 
 
@@ -27,13 +33,13 @@ class LayerResult:
     encoder : Encoder
         On the CPU, float32, rounded to the dtype of the weights' file.
     loss : float
-        Mean of the last steps.
+        Mean of the last steps, and of the layers trained together; 0 where no step was taken.
     steps : int
         Taken; the weights are those of the step whose validation mass was best.
     masses : tuple of dict of str to float
         By budget: selector -> held-out attention mass.
     seconds : float
-        Wall time.
+        Wall time, its share of that of the layers trained together.
     """
 
     encoder: Encoder
@@ -48,22 +54,23 @@ class LayerResult:
         return f"loss {self.loss:.3f}, held-out mass at k = {budget.k}: {mass}"
 
 
-def train_layer(
+def train_layers(
     captures: dict[str, list[Capture]],
-    layer: int,
+    layers: Sequence[int],
     method: str,
     bits: int,
     recipe: Recipe,
     options: TrainOptions,
     bars: Progress,
-) -> LayerResult:
-    """Train the encoder of one layer on its captures.
+) -> dict[int, LayerResult]:
+    """Train the encoders of some layers on their captures.
 
     Parameters
     ----------
     captures : dict of str to list of Capture
-        ``train``, ``validation`` (chooses the step), ``held_out`` (measured once, at the end).
-    layer : int
+        ``train``, ``validation`` (chooses each layer's step), ``held_out`` (measured once, at the
+        end); each with the heads of all these layers (`capture.join`).
+    layers : sequence of int
     method : str
         Name of one that can be trained.
     bits : int
@@ -80,45 +87,100 @@ def train_layer(
     start = time.perf_counter()
     device = torch.device(options.device)
     data = [SequenceData.of(capture, device) for capture in captures["train"]]
-    validation = MeasuredLayer(captures["validation"], options.measured_queries, device)
-    # One seed per layer, so that a layer's weights do not depend on the layers before it.
-    seed = options.seed * 1_000_003 + layer
+    validation = MeasuredLayers(captures["validation"], len(layers), options, device)
+    # One seed per group, so that its weights do not depend on the layers before it.
+    seed = options.seed * 1_000_003 + layers[0]
     trainer = trainable(method).trainer(data, bits, recipe, seed)
-    task = bars.add_task(f"  layer {layer} (steps)", total=recipe.steps, note="")
-    best, best_mass, looks_since = _stored(trainer.encoder(), options.dtype), -1.0, 0
-    loss, step = float("nan"), 0
-    while step < recipe.steps and looks_since < options.patience:
+    names = format_layers(layers)
+    task = bars.add_task(f"  layers {names} (steps)", total=recipe.steps, note="")
+    first = _stored(trainer.encoder(), options.dtype)
+    best = {layer: _Best(_of_layer(first, n, len(layers))) for n, layer in enumerate(layers)}
+    loss, step = 0.0, 0
+    while step < recipe.steps and any(own.looks < options.patience for own in best.values()):
         until = min(recipe.steps, step + options.evaluate_every)
-        loss = _steps(trainer, until - step)
+        loss = _steps(trainer, until - step) / len(layers)
         step = until
         encoder = _stored(trainer.encoder(), options.dtype)
         if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
             raise HataError(
-                f"layer {layer}: expected finite weights after step {step}, found NaN or infinite "
+                f"layers {names}: expected finite weights after step {step}, found NaN or infinite "
                 "ones. Lower --learning-rate."
             )
-        mass = validation.mass(encoder, options.budgets[0])
-        looks_since += 1
-        if mass > best_mass:
-            best, best_mass, looks_since = encoder, mass, 0
-        bars.update(task, completed=step, note=f"loss {loss:.3f}, validation mass {mass:.3f}")
+        masses = validation.mass(encoder, options.budgets[0])
+        for number, (own, mass) in enumerate(zip(best.values(), masses, strict=True)):
+            if own.looks < options.patience:
+                own.look(mass, step, lambda n=number, e=encoder: _of_layer(e, n, len(layers)))
+        note = f"loss {loss:.3f}, validation mass {sum(masses) / len(masses):.3f}"
+        bars.update(task, completed=step, note=note)
     bars.remove_task(task)
+    found = _measure(captures["held_out"], best, method, seed, options)
+    seconds = (time.perf_counter() - start) / len(layers)
+    return {
+        layer: LayerResult(own.encoder.to("cpu", torch.float32), loss, own.steps, masses, seconds)
+        for (layer, own), masses in zip(best.items(), found, strict=True)
+    }
+
+
+@dataclass
+class _Best:
+    """The weights of a layer that were best so far.
+
+    Attributes
+    ----------
+    encoder : Encoder
+    mass : float
+        On the validation texts.
+    steps : int
+        Taken while the layer could get better.
+    looks : int
+        Since it did.
+    """
+
+    encoder: Encoder
+    mass: float = -1.0
+    steps: int = 0
+    looks: int = 0
+
+    def look(self, mass: float, step: int, encoder: Callable[[], Encoder]) -> None:
+        """Take note of the mass at a step."""
+        self.steps = step
+        self.looks += 1
+        if mass > self.mass:
+            self.encoder, self.mass, self.looks = encoder(), mass, 0
+
+
+def _measure(
+    captures: list[Capture],
+    best: dict[int, _Best],
+    method: str,
+    seed: int,
+    options: TrainOptions,
+) -> list[tuple[dict[str, float], ...]]:
+    """Held-out masses of each layer: by budget, selector -> mass."""
     # Only now: what the card reports must have chosen nothing.
-    held_out = MeasuredLayer(captures["held_out"], options.measured_queries, device)
-    sizes = {"num_kv_heads": best.num_kv_heads, "group": best.group, "head_dim": best.head_dim}
-    planes = methods()["random"].untrained_encoder(best.bits, seed=seed, layer=0, **sizes)
-    planes = planes.to(best.device, torch.float32)
-    masses = tuple(
+    held_out = MeasuredLayers(captures, len(best), options, torch.device(options.device))
+    encoders = [own.encoder for own in best.values()]
+    one = encoders[0]
+    tensors = [encoder.tensors() for encoder in encoders]
+    together = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}
+    heads = one.num_kv_heads * len(encoders)
+    trained = remake(one, together, num_kv_heads=heads)
+    sizes = {"num_kv_heads": heads, "group": one.group, "head_dim": one.head_dim}
+    planes = methods()["random"].untrained_encoder(one.bits, seed=seed, layer=0, **sizes)
+    planes = planes.to(one.device, torch.float32)
+    by_budget = [
         {
             "exact": held_out.exact(budget),
-            method: held_out.mass(best, budget),
+            method: held_out.mass(trained, budget),
             "random": held_out.mass(planes, budget),
             "streaming": held_out.streaming(budget),
         }
         for budget in options.budgets
-    )
-    best = best.to("cpu", torch.float32)
-    return LayerResult(best, loss, step, masses, time.perf_counter() - start)
+    ]
+    return [
+        tuple({name: masses[n] for name, masses in each.items()} for each in by_budget)
+        for n in range(len(best))
+    ]
 
 
 def _steps(trainer: LayerTrainer, count: int) -> float:
@@ -126,15 +188,24 @@ def _steps(trainer: LayerTrainer, count: int) -> float:
     return float(torch.stack([trainer.step() for _ in range(count)]).mean())
 
 
-def remake(encoder: Encoder, tensors: dict[str, torch.Tensor]) -> Encoder:
-    """An encoder like another one, of other tensors."""
+def remake(
+    encoder: Encoder, tensors: dict[str, torch.Tensor], num_kv_heads: int | None = None
+) -> Encoder:
+    """An encoder like another one, of other tensors and, where given, of other heads."""
     return type(encoder).from_tensors(
         tensors,
-        num_kv_heads=encoder.num_kv_heads,
+        num_kv_heads=num_kv_heads or encoder.num_kv_heads,
         group=encoder.group,
         head_dim=encoder.head_dim,
         **encoder.options(),
     )
+
+
+def _of_layer(encoder: Encoder, number: int, count: int) -> Encoder:
+    """The encoder of one of `count` layers that were trained together; a copy."""
+    heads = encoder.num_kv_heads // count
+    own = encoder.shard(range(number * heads, (number + 1) * heads))
+    return remake(own, {name: tensor.clone() for name, tensor in own.tensors().items()})
 
 
 def _stored(encoder: Encoder, dtype: str) -> Encoder:

@@ -1,6 +1,7 @@
 """Three splits of the texts: none is in two of them, and validation alone chooses the weights."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from hata_kernels.encoders import LinearEncoder
 from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training import train_layer as train_layer_module
 from hata_sglang.training.attention_mass import TopK
-from hata_sglang.training.capture import Capture
+from hata_sglang.training.capture import Capture, join
 from hata_sglang.training.data import DataError
-from hata_sglang.training.measured_layer import MeasuredLayer
+from hata_sglang.training.measured_layer import MeasuredLayers
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.splits import SPLITS, SplitFiles, describe_splits, read_splits
 
@@ -151,6 +152,9 @@ class Captures(dict):
         return super().__getitem__(name)
 
 
+OPTIONS = TrainOptions(bits=32, budgets=(BUDGET,), evaluate_every=1, patience=3, measured_queries=6)
+
+
 def trainer_of(encoders):
     """A trainer that has `encoders[n]` after step n."""
     trainer = SimpleNamespace(taken=0)
@@ -168,8 +172,8 @@ def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monke
     validation, held_out = [capture(70)], [capture(80)]
     masses = {}
     for name, captures in (("validation", validation), ("held_out", held_out)):
-        judge = MeasuredLayer(captures, 6, torch.device("cpu"))
-        masses[name] = [judge.mass(encoder, BUDGET) for encoder in encoders]
+        judge = MeasuredLayers(captures, 1, OPTIONS, torch.device("cpu"))
+        masses[name] = [judge.mass(encoder, BUDGET)[0] for encoder in encoders]
     best = {name: max(range(1, 9), key=found.__getitem__) for name, found in masses.items()}
     assert best["validation"] != best["held_out"]
 
@@ -177,13 +181,11 @@ def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monke
     made = SimpleNamespace(trainer=lambda *_: trainer)
     monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
     captures = Captures(trainer, train=[capture(1)], validation=validation, held_out=held_out)
-    options = TrainOptions(
-        bits=32, budgets=(BUDGET,), evaluate_every=1, patience=9, measured_queries=6
-    )
+    options = replace(OPTIONS, patience=9)
     bars = Progress(console=Console(quiet=True))
-    result = train_layer_module.train_layer(
-        captures, 0, "hata", 32, HataRecipe(steps=8), options, bars
-    )
+    result = train_layer_module.train_layers(
+        captures, [0], "hata", 32, HataRecipe(steps=8), options, bars
+    )[0]
 
     assert torch.equal(result.encoder.weight, encoders[best["validation"]].weight)
     assert result.masses[0]["hata"] == masses["held_out"][best["validation"]]
@@ -192,15 +194,52 @@ def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monke
 
 def test_training_stops_when_the_validation_mass_no_longer_rises(monkeypatch):
     captures = {name: [capture(number)] for number, name in enumerate(SPLITS)}
-    judge = MeasuredLayer(captures["validation"], 6, torch.device("cpu"))
+    judge = MeasuredLayers(captures["validation"], 1, OPTIONS, torch.device("cpu"))
     falling = sorted(map(planes, range(1, 20)), key=lambda e: judge.mass(e, BUDGET), reverse=True)
     trainer = trainer_of([planes(0), *falling])
     made = SimpleNamespace(trainer=lambda *_: trainer)
     monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
-    options = TrainOptions(
-        bits=32, budgets=(BUDGET,), evaluate_every=1, patience=3, measured_queries=6
-    )
     bars = Progress(console=Console(quiet=True))
-    recipe = HataRecipe(steps=15)
-    result = train_layer_module.train_layer(captures, 0, "hata", 32, recipe, options, bars)
-    assert result.steps == 1 + options.patience
+    found = train_layer_module.train_layers(
+        captures, [0], "hata", 32, HataRecipe(steps=15), OPTIONS, bars
+    )
+    assert found[0].steps == 1 + OPTIONS.patience
+
+
+def test_layers_trained_together_are_as_good_as_alone(monkeypatch):
+    """Each has its own heads, its own best step and its own masses."""
+    layers = [3, 5]
+    each = [{name: [capture(10 * layer + n)] for n, name in enumerate(SPLITS)} for layer in layers]
+    joined = {name: [join([own[name][0] for own in each])] for name in SPLITS}
+    best, stop = {}, {}
+    encoders = [[planes(seed + 30 * n) for seed in range(9)] for n in range(2)]
+    for n, layer in enumerate(layers):
+        judge = MeasuredLayers(each[n]["validation"], 1, OPTIONS, torch.device("cpu"))
+        masses = [judge.mass(encoder, BUDGET)[0] for encoder in encoders[n]]
+        best[layer] = max(range(1, 9), key=masses.__getitem__)
+        assert best[layer] != stop.get("other")
+        stop["other"] = best[layer]
+
+    def both(step):
+        weights = torch.cat([own[step].weight for own in encoders])
+        one = encoders[0][0]
+        return type(one).from_tensors(
+            {"weight": weights}, num_kv_heads=2 * one.num_kv_heads, group=one.group,
+            head_dim=one.head_dim, **one.options(),
+        )  # fmt: skip
+
+    trainer = trainer_of([both(step) for step in range(9)])
+    made = SimpleNamespace(trainer=lambda *_: trainer)
+    monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
+    bars = Progress(console=Console(quiet=True))
+    options = replace(OPTIONS, patience=9)
+    found = train_layer_module.train_layers(
+        joined, layers, "hata", 32, HataRecipe(steps=8), options, bars
+    )
+    assert list(found) == layers
+    for n, layer in enumerate(layers):
+        chosen = encoders[n][best[layer]]
+        assert torch.equal(found[layer].encoder.weight, chosen.weight)
+        judge = MeasuredLayers(each[n]["held_out"], 1, OPTIONS, torch.device("cpu"))
+        assert found[layer].masses[0]["hata"] == pytest.approx(judge.mass(chosen, BUDGET)[0])
+        assert found[layer].masses[0]["exact"] == pytest.approx(judge.exact(BUDGET)[0])

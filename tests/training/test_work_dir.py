@@ -47,7 +47,7 @@ def run(model_dir, text_file, out, work, recipe=RECIPE, method="hata", **options
 def calls(monkeypatch):
     """What ran: ("capture", layers) and ("train", layer), in order."""
     seen = []
-    train_layer = train_module.train_layer
+    train_layers = train_module.train_layers
 
     class CountedModel(TransformersModel):
         def __enter__(self):
@@ -60,12 +60,12 @@ def calls(monkeypatch):
             self.layers.add(tuple(layers))
             return super().run(jobs, layers)
 
-    def counted_train(captures, layer, *args):
-        seen.append(("train", layer))
-        return train_layer(captures, layer, *args)
+    def counted_train(captures, layers, *args):
+        seen.extend(("train", layer) for layer in layers)
+        return train_layers(captures, layers, *args)
 
     monkeypatch.setattr(captures_module, "ModelProcess", CountedModel)
-    monkeypatch.setattr(train_module, "train_layer", counted_train)
+    monkeypatch.setattr(train_module, "train_layers", counted_train)
     return seen
 
 
@@ -110,15 +110,15 @@ def test_other_texts_are_captured_anew(model_dir, text_file, tmp_path, calls):
 
 def test_a_run_that_was_cut_off_goes_on(model_dir, text_file, tmp_path, calls, monkeypatch):
     whole = run(model_dir, text_file, tmp_path / "whole", tmp_path / "work-1")
-    counted = train_module.train_layer
+    counted = train_module.train_layers
 
-    def cut_off(captures, layer, *args):
-        if layer == 1:
+    def cut_off(captures, layers, *args):
+        if 1 in layers:
             raise KeyboardInterrupt
-        return counted(captures, layer, *args)
+        return counted(captures, layers, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "train_layer", cut_off)
+        patch.setattr(train_module, "train_layers", cut_off)
         with pytest.raises(KeyboardInterrupt):
             run(model_dir, text_file, tmp_path / "a", tmp_path / "work-2")
     calls.clear()
@@ -164,3 +164,16 @@ def test_a_full_disk_is_refused_before_the_model_runs(
     with pytest.raises(HataError, match=r"disk at .*: expected .* GB free for.*--max-disk"):
         run(model_dir, text_file, tmp_path / "a", tmp_path / "work")
     assert calls == []
+
+
+def test_layers_can_be_trained_together(model_dir, text_file, tmp_path, calls, monkeypatch):
+    alone = run(model_dir, text_file, tmp_path / "alone", tmp_path / "work-1")
+    calls.clear()
+    monkeypatch.setattr(train_module, "together", lambda *_: 2)
+    both = run(model_dir, text_file, tmp_path / "both", tmp_path / "work-2")
+    assert calls == [("capture", (0, 1)), ("train", 0), ("train", 1)]
+    assert both.layers == alone.layers
+    # The first layer draws the same numbers first.
+    exact = [card.held_out[0].per_layer["exact"] for card in (alone, both)]
+    assert exact[0] == pytest.approx(exact[1], abs=1e-3)
+    assert both.held_out[0].mean["hata"] > both.held_out[0].mean["streaming"]

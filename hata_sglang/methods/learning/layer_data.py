@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from hata_sglang.training.capture import Capture
 
 
+#: Scores of queries with keys that are made at a time, to bound the memory.
+SCORES = 2**26
+
+
 @dataclass(frozen=True)
 class SequenceData:
-    """Queries and keys of one layer and sequence, by KV head.
+    """Queries and keys of one sequence by KV head, of one layer or of several with all their heads.
 
     Attributes
     ----------
@@ -46,8 +50,9 @@ class SequenceData:
         positions = capture.positions.to(device)
         tokens = torch.arange(k.shape[1], device=device)
         parts = []
-        for start in range(0, count, 64):  # bounds the [Hkv, n, G, S] scores in memory
-            rows = slice(start, start + 64)
+        for rows in torch.arange(count, device=device).split(
+            max(1, SCORES // (heads * len(tokens)))
+        ):
             logits = torch.einsum("hngd,hsd->hngs", q[:, rows] * capture.scale, k)
             future = tokens > positions[rows, None, None]
             parts.append(logits.masked_fill_(future, -torch.inf).logsumexp(-1))
