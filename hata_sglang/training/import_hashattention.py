@@ -8,8 +8,6 @@ conversion of sparse-attention-hub makes of it. See docs/hashattention.md.
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +19,11 @@ import torch
 from hata_kernels.encoders import Encoder, MlpEncoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.problems import shorten
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.files import file_sha256
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.checkpoint import model_revision, read_config
 from hata_sglang.training.report import versions
-from hata_sglang.training.safe_pickle import Array, Room
 from hata_sglang.training.tensor_files import load_state_dict, load_tensor_pickle
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
 
@@ -105,8 +102,7 @@ def import_hashattention(
     if found != list(range(expected)):
         in_order = found == list(range(len(found)))
         named = f"{len(found)} layers" if in_order else f"layers {format_layers(found)}"
-        problem = Problem(str(file), f"{expected} layers, as {model_dir.name} has", named)
-        raise Refusal([problem])
+        raise Refusal.of(file, f"{expected} layers, as {model_dir.name} has", named)
     encoders = {layer: encoders[layer] for layer in plan.trained}
     first = encoders[plan.trained[0]]
     card = Card(
@@ -152,7 +148,7 @@ def read_layers(file: Path) -> LayerTensors:
     """
     read = {"state dict": _from_state_dict, "converted weights": _from_pickle}[_format(file)]
     try:
-        return read(file, Room(os.path.getsize(file)))
+        return read(file)
     except HataError:
         raise
     # Whatever else goes wrong is a structure that nobody described.
@@ -162,14 +158,13 @@ def read_layers(file: Path) -> LayerTensors:
 
 
 def _format(file: Path) -> str:
-    formats = {".pt": "state dict", ".pth": "state dict", ".bin": "state dict"}
-    formats[".pkl"] = "converted weights"
+    formats = dict.fromkeys((".pt", ".pth", ".bin"), "state dict") | {".pkl": "converted weights"}
     if file.suffix not in formats:
         raise Refusal.of(file, f"a name that ends in {', '.join(formats)}", repr(file.suffix))
     return formats[file.suffix]
 
 
-def _from_state_dict(file: Path, room: Room) -> LayerTensors:
+def _from_state_dict(file: Path) -> LayerTensors:
     found: dict[tuple[int, str, int, str], dict[int, torch.Tensor]] = {}
     state = load_state_dict(file)
     if not isinstance(state, Mapping) or not state:
@@ -181,7 +176,7 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
                 "names LAYER.learning_to_hash_transformation_(q|k).HEAD.(0|2|4).(weight|bias)"
             )
             raise Refusal.of(file, expected, shorten(name))
-        tensor = _tensor(value, room)
+        tensor = _tensor(value)
         place = (int(match[1]), _SIDES[match[2]], int(match[4]) // 2, match[5])
         # nn.Linear keeps [out, in].
         tensor = tensor.mT if match[5] == "weight" else tensor
@@ -197,7 +192,7 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
     return layers
 
 
-def _from_pickle(file: Path, room: Room) -> LayerTensors:
+def _from_pickle(file: Path) -> LayerTensors:
     content = load_tensor_pickle(file)
     if not isinstance(content, Mapping) or not content:
         raise Refusal.of(file, "a dict of layers", _kind(content))
@@ -213,20 +208,16 @@ def _from_pickle(file: Path, room: Room) -> LayerTensors:
             side, field = name.split("_")
             kind = "weight" if field == "matrix" else "bias"
             for n, value in enumerate(values):
-                tensors[f"{side}.{n}.{kind}"] = _tensor(value, room)
+                tensors[f"{side}.{n}.{kind}"] = _tensor(value)
     return layers
 
 
-def _tensor(value: Any, room: Room) -> torch.Tensor:
-    if isinstance(value, Array):
-        value = value.numbers
-    elif not isinstance(value, torch.Tensor):
-        raise TypeError(f"expected a tensor, found {type(value).__name__}")
-    # Counted once for every place that names it: each gets a copy.
-    room.take(math.prod(value.shape), value.itemsize)
+def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float32))
-    return value.float()
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"expected a tensor, found {type(value).__name__}")
+    return value.detach().float()
 
 
 def _kind(value: Any) -> str:
