@@ -62,12 +62,6 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help='of SGLang, for every arm, in one string: "--mem-fraction-static 0.85"',
     )
     parser.add_argument(
-        "--profile",
-        type=Path,
-        metavar="DIR",
-        help="run every workload once more under SGLang's profiler; gets a folder for each",
-    )
-    parser.add_argument(
         "--out", type=Path, required=True, help="CSV; rows that one there has are skipped"
     )
 
@@ -155,6 +149,5 @@ def run_serve(args: argparse.Namespace) -> int:
             model=model.name,
             weights="dummy weights" if dummy else "checkpoint",
             vocabulary=config["vocab_size"],
-            traces=args.profile,
         )
     return 1 if failed else 0
