@@ -327,7 +327,7 @@ def test_every_bad_set_of_weights_is_reported(yaml, model, weights, capsys):
 
 
 def test_weights_command_lists_what_is_shipped(monkeypatch, capsys, tmp_path, weights):
-    import hata_sglang.weights as module
+    from hata_sglang.weights import check as module
 
     weights()
     load = module.load_weights
@@ -399,10 +399,10 @@ def test_a_command_that_refuses(monkeypatch, capsys, command, module, name):
 
 
 def test_other_exceptions_keep_their_traceback(monkeypatch, model):
-    def broken(file, model_dir):
+    def broken(args):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("hata_sglang.weights.check.run", broken)
+    monkeypatch.setattr("hata_sglang.weights.check.run_check", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         check("x.yaml", model)
 
