@@ -38,7 +38,7 @@ def rows(path):
         return list(csv.DictReader(stream))
 
 
-SMALL = ("--tasks", "needle", "--lengths", "3000", "--samples", "11")
+SMALL = ("--tasks", "niah_single_1", "--lengths", "3000", "--samples", "11")
 
 
 def test_a_running_server_is_graded_and_the_report_made(fake, config, tmp_path, capsys):
