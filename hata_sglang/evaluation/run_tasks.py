@@ -37,7 +37,7 @@ TEXT_LIMIT = 200
 
 
 def task_names(words: Iterable[str]) -> list[str]:
-    """Names of tasks out of names and ``ruler``, which stands for all, each once, in this order.
+    """Names of tasks out of names and ``niah``, which stands for all, each once, in this order.
 
     Raises
     ------
@@ -46,10 +46,10 @@ def task_names(words: Iterable[str]) -> list[str]:
     """
     names: dict[str, None] = {}
     for word in words:
-        if word not in TASKS and word != "ruler":
-            known = ", ".join(sorted({"ruler", *TASKS}))
+        if word not in TASKS and word != "niah":
+            known = ", ".join(("niah", *TASKS))
             raise Refusal.of("--tasks", f"some of {known}", repr(word))
-        names.update(dict.fromkeys(TASKS if word == "ruler" else [word]))
+        names.update(dict.fromkeys(TASKS if word == "niah" else [word]))
     return list(names)
 
 

@@ -1,9 +1,8 @@
-"""What a task is: a maker of samples, the same ones for every arm of a comparison."""
+"""One prompt of a task, the same for every arm of a comparison."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -43,33 +42,3 @@ class Sample:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""
         text = answer.lower()
         return sum(each.lower() in text for each in self.references) / len(self.references)
-
-
-@runtime_checkable
-class Task(Protocol):
-    """A maker of samples; ours are frozen dataclasses whose fields are the task's settings."""
-
-    name: str
-
-    def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
-        """Make `count` samples; the same arguments give the same samples.
-
-        Parameters
-        ----------
-        count : int
-        length : int
-            Tokens at most of a prompt in the chat template and its answer together.
-        tokenizer : transformers tokenizer
-            With a chat template.
-        seed : int
-
-        Returns
-        -------
-        list of Sample
-
-        Raises
-        ------
-        HataError
-            If a number is out of range, or `length` is too short for the task.
-        """
-        ...

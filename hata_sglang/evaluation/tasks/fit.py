@@ -76,7 +76,7 @@ def fitted(
         (index of the sample, units of haystack) -> Sample, but for its length. The same arguments
         give the same, so that it depends on nothing but its index and the seed in `build`.
     count, length, tokenizer
-        As in `Task.samples`.
+        As in `NeedleTask.samples`.
     least, most : int
         Units of haystack allowed; `most` None: any number.
     start : int, default 16

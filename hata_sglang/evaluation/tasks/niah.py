@@ -55,7 +55,27 @@ class NeedleTask:
         return self.num_keys * self.num_values
 
     def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
-        """See `Task.samples`. With one needle, ``info["depth"]`` is the share of text before it."""
+        """Make `count` samples; the same arguments give the same samples.
+
+        Parameters
+        ----------
+        count : int
+        length : int
+            Tokens at most of a prompt in the chat template and its answer together.
+        tokenizer : transformers tokenizer
+            With a chat template.
+        seed : int
+
+        Returns
+        -------
+        list of Sample
+            With one needle, ``info["depth"]`` is the share of text before it.
+
+        Raises
+        ------
+        HataError
+            If a number is out of range, or `length` is too short for the task.
+        """
         limited = self.haystack == "needles" and self.keys == "words"
         return fitted(
             lambda index, units: self._build(seed, index, units),

@@ -18,7 +18,7 @@ def read_yaml(name: str) -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def unpack(name: str) -> str:
-    """A text that is kept compressed, such as ``words.txt.gz``."""
+    """A text that is kept compressed, such as the novel."""
     return gzip.decompress(_DATA.joinpath(name).read_bytes()).decode("utf-8")
 
 
