@@ -105,13 +105,8 @@ def make_chunks(
     Refusal
         If the text is too short, or a number out of range.
     """
-    for name, value, least in (
-        ("--chunks", count, 1),
-        ("--context", context, 3),
-        ("--continuation", continuation, 1),
-    ):
-        if value < least:
-            raise Refusal.of(name, f"at least {least}", str(value))
+    if context < 3:
+        raise Refusal.of("--context", "at least 3", str(context))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # What the tokenizer puts before any text (Llama's and Gemma's first token), and nothing else.
     first = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1]

@@ -103,7 +103,7 @@ def run_samples(
             "task": sample.task,
             "length": length,
             "index": sample.index,
-            "depth": sample.info.get("depth", ""),
+            "depth": "" if sample.depth is None else sample.depth,
             "reference": " | ".join(sample.references)[:TEXT_LIMIT],
             "seed": seed,
             # Pairs samples between files: an index may mean another prompt when --samples changes.

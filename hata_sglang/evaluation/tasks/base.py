@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Sample:
         Start of the assistant's answer, which the model goes on from. Default: none.
     tokens : int
         Length of the prompt in the chat template, `opening` included.
-    info : dict
-        What else the results table says: ``depth``, ``length`` and so on.
+    depth : float or None
+        Share of the haystack before the answer, where it is one place.
     """
 
     task: str
@@ -36,7 +36,7 @@ class Sample:
     new_tokens: int
     opening: str = ""
     tokens: int = 0
-    info: dict[str, str | int | float] = field(default_factory=dict)
+    depth: float | None = None
 
     def score(self, answer: str) -> float:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""

@@ -108,7 +108,6 @@ def fitted(
                 f"{setting}: expected fewer than {size} tokens, which take all the haystack there "
                 f"is, found {length}"
             )
-        info = {"length": length, **sample.info}
-        samples.append(replace(sample, tokens=size - sample.new_tokens, info=info))
+        samples.append(replace(sample, tokens=size - sample.new_tokens))
         start = units
     return samples

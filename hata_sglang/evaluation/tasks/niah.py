@@ -69,7 +69,6 @@ class NeedleTask:
         Returns
         -------
         list of Sample
-            With one needle, ``info["depth"]`` is the share of text before it.
 
         Raises
         ------
@@ -125,7 +124,7 @@ class NeedleTask:
             ),
             new_tokens=NEW_TOKENS,
             opening=opening.format(kind=kind, query=query),
-            info={"depth": round(at[0] / units, 3)} if self.needles == 1 else {},
+            depth=round(at[0] / units, 3) if self.needles == 1 else None,
         )
 
     def _sentences(self, keys: list[str], values: list[str]) -> list[str]:
