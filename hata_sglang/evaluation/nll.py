@@ -21,8 +21,7 @@ from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.evaluation.tasks.prose import NOVEL
-from hata_sglang.evaluation.tasks.stored import unpack
+from hata_sglang.evaluation.tasks.prose import NOVEL, novel
 
 COLUMNS = (
     "arm",
@@ -73,7 +72,7 @@ def read_text(path: str | Path | None = None) -> tuple[str, str]:
         If the file is missing or not UTF-8.
     """
     if path is None:
-        return NOVEL, unpack(f"{NOVEL}.txt.gz")
+        return NOVEL, novel()
     try:
         return Path(path).stem, Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

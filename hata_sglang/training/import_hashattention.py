@@ -35,7 +35,7 @@ _STATE_KEY = re.compile(
     re.ASCII,
 )
 _SIDES = {"q": "query", "k": "key"}
-_FIELDS = ("matrix", "bias")
+_KINDS = {"matrix": "weight", "bias": "bias"}
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,9 +120,6 @@ def import_hashattention(
             files={file.name: file_sha256(file)},
             sequences=0,
             tokens=0,
-            held_out_files={},
-            held_out_sequences=0,
-            held_out_tokens=0,
             step_chosen_on="nothing",
         ),
         seed=0,
@@ -165,7 +162,7 @@ def _format(file: Path) -> str:
 
 
 def _from_state_dict(file: Path) -> LayerTensors:
-    found: dict[tuple[int, str, int, str], dict[int, torch.Tensor]] = {}
+    found: dict[tuple[int, str], dict[int, torch.Tensor]] = {}
     state = load_state_dict(file)
     if not isinstance(state, Mapping) or not state:
         raise Refusal.of(file, "a dict of tensors (a state dict)", _kind(state))
@@ -176,19 +173,18 @@ def _from_state_dict(file: Path) -> LayerTensors:
                 "names LAYER.learning_to_hash_transformation_(q|k).HEAD.(0|2|4).(weight|bias)"
             )
             raise Refusal.of(file, expected, shorten(name))
-        tensor = _tensor(value)
-        place = (int(match[1]), _SIDES[match[2]], int(match[4]) // 2, match[5])
+        layer, side, head, place, kind = match.groups()
         # nn.Linear keeps [out, in].
-        tensor = tensor.mT if match[5] == "weight" else tensor
-        found.setdefault(place, {})[int(match[3])] = tensor
+        tensor = _tensor(value).mT if kind == "weight" else _tensor(value)
+        own = found.setdefault((int(layer), f"{_SIDES[side]}.{int(place) // 2}.{kind}"), {})
+        own[int(head)] = tensor
     layers: LayerTensors = {}
-    for (layer, side, n, kind), heads in found.items():
+    for (layer, name), heads in found.items():
         if sorted(heads) != list(range(len(heads))):
-            raise Refusal.of(
-                file, f"heads 0 to {len(heads) - 1} in layer {layer}", format_layers(heads)
-            )
+            expected = f"heads 0 to {len(heads) - 1} in layer {layer}"
+            raise Refusal.of(file, expected, format_layers(heads))
         stacked = torch.stack([heads[head] for head in range(len(heads))])
-        layers.setdefault(layer, {})[f"{side}.{n}.{kind}"] = stacked
+        layers.setdefault(layer, {})[name] = stacked
     return layers
 
 
@@ -197,7 +193,7 @@ def _from_pickle(file: Path) -> LayerTensors:
     if not isinstance(content, Mapping) or not content:
         raise Refusal.of(file, "a dict of layers", _kind(content))
     layers: LayerTensors = {}
-    wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _FIELDS}
+    wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _KINDS}
     for layer, lists in content.items():
         if not isinstance(layer, int) or not isinstance(lists, Mapping) or set(lists) != wanted:
             expected = f"layer numbers with {', '.join(sorted(wanted))}"
@@ -206,9 +202,8 @@ def _from_pickle(file: Path) -> LayerTensors:
         tensors = layers[layer] = {}
         for name, values in lists.items():
             side, field = name.split("_")
-            kind = "weight" if field == "matrix" else "bias"
             for n, value in enumerate(values):
-                tensors[f"{side}.{n}.{kind}"] = _tensor(value)
+                tensors[f"{side}.{n}.{_KINDS[field]}"] = _tensor(value)
     return layers
 
 
@@ -227,17 +222,9 @@ def _kind(value: Any) -> str:
 def _encoder(
     file: Path, layer: int, tensors: Mapping[str, torch.Tensor], fingerprint: Fingerprint
 ) -> Encoder:
-    heads = fingerprint.num_key_value_heads
     try:
-        return MlpEncoder(
-            tensors,
-            num_kv_heads=heads,
-            group=fingerprint.num_attention_heads // heads,
-            head_dim=fingerprint.head_dim,
-        )
+        return MlpEncoder(tensors, **fingerprint.shape.sizes)
     except ValueError as error:
-        expected = (
-            f"MLPs of {fingerprint.num_attention_heads} query heads from {fingerprint.head_dim} "
-            "numbers to 32 bits, as the model has"
-        )
+        size = f"{fingerprint.num_attention_heads} query heads from {fingerprint.head_dim} numbers"
+        expected = f"MLPs of {size} to 32 bits, as the model has"
         raise Refusal.of(f"{file}, layer {layer}", expected, str(error)) from error

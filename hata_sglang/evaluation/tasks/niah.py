@@ -12,8 +12,7 @@ from typing import Any, Literal
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.prose import NOISE, prose
-from hata_sglang.evaluation.tasks.stored import WORDING
-from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
+from hata_sglang.evaluation.tasks.words import MOST_KEYS, WORDING, numbers, uuids, word_keys
 
 NEW_TOKENS = 128
 #: Shares of the prose before a needle: 40, evenly from none to all.

@@ -1,13 +1,17 @@
-"""Words to build keys and lists of: part of the package, so that the same seed gives the same."""
+"""RULER's wording, and keys and values: the same seed gives the same, as all is in ``data/``."""
 
 from __future__ import annotations
 
 import random
 import uuid
+from importlib.resources import files
 
-from hata_sglang.evaluation.tasks.stored import read_yaml
+import yaml
 
-_KEYS = read_yaml("keys.yaml")
+_DATA = files("hata_sglang.evaluation") / "tasks" / "data"
+#: RULER's instructions, questions and openings of the answer.
+WORDING = yaml.safe_load(_DATA.joinpath("ruler.yaml").read_text("utf-8"))
+_KEYS = yaml.safe_load(_DATA.joinpath("keys.yaml").read_text("utf-8"))
 ADJECTIVES, NOUNS = (tuple(_KEYS[kind].split()) for kind in ("adjectives", "nouns"))
 #: Different keys there are.
 MOST_KEYS = len(ADJECTIVES) * len(NOUNS)
