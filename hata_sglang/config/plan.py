@@ -40,19 +40,14 @@ class LayerPlan:
 
     layer: int
     dense: bool
-    method: str | None
-    bits: int | None
-    weights: str | None
-    seed: int | None
-    budget: Budget | None
-    sink: int
-    recent: int
+    method: str | None = None
+    bits: int | None = 0
+    weights: str | None = None
+    seed: int | None = None
+    budget: Budget | None = None
+    sink: int = 0
+    recent: int = 0
     scale_bits: int = 0
-
-    @classmethod
-    def of_dense(cls, layer: int) -> LayerPlan:
-        """The plan of a dense layer."""
-        return cls(layer, True, None, 0, None, None, None, 0, 0)
 
     @property
     def ranks(self) -> Literal["codes", "scores", "positions"] | None:

@@ -325,7 +325,7 @@ class HataConfig(BaseModel):
     def _plan(self, layer: int, own: LayerOverride) -> LayerPlan:
         dense = layer in self.dense_layers if own.dense is None else own.dense
         if dense:
-            return LayerPlan.of_dense(layer)
+            return LayerPlan(layer, dense=True)
 
         def pick(key: str) -> Any:
             value = getattr(own, key)
