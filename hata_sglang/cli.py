@@ -17,39 +17,42 @@ from hata_sglang.errors import HataError
 EXIT_REFUSED = 2
 
 
-#: Command: module and the name of what it declares and runs there, and a summary.
+#: Command: module and function that declares its arguments, their `action` too, and a summary.
 COMMANDS = {
     "config check": (
-        "hata_sglang.weights.check:check",
+        "hata_sglang.weights.check:add_check_arguments",
         "check a YAML file against a model; print what it means for each layer",
     ),
-    "train": ("hata_sglang.training.cli:train", "train hash weights for a model"),
+    "train": ("hata_sglang.training.cli:add_train_arguments", "train hash weights for a model"),
     "import-hashattention": (
-        "hata_sglang.training.import_hashattention:import",
+        "hata_sglang.training.import_hashattention:add_import_arguments",
         "turn weights that HashAttention's authors published into a set",
     ),
-    "eval": ("hata_sglang.evaluation.cli:eval", "measure quality, dense and per method"),
+    "eval": (
+        "hata_sglang.evaluation.cli:add_eval_arguments",
+        "measure quality, dense and per method",
+    ),
     "bench": (
-        "hata_sglang.bench.cli:bench",
+        "hata_sglang.bench.cli:add_bench_arguments",
         "measure speed: a sparse layer on a GPU, a server, and plots",
     ),
     "demo-model": (
-        "hata_sglang.demo.model:demo_model",
+        "hata_sglang.demo.model:add_demo_model_arguments",
         "get the demo model (SmolLM2-135M-Instruct), once, and print its folder",
     ),
-    "weights": ("hata_sglang.weights.check:weights", "list the shipped hash weights"),
+    "weights": ("hata_sglang.weights.check:add_weights_arguments", "list the shipped hash weights"),
 }
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
     place, summary = COMMANDS[name]
-    module, _, own = place.partition(":")
-    code = import_module(module)
+    module, _, declare = place.partition(":")
     parser = argparse.ArgumentParser(
         prog=f"hata-sglang {name}", description=f"{summary[0].upper()}{summary[1:]}."
     )
-    getattr(code, f"add_{own}_arguments")(parser)
-    return getattr(code, f"run_{own}")(parser.parse_args(argv))
+    getattr(import_module(module), declare)(parser)
+    args = parser.parse_args(argv)
+    return args.action(args)
 
 
 def build_parser() -> argparse.ArgumentParser:

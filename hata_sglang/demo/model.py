@@ -275,6 +275,7 @@ def model_folder(given: Path) -> Path:
 
 def add_demo_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang demo-model`` on `parser`."""
+    parser.set_defaults(action=run_demo_model)
     parser.add_argument(
         "--cache-dir",
         type=Path,

@@ -53,7 +53,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     Parameters
     ----------
     parser : argparse.ArgumentParser
-        Of `eval`. Its namespaces have the attribute `action`, for `run_eval`.
+        Of `eval`.
     """
     from hata_sglang.evaluation.budgets import read_count
     from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
@@ -93,17 +93,6 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
     offline = add("offline", run_offline, "Judge selectors on captured queries, keys and values.")
     add_offline_arguments(offline)
-
-
-def run_eval(args: argparse.Namespace) -> int:
-    """Run the sub-command that `add_eval_arguments` parsed.
-
-    Returns
-    -------
-    int
-        0; what is wrong is raised as `HataError`.
-    """
-    return args.action(args)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -53,6 +53,7 @@ class _ListOptions(argparse.Action):
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang train`` on `parser`."""
+    parser.set_defaults(action=run_train)
     need = parser.add_argument_group("what to train")
     need.add_argument("--model", type=Path, required=True, help="Hugging Face checkpoint folder")
     need.add_argument(

@@ -40,6 +40,7 @@ _KINDS = {"matrix": "weight", "bias": "bias"}
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang import-hashattention`` on `parser`."""
+    parser.set_defaults(action=run_import)
     parser.add_argument("file", type=Path, metavar="FILE", help="the authors' .pt or .pkl file")
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint folder of the model it is for"

@@ -210,6 +210,7 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang config check`` on `parser`."""
+    parser.set_defaults(action=run_check)
     parser.add_argument("file", metavar="FILE", type=Path, help="the YAML configuration")
     parser.add_argument(
         "--model",
@@ -257,6 +258,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """``hata-sglang weights`` has no arguments."""
+    parser.set_defaults(action=run_weights)
 
 
 def run_weights(args: argparse.Namespace) -> int:
