@@ -16,7 +16,6 @@ from hata_sglang.errors import HataError
 
 EXIT_REFUSED = 2
 
-
 #: Command: module and function that declares its arguments, their `action` too, and a summary.
 COMMANDS = {
     "config check": (
