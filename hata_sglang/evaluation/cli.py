@@ -67,7 +67,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
     server = add("server", run_server, "Score tasks through servers, one CSV row per sample.")
     _add_where(server)
-    server.add_argument("--tasks", nargs="+", default=["niah"], help="names (niah: all eight)")
+    server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)

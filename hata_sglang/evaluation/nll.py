@@ -21,7 +21,8 @@ from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.evaluation.tasks.prose import NOVEL, novel
+from hata_sglang.evaluation.tasks.prose import NOVEL
+from hata_sglang.evaluation.tasks.stored import unpack
 
 COLUMNS = (
     "arm",
@@ -72,7 +73,7 @@ def read_text(path: str | Path | None = None) -> tuple[str, str]:
         If the file is missing or not UTF-8.
     """
     if path is None:
-        return NOVEL, novel()
+        return NOVEL, unpack(f"{NOVEL}.txt.gz")
     try:
         return Path(path).stem, Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -104,8 +105,13 @@ def make_chunks(
     Refusal
         If the text is too short, or a number out of range.
     """
-    if context < 3:
-        raise Refusal.of("--context", "at least 3", str(context))
+    for name, value, least in (
+        ("--chunks", count, 1),
+        ("--context", context, 3),
+        ("--continuation", continuation, 1),
+    ):
+        if value < least:
+            raise Refusal.of(name, f"at least {least}", str(value))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # What the tokenizer puts before any text (Llama's and Gemma's first token), and nothing else.
     first = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1]

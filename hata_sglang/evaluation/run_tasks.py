@@ -37,7 +37,7 @@ TEXT_LIMIT = 200
 
 
 def task_names(words: Iterable[str]) -> list[str]:
-    """Names of tasks out of names and ``niah``, which stands for all, each once, in this order.
+    """Names of tasks out of names and ``ruler``, which stands for all, each once, in this order.
 
     Raises
     ------
@@ -46,10 +46,10 @@ def task_names(words: Iterable[str]) -> list[str]:
     """
     names: dict[str, None] = {}
     for word in words:
-        if word not in TASKS and word != "niah":
-            known = ", ".join(("niah", *TASKS))
+        if word not in TASKS and word != "ruler":
+            known = ", ".join(sorted({"ruler", *TASKS}))
             raise Refusal.of("--tasks", f"some of {known}", repr(word))
-        names.update(dict.fromkeys(TASKS if word == "niah" else [word]))
+        names.update(dict.fromkeys(TASKS if word == "ruler" else [word]))
     return list(names)
 
 
@@ -103,7 +103,7 @@ def run_samples(
             "task": sample.task,
             "length": length,
             "index": sample.index,
-            "depth": "" if sample.depth is None else sample.depth,
+            "depth": sample.info.get("depth", ""),
             "reference": " | ".join(sample.references)[:TEXT_LIMIT],
             "seed": seed,
             # Pairs samples between files: an index may mean another prompt when --samples changes.

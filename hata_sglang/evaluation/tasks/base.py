@@ -1,8 +1,9 @@
-"""One prompt of a task, the same for every arm of a comparison."""
+"""What a task is: a maker of samples, the same ones for every arm of a comparison."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Sample:
         Start of the assistant's answer, which the model goes on from. Default: none.
     tokens : int
         Length of the prompt in the chat template, `opening` included.
-    depth : float or None
-        Share of the haystack before the answer, where it is one place.
+    info : dict
+        What else the results table says: ``depth``, ``length`` and so on.
     """
 
     task: str
@@ -36,9 +37,39 @@ class Sample:
     new_tokens: int
     opening: str = ""
     tokens: int = 0
-    depth: float | None = None
+    info: dict[str, str | int | float] = field(default_factory=dict)
 
     def score(self, answer: str) -> float:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""
         text = answer.lower()
         return sum(each.lower() in text for each in self.references) / len(self.references)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A maker of samples; ours are frozen dataclasses whose fields are the task's settings."""
+
+    name: str
+
+    def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
+        """Make `count` samples; the same arguments give the same samples.
+
+        Parameters
+        ----------
+        count : int
+        length : int
+            Tokens at most of a prompt in the chat template and its answer together.
+        tokenizer : transformers tokenizer
+            With a chat template.
+        seed : int
+
+        Returns
+        -------
+        list of Sample
+
+        Raises
+        ------
+        HataError
+            If a number is out of range, or `length` is too short for the task.
+        """
+        ...

@@ -76,7 +76,7 @@ def fitted(
         (index of the sample, units of haystack) -> Sample, but for its length. The same arguments
         give the same, so that it depends on nothing but its index and the seed in `build`.
     count, length, tokenizer
-        As in `NeedleTask.samples`.
+        As in `Task.samples`.
     least, most : int
         Units of haystack allowed; `most` None: any number.
     start : int, default 16
@@ -108,6 +108,7 @@ def fitted(
                 f"{setting}: expected fewer than {size} tokens, which take all the haystack there "
                 f"is, found {length}"
             )
-        samples.append(replace(sample, tokens=size - sample.new_tokens))
+        info = {"length": length, **sample.info}
+        samples.append(replace(sample, tokens=size - sample.new_tokens, info=info))
         start = units
     return samples

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from hata_sglang.evaluation.tasks.base import Sample
 from hata_sglang.evaluation.tasks.fit import fitted
 from hata_sglang.evaluation.tasks.prose import NOISE, prose
-from hata_sglang.evaluation.tasks.words import MOST_KEYS, WORDING, numbers, uuids, word_keys
+from hata_sglang.evaluation.tasks.stored import WORDING
+from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
 
 NEW_TOKENS = 128
 #: Shares of the prose before a needle: 40, evenly from none to all.
@@ -54,26 +55,7 @@ class NeedleTask:
         return self.num_keys * self.num_values
 
     def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
-        """Make `count` samples; the same arguments give the same samples.
-
-        Parameters
-        ----------
-        count : int
-        length : int
-            Tokens at most of a prompt in the chat template and its answer together.
-        tokenizer : transformers tokenizer
-            With a chat template.
-        seed : int
-
-        Returns
-        -------
-        list of Sample
-
-        Raises
-        ------
-        HataError
-            If a number is out of range, or `length` is too short for the task.
-        """
+        """See `Task.samples`. With one needle, ``info["depth"]`` is the share of text before it."""
         limited = self.haystack == "needles" and self.keys == "words"
         return fitted(
             lambda index, units: self._build(seed, index, units),
@@ -123,7 +105,7 @@ class NeedleTask:
             ),
             new_tokens=NEW_TOKENS,
             opening=opening.format(kind=kind, query=query),
-            depth=round(at[0] / units, 3) if self.needles == 1 else None,
+            info={"depth": round(at[0] / units, 3)} if self.needles == 1 else {},
         )
 
     def _sentences(self, keys: list[str], values: list[str]) -> list[str]:

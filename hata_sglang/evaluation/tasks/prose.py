@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from functools import cache
-from importlib.resources import files
 from itertools import cycle, islice
+
+from hata_sglang.evaluation.tasks.stored import unpack
 
 #: RULER's noise, repeated to any length (first used by passkey retrieval, arXiv 2305.16300).
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -38,15 +38,8 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 
 @cache
-def novel() -> str:
-    """The whole text of the novel in this package."""
-    packed = files("hata_sglang.evaluation") / "tasks" / "data" / f"{NOVEL}.txt.gz"
-    return gzip.decompress(packed.read_bytes()).decode("utf-8")
-
-
-@cache
 def _sentences() -> tuple[str, ...]:
-    return split_sentences(novel())
+    return split_sentences(unpack(f"{NOVEL}.txt.gz"))
 
 
 def prose(count: int) -> list[str]:

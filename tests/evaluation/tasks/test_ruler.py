@@ -4,7 +4,7 @@ import pytest
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.haystack import prompt_tokens
-from hata_sglang.evaluation.tasks import TASKS, Sample
+from hata_sglang.evaluation.tasks import TASKS, Sample, Task
 
 #: Published lengths of the answer (RULER, ``scripts/data/synthetic/constants.py``).
 NEW_TOKENS = {
@@ -12,6 +12,9 @@ NEW_TOKENS = {
     **{f"niah_multikey_{n}": 128 for n in (1, 2, 3)},
     "niah_multivalue": 128,
     "niah_multiquery": 128,
+    "vt": 30,
+    "cwe": 120,
+    "fwe": 50,
 }
 
 
@@ -26,6 +29,7 @@ def test_prompts_fill_the_length_and_hold_their_references(name, length, demo_to
         assert sample.tokens == prompt_tokens(demo_tokenizer, sample.prompt, sample.opening)
         # A sentence of the novel, or one UUID needle of three lines, may not fit any more.
         assert length - 120 < sample.tokens + sample.new_tokens <= length
+        assert sample.info["length"] == length
         assert sample.references
         assert len(set(sample.references)) == len(sample.references)
         assert all(reference in sample.prompt for reference in sample.references)
@@ -43,7 +47,7 @@ def test_the_seed_and_index_decide_a_sample(name, tokenizer):
     assert not {s.references for s in other} & {s.references for s in first}
 
 
-@pytest.mark.parametrize("name", ["niah_multikey_1", "niah_multikey_3"])
+@pytest.mark.parametrize("name", ["niah_multikey_1", "niah_multikey_3", "vt", "fwe"])
 def test_what_is_hidden_does_not_depend_on_the_length(name, tokenizer):
     short, long = (TASKS[name].samples(2, length, tokenizer, 0) for length in (2000, 6000))
     assert [s.references for s in short] == [s.references for s in long]
@@ -62,15 +66,13 @@ def test_no_samples_is_refused(name, tokenizer):
 
 
 def test_words_that_run_out_are_an_error(tokenizer):
-    with pytest.raises(
-        HataError, match=r"niah_multikey_2: expected fewer than \d+ .* found 2000000"
-    ):
-        TASKS["niah_multikey_2"].samples(1, 2_000_000, tokenizer, 0)
+    with pytest.raises(HataError, match=r"cwe: expected fewer than \d+ .* found 200000"):
+        TASKS["cwe"].samples(1, 200_000, tokenizer, 0)
 
 
 def test_every_name_is_its_tasks_name():
     assert set(NEW_TOKENS) == set(TASKS)
-    assert all(task.name == name for name, task in TASKS.items())
+    assert all(isinstance(task, Task) and task.name == name for name, task in TASKS.items())
 
 
 @pytest.mark.parametrize(
