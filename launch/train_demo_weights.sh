@@ -3,7 +3,7 @@
 # and captures. Validation texts choose each layer's training step; the shipped sets are older and
 # chose it on their held-out texts, so sets made now differ a little. Needs no GPU, and 2 GB of free
 # disk beside the environment. After running the model once, all seven sets took 83 minutes of one
-# CPU thread; on one H100 one to two minutes each (docs/results.md). Prints what each set took.
+# CPU thread; on one H100 one to two minutes each. Prints what each set took.
 #
 #   bash launch/train_demo_weights.sh [SET...]
 #

@@ -15,7 +15,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     Parameters
     ----------
     parser : argparse.ArgumentParser
-        Of `bench`. Its namespaces have the attribute `action`, for `run_bench`.
+        Of `bench`.
     """
     from hata_sglang.bench.serve_cli import add_serve_arguments, run_serve
 
@@ -36,18 +36,6 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("csv", nargs="+", type=Path)
     plot.add_argument("--out", type=Path, required=True, help="folder")
     plot.set_defaults(action=run_plot)
-
-
-def run_bench(args: argparse.Namespace) -> int:
-    """Run the sub-command that `add_bench_arguments` parsed.
-
-    Returns
-    -------
-    int
-        0; 1 where a part failed and the others went on. What is wrong with the call is raised as
-        `HataError`.
-    """
-    return args.action(args)
 
 
 def run_op(args: argparse.Namespace) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hata_sglang.bench.load import LoadError, send, speed
@@ -35,8 +33,6 @@ COLUMNS = (*KEYS, "backend", "inner_backend", *MEASURED, "note", *VERSIONS)
 WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
 #: Seconds that a server may take until it is idle after its last answer.
 IDLE_S = 10
-#: Seconds that a server may take to write a profile.
-PROFILE_S = 120
 
 
 def warm_up(server: ServerProcess, longest: int) -> None:
@@ -45,35 +41,8 @@ def warm_up(server: ServerProcess, longest: int) -> None:
     send(server.base_url, [prompt, prompt[: len(prompt) // 2 + 1]], WARM_UP_OUTPUT)
 
 
-def profile(server: ServerProcess, prompts: list[list[int]], output: int, folder: Path) -> None:
-    """Let SGLang's profiler write what the GPU does for prompts that the radix cache has.
-
-    Raises
-    ------
-    OSError
-        If `folder` is there already.
-    LoadError
-        If nothing is written.
-    """
-    folder.mkdir(parents=True)
-    where = {"output_dir": str(folder.resolve()), "activities": ["GPU"]}
-    server.client.tell("/start_profile", where)
-    send(server.base_url, prompts, output)
-    server.client.tell("/stop_profile")
-    end = time.monotonic() + PROFILE_S
-    while not list(folder.glob("*.gz")):
-        if time.monotonic() > end:
-            raise LoadError(f"{folder}: expected a profile within {PROFILE_S} s, found nothing")
-        time.sleep(0.5)
-    time.sleep(2)  # it is still being written
-
-
 def run_workload(
-    server: ServerProcess,
-    arm: ServeArm,
-    workload: Workload,
-    vocabulary: int,
-    traces: Path | None = None,
+    server: ServerProcess, arm: ServeArm, workload: Workload, vocabulary: int
 ) -> dict[str, Any]:
     """Run one workload on an empty radix cache.
 
@@ -85,9 +54,6 @@ def run_workload(
     workload : Workload
     vocabulary : int
         Token ids of prompts are below it.
-    traces : Path, optional
-        Gets a folder ``<arm>-<workload>-<users>x<tokens>`` with a profile of the same prompts once
-        more. Default: none is made.
 
     Returns
     -------
@@ -118,9 +84,6 @@ def run_workload(
         if not context:
             raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
         result["share_read"] = attended / context
-    if traces is not None:
-        name = f"{arm.name}-{workload.name}-{workload.users}x{workload.prompt}"
-        profile(server, prompts, workload.output, traces / name)
     return result
 
 
@@ -152,7 +115,6 @@ def run_arms(
     model: str,
     weights: str,
     vocabulary: int,
-    traces: Path | None = None,
 ) -> list[str]:
     """Run every arm's workloads that are not in the file yet.
 
@@ -166,8 +128,6 @@ def run_arms(
         Columns.
     vocabulary : int
         Token ids of prompts are below it.
-    traces : Path, optional
-        As in `run_workload`.
 
     Returns
     -------
@@ -191,7 +151,7 @@ def run_arms(
             with ServerProcess(arm.flags, log=log) as server:
                 warm_up(server, max(workload.prompt for workload in left))
                 for workload in left:
-                    result = run_workload(server, arm, workload, vocabulary, traces)
+                    result = run_workload(server, arm, workload, vocabulary)
                     row = to_row(keys(workload), arm, result)
                     results.append([row])
                     filled = (f"{name}={value}" for name, value in row.items() if value != "")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from hata_sglang.bench.shapes import SHAPES, read_shape, write_model
-from hata_sglang.bench.workloads import WORKLOADS, Workload, read_count, read_workload
+from hata_sglang.bench.workloads import WORKLOADS, Workload, read_workload
 from hata_sglang.errors import Refusal
+from hata_sglang.evaluation.budgets import read_count
 
 #: Tokens that every request generates, and of a question about a shared document; fewer on a CPU.
 OUTPUT, SMALL_OUTPUT = 256, 32
@@ -62,12 +61,6 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help='of SGLang, for every arm, in one string: "--mem-fraction-static 0.85"',
     )
     parser.add_argument(
-        "--profile",
-        type=Path,
-        metavar="DIR",
-        help="run every workload once more under SGLang's profiler; gets a folder for each",
-    )
-    parser.add_argument(
         "--out", type=Path, required=True, help="CSV; rows that one there has are skipped"
     )
 
@@ -92,25 +85,21 @@ def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
     return list(dict.fromkeys(made))
 
 
-def read_config(model: Path, needed: int) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint, whose contexts have to be of `needed` tokens.
+def check_model(folder: Path, needed: int) -> int:
+    """Make sure that a checkpoint takes contexts of `needed` tokens; gives its vocabulary's size.
 
     Raises
     ------
     Refusal
-        If there is none, or requests are longer than the model's context.
+        If it has no ``config.json``, or requests are longer than the model's context.
     """
-    path = model / "config.json"
-    if not path.is_file():
-        found = "no config.json in it" if model.is_dir() else "no such folder"
-        raise Refusal.of("--model", "a model's folder, with config.json", f"{model}: {found}")
-    config = json.loads(path.read_text())
-    config = config.get("text_config", config)
-    longest = config.get("max_position_embeddings")
-    if longest is not None and needed > longest:
-        expected = f"requests of at most {longest} tokens, the context of the model"
+    from hata_sglang.weights.check import read_model
+
+    model = read_model(folder)
+    if needed > model.context_len:
+        expected = f"requests of at most {model.context_len} tokens, the context of the model"
         raise Refusal.of("--workloads", expected, str(needed))
-    return config
+    return model.hf_config.vocab_size
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -143,7 +132,7 @@ def run_serve(args: argparse.Namespace) -> int:
         else:
             model = (args.model or ensure_demo_model()).resolve()
             configs = configs or [demo_config()]
-        config, dummy = read_config(model, needed), args.shape is not None
+        vocabulary, dummy = check_model(model, needed), args.shape is not None
         flags = serve_arms.common_flags(model, workloads, on_cpu=on_cpu, dummy=dummy, more=more)
         stock = args.attention_backend or ("torch_native" if on_cpu else "flashinfer")
         arms = serve_arms.make_arms(flags, stock, configs, folder)
@@ -154,7 +143,6 @@ def run_serve(args: argparse.Namespace) -> int:
             ResultFile(args.out, COLUMNS, KEYS),
             model=model.name,
             weights="dummy weights" if dummy else "checkpoint",
-            vocabulary=config["vocab_size"],
-            traces=args.profile,
+            vocabulary=vocabulary,
         )
     return 1 if failed else 0

@@ -110,16 +110,3 @@ def read_workload(text: str) -> tuple[str, tuple[int, int] | None]:
     if not (users.isdecimal() and digits.isdecimal() and int(users) and int(digits)):
         raise argparse.ArgumentTypeError(f"expected NAME=USERSxTOKENS (8x32K), found {text!r}")
     return name, (int(users), int(digits) * factor)
-
-
-def read_count(text: str) -> int:
-    """Read a whole number above 0.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If it is none.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)

@@ -51,7 +51,9 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    ratio: float | None = Field(description="a number above 0 and at most 1 (share of the context)")
+    ratio: float | None = Field(
+        ge=1 / RATIO_UNIT, le=1, description="a number above 0 and at most 1 (share of the context)"
+    )
     min: int = Field(ge=1, le=MAX_TOKENS, description=_TOKENS)
     max: int = Field(ge=1, le=MAX_TOKENS, description=_TOKENS)
 
@@ -68,21 +70,10 @@ class Budget(BaseModel):
     def _check(self) -> Budget:
         if self.ratio is None and self.min != self.max:
             raise PydanticCustomError("hata", "no ratio", {"expected": EXPECTED})
-        if self.ratio is not None and not 0 < self._ratio_units() <= RATIO_UNIT:
-            raise PydanticCustomError(
-                "hata",
-                "ratio out of range",
-                {
-                    "key": "ratio",
-                    "expected": type(self).model_fields["ratio"].description,
-                    "found": repr(self.ratio),
-                },
-            )
         if self.min > self.max:
+            found = f"min {self.min}, max {self.max}"
             raise PydanticCustomError(
-                "hata",
-                "min above max",
-                {"expected": "min <= max", "found": f"min {self.min}, max {self.max}"},
+                "hata", "min above max", {"expected": "min <= max", "found": found}
             )
         return self
 
@@ -93,9 +84,7 @@ class Budget(BaseModel):
         return {"ratio": self.ratio, "min": self.min, "max": self.max}
 
     def _ratio_units(self) -> int:
-        ratio = self.ratio or 0.0
-        # NaN and infinities have no integer value; they are outside (0, 1] all the same.
-        return round(ratio * RATIO_UNIT) if 0 < ratio <= 1 else 0
+        return round((self.ratio or 0) * RATIO_UNIT)
 
     @property
     def is_fixed(self) -> bool:

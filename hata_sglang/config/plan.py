@@ -40,19 +40,14 @@ class LayerPlan:
 
     layer: int
     dense: bool
-    method: str | None
-    bits: int | None
-    weights: str | None
-    seed: int | None
-    budget: Budget | None
-    sink: int
-    recent: int
+    method: str | None = None
+    bits: int | None = 0
+    weights: str | None = None
+    seed: int | None = None
+    budget: Budget | None = None
+    sink: int = 0
+    recent: int = 0
     scale_bits: int = 0
-
-    @classmethod
-    def of_dense(cls, layer: int) -> LayerPlan:
-        """The plan of a dense layer."""
-        return cls(layer, True, None, 0, None, None, None, 0, 0)
 
     @property
     def ranks(self) -> Literal["codes", "scores", "positions"] | None:
@@ -71,59 +66,3 @@ class LayerPlan:
         if self.bits is None:
             raise ValueError(f"bits of layer {self.layer}: expected a number, found none so far")
         return self.bits // 8 + self.scale_bits // 8
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One line of the table of `HataConfig.describe`.
-
-    Attributes
-    ----------
-    layer : int
-        Number of the layer, from 0.
-    mode : {"dense", "sparse"}
-    method, bits, budget, sink, recent : str
-        As in the plan; ``-`` where they do not apply.
-    tokens : tuple of int
-        Tokens read at each of the asked lengths; the whole length in a dense layer.
-    code_bytes : int
-        Bytes of codes and scales per token and KV head.
-    """
-
-    layer: int
-    mode: Literal["dense", "sparse"]
-    method: str
-    bits: str
-    budget: str
-    sink: str
-    recent: str
-    tokens: tuple[int, ...]
-    code_bytes: int
-
-    @classmethod
-    def of(cls, plan: LayerPlan, lengths: tuple[int, ...]) -> PlanRow:
-        """The row of one plan.
-
-        Parameters
-        ----------
-        plan : LayerPlan
-        lengths : tuple of int
-            Contexts, in tokens, to give the tokens read at.
-
-        Returns
-        -------
-        PlanRow
-        """
-        if plan.dense:
-            return cls(plan.layer, "dense", "-", "-", "-", "-", "-", lengths, 0)
-        return cls(
-            layer=plan.layer,
-            mode="sparse",
-            method=plan.method,
-            bits=str(plan.bits or "-"),
-            budget=str(plan.budget),
-            sink=str(plan.sink),
-            recent=str(plan.recent),
-            tokens=tuple(plan.budget.tokens(length) for length in lengths),
-            code_bytes=plan.code_bytes,
-        )

@@ -110,7 +110,6 @@ def schema_problems(
     reported = set()
     for item in error.errors(include_url=False):
         path = tuple(str(step) for step in item["loc"] if step != "[key]")
-        path += (item["ctx"]["key"],) if "key" in item.get("ctx", {}) else ()
         if path not in reported:
             reported.add(path)
             yield Problem(name(path), *_expected_and_found(item, path, root))

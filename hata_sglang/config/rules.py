@@ -176,22 +176,17 @@ def _dense_problems(
 
 
 def _overlap_problems(layers: Mapping, name: Namer) -> Iterator[Problem]:
-    """One problem for every range that shares layers with one that starts no later.
-
-    Of those, the one that ends last is named: comparing all pairs would take long for thousands.
-    """
-    known = [(place, str(key), span) for place, (key, span) in enumerate(_ranges(layers))]
-    longest = None
-    for current in sorted(known, key=lambda entry: (entry[2].start, entry[0])):
-        span = current[2]
-        if longest is not None and span.start < longest[2].stop:
-            shared = range(span.start, min(span.stop, longest[2].stop))
-            (_, earlier, _), (_, later, _) = sorted((longest, current))
-            yield Problem(
-                name(("layers", later)),
-                "each layer in one range",
-                f"{shorten(earlier)} and {shorten(later)} both holding layers "
-                f"{format_range(shared)}",
-            )
-        if longest is None or span.stop > longest[2].stop:
-            longest = current
+    """One problem for every range that shares layers with a sound one before it."""
+    holders: dict[int, tuple[str, range]] = {}
+    for key, span in _ranges(layers):
+        shared = next((layer for layer in span if layer in holders), None)
+        if shared is None:
+            holders.update(dict.fromkeys(span, (str(key), span)))
+            continue
+        earlier, held = holders[shared]
+        both = range(shared, min(span.stop, held.stop))
+        yield Problem(
+            name(("layers", str(key))),
+            "each layer in one range",
+            f"{shorten(earlier)} and {shorten(str(key))} both holding layers {format_range(both)}",
+        )

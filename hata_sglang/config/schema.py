@@ -34,7 +34,7 @@ from hata_sglang.config.budget import EXPECTED as BUDGET_EXPECTED
 from hata_sglang.config.budget import MAX_TOKENS, Budget
 from hata_sglang.config.layer_ranges import EXPECTED as RANGE_EXPECTED
 from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
-from hata_sglang.config.plan import LayerPlan, PlanRow
+from hata_sglang.config.plan import LayerPlan
 from hata_sglang.config.problems import nearest, schema_problems, shorten
 from hata_sglang.config.rules import rule_problems
 from hata_sglang.config.yaml_file import Source, read_mapping
@@ -325,7 +325,7 @@ class HataConfig(BaseModel):
     def _plan(self, layer: int, own: LayerOverride) -> LayerPlan:
         dense = layer in self.dense_layers if own.dense is None else own.dense
         if dense:
-            return LayerPlan.of_dense(layer)
+            return LayerPlan(layer, dense=True)
 
         def pick(key: str) -> Any:
             value = getattr(own, key)
@@ -344,26 +344,6 @@ class HataConfig(BaseModel):
             sink=pick("sink"),
             recent=pick("recent"),
         )
-
-    @staticmethod
-    def describe(
-        plans: Sequence[LayerPlan], lengths: Sequence[int] = (6_000, 32_768)
-    ) -> tuple[PlanRow, ...]:
-        """The resolved table, one row per layer.
-
-        Parameters
-        ----------
-        plans : sequence of LayerPlan
-            What `resolve` returned, with the bits of the weights filled in
-            (`hata_sglang.weights.encoders.load_encoders`).
-        lengths : sequence of int
-            Contexts, in tokens, to give the tokens read at.
-
-        Returns
-        -------
-        tuple of PlanRow
-        """
-        return tuple(PlanRow.of(plan, tuple(lengths)) for plan in plans)
 
 
 def _locate_weights(settings: dict, base_dir: Path) -> dict:

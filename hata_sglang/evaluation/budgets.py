@@ -1,4 +1,4 @@
-"""Budgets of a command line: as the YAML has them, and as the tables name them."""
+"""Numbers of a command line: budgets, as the YAML and the tables have them, and counts."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ def yaml_budget(value: int | float | None, kept: int) -> int | dict[str, Any] | 
 def budget_name(budget: Budget) -> str:
     """A budget as the tables name it: a share or a number of tokens."""
     return str(budget.min) if budget.ratio is None else f"{budget.ratio:g}"
+
+
+def read_count(text: str) -> int:
+    """Read a whole number above 0.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     from hata_sglang.evaluation.arms import ARMS, arm_weights
-    from hata_sglang.evaluation.budgets import read_budget
+    from hata_sglang.evaluation.budgets import read_budget, read_count
 
     where = parser.add_argument_group("a server that runs already")
     where.add_argument("--url", help="its root, such as http://127.0.0.1:30000")
@@ -43,7 +43,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--server-flags", default="", help='for every server, in one string: "--dtype float32"'
     )
-    parser.add_argument("--concurrency", type=int, default=1, help="requests at a time (1)")
+    parser.add_argument("--concurrency", type=read_count, default=1, help="requests at a time (1)")
     parser.add_argument("--out", type=Path, required=True, help="CSV; one there is gone on with")
 
 
@@ -53,8 +53,9 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     Parameters
     ----------
     parser : argparse.ArgumentParser
-        Of `eval`. Its namespaces have the attribute `action`, for `run_eval`.
+        Of `eval`.
     """
+    from hata_sglang.evaluation.budgets import read_count
     from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
 
     actions = parser.add_subparsers(metavar="ACTION", required=True)
@@ -68,15 +69,15 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_where(server)
     server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
-    server.add_argument("--samples", type=int, default=20, help="per task and length (20)")
+    server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
 
     nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
     _add_where(nll)
     nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
-    nll.add_argument("--chunks", type=int, default=8, help="stretches of the text (8)")
+    nll.add_argument("--chunks", type=read_count, default=8, help="stretches of the text (8)")
     nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
-    nll.add_argument("--continuation", type=int, default=1000, help="tokens counted (1000)")
+    nll.add_argument("--continuation", type=read_count, default=1000, help="tokens counted (1000)")
 
     report = add("report", run_report, "Make tables and plots of CSV files of any of these.")
     report.add_argument("csv", nargs="+", type=Path)
@@ -94,29 +95,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_offline_arguments(offline)
 
 
-def run_eval(args: argparse.Namespace) -> int:
-    """Run the sub-command that `add_eval_arguments` parsed.
-
-    Returns
-    -------
-    int
-        0; what is wrong is raised as `HataError`.
-    """
-    return args.action(args)
-
-
-def _check(args: argparse.Namespace, *names: str) -> None:
-    """Refuse unclear places and counts below 1, before anything is started."""
-    from hata_sglang.errors import Problem, refuse_any
+def _check(args: argparse.Namespace) -> None:
+    """Refuse unclear places before anything is started."""
     from hata_sglang.evaluation.server import exit_on_sigterm
     from hata_sglang.evaluation.serving import check_where
 
     check_where(args)
-    refuse_any(
-        Problem(f"--{name}", "at least 1", str(getattr(args, name)))
-        for name in (*names, "concurrency")
-        if getattr(args, name) < 1
-    )
     exit_on_sigterm()
 
 
@@ -149,7 +133,7 @@ def run_server(args: argparse.Namespace) -> int:
     from hata_sglang.evaluation.serving import tokenizer_of
     from hata_sglang.evaluation.tasks import TASKS
 
-    _check(args, "samples")
+    _check(args)
     tokenizer = tokenizer_of(args)
     asked = []
     for name in run_tasks.task_names(args.tasks):

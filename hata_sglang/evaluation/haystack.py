@@ -8,7 +8,7 @@ but the hidden fact looks like an answer.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -52,11 +52,11 @@ def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
 
 
 def document(
-    tokenizer: Any, tokens: int, seed: int | str, facts: Sequence[tuple[float, str]] = ()
+    tokenizer: Any, tokens: int, seed: int | str, fact: str = "", depth: float = 0.5
 ) -> str:
-    """Prose of a given length with sentences hidden in it.
+    """Prose of a given length with a sentence hidden in it.
 
-    Documents of one seed and length share every sentence before their first hidden one, so that a
+    Documents of one seed and length share every sentence before their hidden one, so that a
     server's prefix cache can serve that part of the later ones.
 
     Parameters
@@ -66,9 +66,10 @@ def document(
     tokens : int
         Length of the result at most; it falls short by less than one sentence (about 30 tokens).
     seed : int or str
-    facts : sequence of (depth, sentence), optional
-        Depth is the share of the prose that stands before the sentence, from 0 (first) to 1
-        (last). Default: none.
+    fact : str, default ""
+        The hidden sentence; empty: none.
+    depth : float, default 0.5
+        Share of the prose that stands before it, 0 to 1.
 
     Returns
     -------
@@ -78,33 +79,23 @@ def document(
     Raises
     ------
     ValueError
-        If a depth is outside 0 to 1, or the hidden sentences alone are longer than `tokens`.
+        If the hidden sentence alone is longer than `tokens`.
     """
-    for depth, sentence in facts:
-        if not 0 <= depth <= 1:
-            raise ValueError(f"depth of {sentence!r}: expected 0 to 1, found {depth}")
-    hidden = " ".join(sentence for _, sentence in facts)
-    room = tokens - (count_tokens(tokenizer, hidden) if hidden else 0)
-    if room < 0:
-        raise ValueError(
-            f"tokens: expected at least {tokens - room} for the hidden sentences, found {tokens}"
-        )
-    prose: list[str] = []
+    least = count_tokens(tokenizer, fact)
+    if least > tokens:
+        raise ValueError(f"tokens: expected at least {least} for the fact, found {tokens}")
+    prose, used = [], least
     for sentence in sentences(seed):
         # Sentences meet at spaces, where tokens of the usual vocabularies begin: lengths add up.
-        room -= count_tokens(tokenizer, f" {sentence}")
-        if room < 0:
+        used += count_tokens(tokenizer, f" {sentence}")
+        if used > tokens:
             break
         prose.append(sentence)
 
     def assemble() -> str:
-        parts = list(prose)
-        for depth, sentence in sorted(facts, reverse=True):
-            parts.insert(round(depth * len(prose)), sentence)
-        return " ".join(parts)
+        place = round(depth * len(prose))
+        return " ".join(prose[:place] + [fact] * bool(fact) + prose[place:])
 
-    text = assemble()
-    while prose and count_tokens(tokenizer, text) > tokens:
+    while prose and count_tokens(tokenizer, assemble()) > tokens:
         prose.pop()
-        text = assemble()
-    return text
+    return assemble()

@@ -51,23 +51,6 @@ class HiddenFact:
         return [{"role": "user", "content": self.prompt}]
 
 
-def hide(
-    tokenizer: Any, tokens: int, seed: str, city: str, number: str, depth: float
-) -> HiddenFact:
-    """One prompt of at most `tokens` tokens in the chat template, over a document of a seed.
-
-    Raises
-    ------
-    ValueError
-        If `tokens` leaves no room for a document.
-    """
-    question = f"\n\n{QUESTION.format(city=city)}"
-    fact = FACT.format(city=city, number=number)
-    room = tokens - prompt_tokens(tokenizer, question)
-    prompt = document(tokenizer, room, seed, [(depth, fact)]) + question
-    return HiddenFact(prompt, number, city, depth, prompt_tokens(tokenizer, prompt))
-
-
 def make_prompts(
     tokenizer: Any, n: int = 20, tokens: int = 6000, seed: int = 0, documents: int = 4
 ) -> list[HiddenFact]:
@@ -104,14 +87,18 @@ def make_prompts(
     dice = random.Random(f"hidden fact {seed}")
     cities = dice.sample(names, n)
     numbers = dice.sample(range(10_000, 100_000), n)
-    return [
-        hide(
-            tokenizer, tokens, f"{seed} {which}", cities[rank], str(numbers[rank]), (rank + 0.5) / n
-        )
-        for which in range(documents)
+    prompts = []
+    for which in range(documents):
         # Every `documents`-th of the n depths: each document has them from early to late.
-        for rank in range(which, n, documents)
-    ]
+        for rank in range(which, n, documents):
+            city, number, depth = cities[rank], str(numbers[rank]), (rank + 0.5) / n
+            question = f"\n\n{QUESTION.format(city=city)}"
+            fact = FACT.format(city=city, number=number)
+            room = tokens - prompt_tokens(tokenizer, question)
+            prompt = document(tokenizer, room, f"{seed} {which}", fact, depth) + question
+            length = prompt_tokens(tokenizer, prompt)
+            prompts.append(HiddenFact(prompt, number, city, depth, length))
+    return prompts
 
 
 def found(answer: str, text: str) -> bool:

@@ -1,84 +1,49 @@
-"""PNG plots of a report: quality against budget, a line per arm, and against bits, a panel each."""
+"""PNG plots of a report: task scores against budget, and attention mass against bits."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from hata_sglang.evaluation.report_data import OFFLINE, Entry, Row, Scores, by_method, scores
+from hata_sglang.evaluation.statistics import average
+from hata_sglang.plotting import Points, draw_lines, pyplot
 
-from hata_sglang.evaluation.report_data import (
-    NLL,
-    OFFLINE,
-    Entry,
-    Row,
-    Scores,
-    by_method,
-    scores,
-)
-from hata_sglang.evaluation.statistics import Estimate, average
-from hata_sglang.plotting import pyplot, save
+Values = dict[Entry, tuple[float, float, float]]
 
 
-def _lines(axes: Any, lines: Mapping[str, Mapping[float, Estimate]]) -> None:
-    for label in sorted(lines):
-        points = lines[label]
-        xs = sorted(points)
-        means = np.array([points[x].mean for x in xs])
-        # One sample has no interval: no bar.
-        low = [points[x].mean if points[x].low is None else points[x].low for x in xs]
-        high = [points[x].mean if points[x].high is None else points[x].high for x in xs]
-        bars = np.maximum([means - low, high - means], 0)
-        axes.errorbar(xs, means, yerr=bars, marker="o", capsize=3, label=label)
-    axes.set_xscale("log")
-    ticks = sorted({x for points in lines.values() for x in points})
-    axes.set_xticks(ticks, [f"{x:.2%}" if max(ticks) <= 1 else f"{x:g}" for x in ticks])
-    axes.minorticks_off()
+def _averages(found: Mapping[Entry, Scores]) -> Values:
+    values = {}
+    for entry, groups in found.items():
+        made = average(groups)
+        # One sample has no interval.
+        has_none = made.low is None or made.high is None
+        values[entry] = (made.mean, *((made.mean,) * 2 if has_none else (made.low, made.high)))
+    return values
 
 
-def _legend(axes: Any) -> None:
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def _against_budget(values: Mapping[Entry, Estimate], quality: str, path: Path) -> list[Path]:
-    lines: dict[str, dict[float, Estimate]] = defaultdict(dict)
+def _against_budget(values: Values) -> dict[str, dict[str, Points]]:
+    budgets = sorted({float(entry.budget) for entry in values if entry.budget})
+    lines: dict[str, dict] = defaultdict(dict)
     for entry, value in values.items():
-        if entry.budget:
-            bits = f", {entry.bits} bits" if entry.bits else ""
-            lines[entry.name + bits][float(entry.budget)] = value
-    if not lines:
-        return []
-    figure, axes = pyplot().subplots(figsize=(7, 4.5))
-    _lines(axes, lines)
-    for entry, value in values.items():
-        if not entry.budget:
-            axes.axhline(value.mean, color="black", linestyle="--", label=entry.name)
-    axes.set(xlabel="budget: tokens, or share of the context", ylabel=quality)
-    _legend(axes)
-    return [save(figure, path)]
+        label = entry.name + (f", {entry.bits} bits" if entry.bits else "")
+        # What has no budget is the same at each.
+        lines[label] |= dict.fromkeys([float(entry.budget)] if entry.budget else budgets, value)
+    return {"": lines} if budgets else {}
 
 
-def _against_bits(values: Mapping[Entry, Estimate], quality: str, path: Path) -> list[Path]:
-    panels: dict[str, dict[str, dict[float, Estimate]]] = defaultdict(lambda: defaultdict(dict))
-    for entry, value in values.items():
-        if entry.bits:
-            panels[entry.budget][entry.name][float(entry.bits)] = value
-    if not panels:
-        return []
-    figure, row = pyplot().subplots(
-        1, len(panels), figsize=(4 * len(panels) + 2, 4.5), sharey=True, squeeze=False
-    )
-    for axes, budget in zip(row[0], sorted(panels, key=float), strict=True):
-        _lines(axes, panels[budget])
+def _against_bits(values: Values) -> dict[str, dict[str, Points]]:
+    panels: dict[str, dict[str, dict]] = {}
+    for budget in sorted({entry.budget for entry in values if entry.bits}, key=float):
+        coded = {e: v for e, v in values.items() if e.bits and e.budget == budget}
+        lines = panels[f"budget {budget}"] = defaultdict(dict)
+        for entry, value in coded.items():
+            lines[entry.name][float(entry.bits)] = value
         # What codes are measured by: exact top-k of this budget.
         if exact := values.get(Entry("exact", "", budget)):
-            axes.axhline(exact.mean, color="black", linestyle=":", label="exact")
-        axes.set(xlabel="bits per token and KV head", title=f"budget {budget}")
-    _legend(axes)
-    row[0, 0].set_ylabel(quality)
-    return [save(figure, path)]
+            lines["exact"] = {float(entry.bits): exact for entry in coded}
+    return panels
 
 
 def write_plots(
@@ -107,18 +72,13 @@ def write_plots(
     """
     pyplot(instead="--no-plots")
     out.mkdir(parents=True, exist_ok=True)
-    kinds = [
-        (_against_budget, tasks, "average score", "tasks-budget.png"),
-        (_against_budget, scores(rows["nll"], NLL, "nll"), "NLL, nats per token", "nll-budget.png"),
-        (
-            _against_bits,
-            scores(by_method(rows["offline"]), OFFLINE, "relative_mass"),
-            "attention mass, relative to exact top-k",
-            "offline-bits.png",
-        ),
-    ]
     paths = []
-    for draw, found, quality, name in kinds:
-        values = {entry: average(groups) for entry, groups in found.items()}
-        paths += draw(values, quality, out / name)
+    if panels := _against_budget(_averages(tasks)):
+        x = "budget: tokens, or share of the context"
+        paths.append(draw_lines(panels, out / "tasks-budget.png", x=x, y="average score"))
+    masses = _averages(scores(by_method(rows["offline"]), OFFLINE, "relative_mass"))
+    if panels := _against_bits(masses):
+        y = "attention mass, relative to exact top-k"
+        x = "bits per token and KV head"
+        paths.append(draw_lines(panels, out / "offline-bits.png", x=x, y=y))
     return paths

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.provenance import provenance
 
 
@@ -49,8 +49,7 @@ class ResultFile:
         text = self.path.read_bytes()
         if not text.endswith(b"\n"):
             tail = text.rsplit(b"\n", 1)[-1][:80].decode(errors="replace")
-            problem = Problem(str(self.path), "whole rows (delete the last line)", repr(tail))
-            raise Refusal([problem])
+            raise Refusal.of(self.path, "whole rows (delete the last line)", repr(tail))
         with self.path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             if reader.fieldnames != self._header:

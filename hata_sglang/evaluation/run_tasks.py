@@ -12,7 +12,7 @@ from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.evaluation.tasks import RULER, TASKS, Sample
+from hata_sglang.evaluation.tasks import TASKS, Sample
 
 COLUMNS = (
     "arm",
@@ -37,7 +37,7 @@ TEXT_LIMIT = 200
 
 
 def task_names(words: Iterable[str]) -> list[str]:
-    """Names of tasks out of names and the group ``ruler``, each once, in this order.
+    """Names of tasks out of names and ``ruler``, which stands for all, each once, in this order.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def task_names(words: Iterable[str]) -> list[str]:
         if word not in TASKS and word != "ruler":
             known = ", ".join(sorted({"ruler", *TASKS}))
             raise Refusal.of("--tasks", f"some of {known}", repr(word))
-        names.update(dict.fromkeys([task.name for task in RULER] if word == "ruler" else [word]))
+        names.update(dict.fromkeys(TASKS if word == "ruler" else [word]))
     return list(names)
 
 

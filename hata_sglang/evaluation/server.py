@@ -67,6 +67,7 @@ class ServerProcess:
     client : Client
         For requests to it.
     log_path : Path
+        Where the server's output goes; None before the start if it is a temporary file.
     process : subprocess.Popen
 
     Raises
@@ -99,26 +100,19 @@ class ServerProcess:
         self.client = Client(self.base_url)
         self.timeout = timeout
         self.on_wait = on_wait
-        self._own_log = log is None
-        self._log = None if log is None else Path(log)
-
-    @property
-    def log_path(self) -> Path:
-        """Where the server's output goes; known once it was started."""
-        if self._log is None:
-            raise ServerError("the server has no log yet: it was not started")
-        return self._log
+        self._keeps_log = log is not None
+        self.log_path = None if log is None else Path(log)
 
     def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
         """Last lines of the server's output."""
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> ServerProcess:
-        if self._log is None:
+        if self.log_path is None:
             handle, name = tempfile.mkstemp(prefix="hata-server-", suffix=".log")
             os.close(handle)
-            self._log = Path(name)
-        with self._log.open("wb") as stream:
+            self.log_path = Path(name)
+        with self.log_path.open("wb") as stream:
             self.process = subprocess.Popen(
                 self.command,
                 env=self.env,
@@ -136,7 +130,7 @@ class ServerProcess:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
-        if self._own_log and kind is None:
+        if not self._keeps_log and kind is None:
             self.log_path.unlink()
 
     def _wait(self) -> None:
@@ -144,17 +138,17 @@ class ServerProcess:
         while True:
             waited = time.monotonic() - start
             code = self.process.poll()
-            if code is not None:
-                raise ServerError(
-                    f"the server ended with exit code {code} before it was ready. The end of "
-                    f"{self.log_path}:\n{self.log_tail()}"
-                )
-            if self.client.ready():
+            if code is None and self.client.ready():
                 return
-            if waited > self.timeout:
+            if code is not None or waited > self.timeout:
+                after = f"{self.timeout:.0f} s"
+                found = (
+                    f"was not ready after {after}"
+                    if code is None
+                    else f"ended with exit code {code}"
+                )
                 raise ServerError(
-                    f"the server was not ready after {self.timeout:.0f} s. The end of "
-                    f"{self.log_path}:\n{self.log_tail()}"
+                    f"the server {found}. The end of {self.log_path}:\n{self.log_tail()}"
                 )
             if self.on_wait is not None:
                 self.on_wait(waited)

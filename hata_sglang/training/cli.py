@@ -53,6 +53,7 @@ class _ListOptions(argparse.Action):
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang train`` on `parser`."""
+    parser.set_defaults(action=run_train)
     need = parser.add_argument_group("what to train")
     need.add_argument("--model", type=Path, required=True, help="Hugging Face checkpoint folder")
     need.add_argument(
@@ -146,13 +147,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="bound of the captures; layers are then captured in groups (default: no bound)",
     )
     how.add_argument(
-        "--plot",
-        type=Path,
-        default=None,
-        metavar="FILE.png",
-        help="draw the held-out attention mass per layer (needs matplotlib)",
-    )
-    how.add_argument(
         "--description", default="not described", help="of the training texts, for the card"
     )
 
@@ -168,14 +162,11 @@ def run_train(args: argparse.Namespace) -> int:
     import torch
 
     # Import transformers: not paid by ``--help``.
-    from hata_sglang.training.plot import check_plotting, plot_masses
     from hata_sglang.training.report import describe_cost
     from hata_sglang.training.train import TrainOptions, train
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise HataError("--device: expected a CUDA device for 'cuda', found none")
-    if args.plot is not None:
-        check_plotting(args.plot)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     common = {"steps": args.steps, "learning_rate": args.learning_rate}
@@ -205,8 +196,5 @@ def run_train(args: argparse.Namespace) -> int:
     for held_out in card.held_out:
         masses = ", ".join(f"{name} {mass:.4f}" for name, mass in held_out.mean.items())
         print(f"held-out attention mass at k = {held_out.budget}: {masses}")
-    if args.plot is not None:
-        plot_masses(card, args.plot)
-        print(f"wrote {args.plot}")
     print(describe_cost(card.created_by))
     return 0

@@ -8,8 +8,6 @@ conversion of sparse-attention-hub makes of it. See docs/hashattention.md.
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +19,11 @@ import torch
 from hata_kernels.encoders import Encoder, MlpEncoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.problems import shorten
-from hata_sglang.errors import HataError, Problem, Refusal
+from hata_sglang.errors import HataError, Refusal
 from hata_sglang.files import file_sha256
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.checkpoint import model_revision, read_config
 from hata_sglang.training.report import versions
-from hata_sglang.training.safe_pickle import Array, Room
 from hata_sglang.training.tensor_files import load_state_dict, load_tensor_pickle
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
 
@@ -38,11 +35,12 @@ _STATE_KEY = re.compile(
     re.ASCII,
 )
 _SIDES = {"q": "query", "k": "key"}
-_FIELDS = ("matrix", "bias")
+_KINDS = {"matrix": "weight", "bias": "bias"}
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang import-hashattention`` on `parser`."""
+    parser.set_defaults(action=run_import)
     parser.add_argument("file", type=Path, metavar="FILE", help="the authors' .pt or .pkl file")
     parser.add_argument(
         "--model", type=Path, required=True, help="checkpoint folder of the model it is for"
@@ -105,8 +103,7 @@ def import_hashattention(
     if found != list(range(expected)):
         in_order = found == list(range(len(found)))
         named = f"{len(found)} layers" if in_order else f"layers {format_layers(found)}"
-        problem = Problem(str(file), f"{expected} layers, as {model_dir.name} has", named)
-        raise Refusal([problem])
+        raise Refusal.of(file, f"{expected} layers, as {model_dir.name} has", named)
     encoders = {layer: encoders[layer] for layer in plan.trained}
     first = encoders[plan.trained[0]]
     card = Card(
@@ -124,9 +121,6 @@ def import_hashattention(
             files={file.name: file_sha256(file)},
             sequences=0,
             tokens=0,
-            held_out_files={},
-            held_out_sequences=0,
-            held_out_tokens=0,
             step_chosen_on="nothing",
         ),
         seed=0,
@@ -152,7 +146,7 @@ def read_layers(file: Path) -> LayerTensors:
     """
     read = {"state dict": _from_state_dict, "converted weights": _from_pickle}[_format(file)]
     try:
-        return read(file, Room(os.path.getsize(file)))
+        return read(file)
     except HataError:
         raise
     # Whatever else goes wrong is a structure that nobody described.
@@ -162,15 +156,14 @@ def read_layers(file: Path) -> LayerTensors:
 
 
 def _format(file: Path) -> str:
-    formats = {".pt": "state dict", ".pth": "state dict", ".bin": "state dict"}
-    formats[".pkl"] = "converted weights"
+    formats = dict.fromkeys((".pt", ".pth", ".bin"), "state dict") | {".pkl": "converted weights"}
     if file.suffix not in formats:
         raise Refusal.of(file, f"a name that ends in {', '.join(formats)}", repr(file.suffix))
     return formats[file.suffix]
 
 
-def _from_state_dict(file: Path, room: Room) -> LayerTensors:
-    found: dict[tuple[int, str, int, str], dict[int, torch.Tensor]] = {}
+def _from_state_dict(file: Path) -> LayerTensors:
+    found: dict[tuple[int, str], dict[int, torch.Tensor]] = {}
     state = load_state_dict(file)
     if not isinstance(state, Mapping) or not state:
         raise Refusal.of(file, "a dict of tensors (a state dict)", _kind(state))
@@ -181,28 +174,27 @@ def _from_state_dict(file: Path, room: Room) -> LayerTensors:
                 "names LAYER.learning_to_hash_transformation_(q|k).HEAD.(0|2|4).(weight|bias)"
             )
             raise Refusal.of(file, expected, shorten(name))
-        tensor = _tensor(value, room)
-        place = (int(match[1]), _SIDES[match[2]], int(match[4]) // 2, match[5])
+        layer, side, head, place, kind = match.groups()
         # nn.Linear keeps [out, in].
-        tensor = tensor.mT if match[5] == "weight" else tensor
-        found.setdefault(place, {})[int(match[3])] = tensor
+        tensor = _tensor(value).mT if kind == "weight" else _tensor(value)
+        own = found.setdefault((int(layer), f"{_SIDES[side]}.{int(place) // 2}.{kind}"), {})
+        own[int(head)] = tensor
     layers: LayerTensors = {}
-    for (layer, side, n, kind), heads in found.items():
+    for (layer, name), heads in found.items():
         if sorted(heads) != list(range(len(heads))):
-            raise Refusal.of(
-                file, f"heads 0 to {len(heads) - 1} in layer {layer}", format_layers(heads)
-            )
+            expected = f"heads 0 to {len(heads) - 1} in layer {layer}"
+            raise Refusal.of(file, expected, format_layers(heads))
         stacked = torch.stack([heads[head] for head in range(len(heads))])
-        layers.setdefault(layer, {})[f"{side}.{n}.{kind}"] = stacked
+        layers.setdefault(layer, {})[name] = stacked
     return layers
 
 
-def _from_pickle(file: Path, room: Room) -> LayerTensors:
+def _from_pickle(file: Path) -> LayerTensors:
     content = load_tensor_pickle(file)
     if not isinstance(content, Mapping) or not content:
         raise Refusal.of(file, "a dict of layers", _kind(content))
     layers: LayerTensors = {}
-    wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _FIELDS}
+    wanted = {f"{side}_{field}" for side in _SIDES.values() for field in _KINDS}
     for layer, lists in content.items():
         if not isinstance(layer, int) or not isinstance(lists, Mapping) or set(lists) != wanted:
             expected = f"layer numbers with {', '.join(sorted(wanted))}"
@@ -211,22 +203,17 @@ def _from_pickle(file: Path, room: Room) -> LayerTensors:
         tensors = layers[layer] = {}
         for name, values in lists.items():
             side, field = name.split("_")
-            kind = "weight" if field == "matrix" else "bias"
             for n, value in enumerate(values):
-                tensors[f"{side}.{n}.{kind}"] = _tensor(value, room)
+                tensors[f"{side}.{n}.{_KINDS[field]}"] = _tensor(value)
     return layers
 
 
-def _tensor(value: Any, room: Room) -> torch.Tensor:
-    if isinstance(value, Array):
-        value = value.numbers
-    elif not isinstance(value, torch.Tensor):
-        raise TypeError(f"expected a tensor, found {type(value).__name__}")
-    # Counted once for every place that names it: each gets a copy.
-    room.take(math.prod(value.shape), value.itemsize)
+def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float32))
-    return value.float()
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"expected a tensor, found {type(value).__name__}")
+    return value.detach().float()
 
 
 def _kind(value: Any) -> str:
@@ -236,17 +223,9 @@ def _kind(value: Any) -> str:
 def _encoder(
     file: Path, layer: int, tensors: Mapping[str, torch.Tensor], fingerprint: Fingerprint
 ) -> Encoder:
-    heads = fingerprint.num_key_value_heads
     try:
-        return MlpEncoder(
-            tensors,
-            num_kv_heads=heads,
-            group=fingerprint.num_attention_heads // heads,
-            head_dim=fingerprint.head_dim,
-        )
+        return MlpEncoder(tensors, **fingerprint.shape.sizes)
     except ValueError as error:
-        expected = (
-            f"MLPs of {fingerprint.num_attention_heads} query heads from {fingerprint.head_dim} "
-            "numbers to 32 bits, as the model has"
-        )
+        size = f"{fingerprint.num_attention_heads} query heads from {fingerprint.head_dim} numbers"
+        expected = f"MLPs of {size} to 32 bits, as the model has"
         raise Refusal.of(f"{file}, layer {layer}", expected, str(error)) from error

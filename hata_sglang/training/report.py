@@ -79,19 +79,14 @@ def training_data(splits: Splits, files: SplitFiles, description: str) -> Traini
     description : str
         Of the training texts.
     """
-    return TrainingData(
-        description=description,
-        files=_sums(files.train),
-        sequences=len(splits["train"]),
-        tokens=total_tokens(splits["train"]),
-        validation_files=_sums(files.validation),
-        validation_sequences=len(splits["validation"]),
-        validation_tokens=total_tokens(splits["validation"]),
-        held_out_files=_sums(files.held_out),
-        held_out_sequences=len(splits["held_out"]),
-        held_out_tokens=total_tokens(splits["held_out"]),
-        step_chosen_on="validation",
-    )
+    fields = {"description": description, "step_chosen_on": "validation"}
+    for prefix, split in (("", "train"), ("validation_", "validation"), ("held_out_", "held_out")):
+        fields |= {
+            f"{prefix}files": _sums(getattr(files, split)),
+            f"{prefix}sequences": len(splits[split]),
+            f"{prefix}tokens": total_tokens(splits[split]),
+        }
+    return TrainingData(**fields)
 
 
 def _sums(files: Sequence[str | Path]) -> dict[str, str]:

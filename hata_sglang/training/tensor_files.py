@@ -1,19 +1,16 @@
-"""Files of tensors from strangers: pickles, and what ``torch.save`` writes.
+"""Files of tensors from strangers: pickles, and what ``torch.save`` writes. Neither can run code.
 
-``torch.load(weights_only=True)`` runs nothing of a file either, but makes storages as large as a
-file of a few bytes says, and its errors advise to trust the file. So both formats of ``torch.save``
-are read here, by `hata_sglang.training.safe_pickle`: a zip archive (torch 1.6 and later), and
-several pickles with the numbers behind them, which is also how a plain pickle holds the numbers of
-a tensor.
+A pickle names functions and calls them. State dicts are read by ``torch.load(weights_only=True)``,
+and plain pickles by an unpickler that knows the few names which tensors, arrays and containers are
+made of: any other is refused before anything of it is called.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import struct
-import zipfile
+import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,16 +20,40 @@ import torch
 
 from hata_sglang.errors import Refusal
 from hata_sglang.files import open_regular
-from hata_sglang.training.safe_pickle import ForbiddenName, Room, TensorUnpickler
 
 #: HashAttention's MLPs for 126 layers of 128 heads take 5 GB in float32.
 MAX_BYTES = 2**33
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+def _read_saved(file: BinaryIO) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+_NAMES = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    # Torch's own would run whatever the bytes name.
+    ("torch.storage", "_load_from_bytes"): lambda content: _read_saved(io.BytesIO(content)),
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    # As numpy 1 and 2 call it.
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _NAMES[module, name]
+        except KeyError:
+            # In the words of torch, which `_load` reads.
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None
 
 
 def load_tensor_pickle(path: Path) -> Any:
-    """Load a pickle of floating-point tensors, arrays, dicts, lists, tuples, numbers and texts.
+    """Load a pickle of tensors, arrays, dicts, lists, tuples, numbers and texts.
 
     Parameters
     ----------
@@ -41,7 +62,7 @@ def load_tensor_pickle(path: Path) -> Any:
     Returns
     -------
     object
-        Tensors on the CPU; arrays are `hata_sglang.training.safe_pickle.Array`.
+        Tensors on the CPU.
 
     Raises
     ------
@@ -49,7 +70,8 @@ def load_tensor_pickle(path: Path) -> Any:
         If the file cannot be read, is no such pickle, or names anything else; then nothing that it
         names has been called.
     """
-    return _load(path, "a pickle of nothing but tensors, arrays, dicts and lists", _read_pickle)
+    expected = "a pickle of nothing but tensors, arrays, dicts and lists"
+    return _load(path, expected, lambda file: _TensorUnpickler(file).load())
 
 
 def load_state_dict(path: Path) -> Any:
@@ -57,99 +79,16 @@ def load_state_dict(path: Path) -> Any:
     return _load(path, "a state dict of tensors (torch.save)", _read_saved)
 
 
-def _load(path: Path, expected: str, read: Callable[[BinaryIO, Room], Any]) -> Any:
+def _load(path: Path, expected: str, read: Callable[[BinaryIO], Any]) -> Any:
     with open_regular(path, expected, MAX_BYTES) as file:
         try:
-            return read(file, Room(os.fstat(file.fileno()).st_size))
-        except ForbiddenName as error:
-            found = f"{error}, which was not run"
+            return read(file)
         except pickle.UnpicklingError as error:
-            found = str(error)
+            # Not torch's whole text: it advises to trust the file.
+            text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+            name = re.search(r"GLOBAL (\S+)", text)
+            found = f"{name[1]}, which was not run" if name else f"damage ({text.splitlines()[0]})"
         # Damaged files raise whatever their opcodes and lengths run into.
         except Exception as error:
             found = f"damage ({type(error).__name__}: {error})"
     raise Refusal.of(str(path), expected, found)
-
-
-def _read_pickle(file: BinaryIO, room: Room) -> Any:
-    def read_storage(content: bytes) -> torch.Tensor:
-        return _read_legacy(io.BytesIO(content), room)
-
-    return TensorUnpickler(file, room, _no_storage, read_storage).load()
-
-
-def _read_saved(file: BinaryIO, room: Room) -> Any:
-    is_archive = file.read(4) == b"PK\3\4"
-    file.seek(0)
-    return (_read_archive if is_archive else _read_legacy)(file, room)
-
-
-def _read_archive(file: BinaryIO, room: Room) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        # torch.save compresses nothing, so that all entries together are smaller than the file.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise pickle.UnpicklingError("compressed entries")
-        if sum(entry.file_size for entry in archive.infolist()) > room.size:
-            raise pickle.UnpicklingError("entries of more bytes than the file has")
-        roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise pickle.UnpicklingError(f"{len(roots)} entries named data.pkl")
-        (root,) = roots
-        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-            raise pickle.UnpicklingError("numbers that are not little-endian")
-        made: dict[str, torch.Tensor] = {}
-
-        def storage(key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
-            if key not in made:
-                made[key] = _empty(room, dtype, count)
-                _fill(made[key], archive.read(f"{root}data/{key}"))
-            return made[key]
-
-        content = io.BytesIO(archive.read(f"{root}data.pkl"))
-        return TensorUnpickler(content, room, storage, _no_bytes).load()
-
-
-def _read_legacy(file: BinaryIO, room: Room) -> Any:
-    made: dict[str, torch.Tensor] = {}
-
-    def storage(key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
-        if key not in made:
-            made[key] = _empty(room, dtype, count)
-        return made[key]
-
-    def load() -> Any:
-        return TensorUnpickler(file, room, storage, _no_bytes).load()
-
-    magic, _version, system = load(), load(), load()
-    if magic != _LEGACY_MAGIC or system["little_endian"] is not True:
-        raise pickle.UnpicklingError("another format than that of torch.save")
-    content, keys = load(), load()
-    if sorted(keys) != sorted(made):
-        raise pickle.UnpicklingError("tensors without numbers, or numbers without tensors")
-    for key in keys:
-        numbers = made[key]
-        (count,) = struct.unpack("<q", file.read(8))
-        if count != len(numbers):
-            raise pickle.UnpicklingError(f"{count} numbers for a storage of {len(numbers)}")
-        _fill(numbers, file.read(numbers.nbytes))
-    return content
-
-
-def _empty(room: Room, dtype: torch.dtype, count: int) -> torch.Tensor:
-    room.take(count, dtype.itemsize)
-    return torch.empty(count, dtype=dtype)
-
-
-def _fill(numbers: torch.Tensor, content: bytes) -> None:
-    if len(content) != numbers.nbytes:
-        raise pickle.UnpicklingError(f"{len(content)} bytes for {len(numbers)} numbers")
-    numbers.view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
-
-
-def _no_storage(*_: Any) -> torch.Tensor:
-    raise pickle.UnpicklingError("a reference to numbers that are not there")
-
-
-def _no_bytes(content: bytes) -> torch.Tensor:
-    raise ForbiddenName("torch.storage._load_from_bytes")

@@ -98,9 +98,9 @@ class TrainingData(_Frozen):
     validation_files: dict[str, str] = {}
     validation_sequences: int = 0
     validation_tokens: int = 0
-    held_out_files: dict[str, str]
-    held_out_sequences: int
-    held_out_tokens: int
+    held_out_files: dict[str, str] = {}
+    held_out_sequences: int = 0
+    held_out_tokens: int = 0
     # The default is what was true of every set made before the card had this field.
     step_chosen_on: Literal["validation", "held_out", "nothing"] = Field(
         "held_out",

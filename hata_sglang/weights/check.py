@@ -22,6 +22,7 @@ from hata_sglang.files import open_regular
 from hata_sglang.shape import ModelShape
 from hata_sglang.weights.card import Card
 from hata_sglang.weights.encoders import load_encoders
+from hata_sglang.weights.store import load_weights, shipped_weights
 
 # Contexts at which the table gives the tokens read, beside the model's own.
 LENGTHS = (6_000, 32_768)
@@ -165,17 +166,18 @@ def build_table(plans: Sequence[LayerPlan], model: ModelFacts) -> Table:
         caption="@N: tokens attended per KV head at a context of N; "
         "code B: bytes of codes and scales per token"
     )
-    for column in ("layer", "mode", "method", "bits", "budget"):
+    columns = ["layer", "mode", "method", "bits", "budget", *(f"@{each:,}" for each in lengths)]
+    for column in (*columns, "sink", "recent", "code B"):
         table.add_column(column, justify="left" if column in ("mode", "method") else "right")
-    for length in lengths:
-        table.add_column(f"@{length:,}", justify="right")
-    for column in ("sink", "recent", "code B"):
-        table.add_column(column, justify="right")
-    for row in HataConfig.describe(plans, lengths):
-        reads = [f"{tokens:,}" for tokens in row.tokens]
-        code_bytes = str(row.code_bytes * model.num_kv_heads)
-        cells = [str(row.layer), row.mode, row.method, row.bits, row.budget]
-        table.add_row(*cells, *reads, row.sink, row.recent, code_bytes)
+    for plan in plans:
+        if plan.dense:
+            cells = ["dense", "-", "-", "-", *(f"{each:,}" for each in lengths), "-", "-", 0]
+        else:
+            reads = [f"{plan.budget.tokens(each):,}" for each in lengths]
+            code_bytes = plan.code_bytes * model.num_kv_heads
+            cells = ["sparse", plan.method, plan.bits or "-", plan.budget, *reads]
+            cells += [plan.sink, plan.recent, code_bytes]
+        table.add_row(str(plan.layer), *map(str, cells))
     return table
 
 
@@ -206,8 +208,9 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang config check`` on `parser`."""
+    parser.set_defaults(action=run_check)
     parser.add_argument("file", metavar="FILE", type=Path, help="the YAML configuration")
     parser.add_argument(
         "--model",
@@ -218,15 +221,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(file: Path, model_dir: Path) -> int:
+def run_check(args: argparse.Namespace) -> int:
     """Run ``hata-sglang config check``: print what the file means, or refuse.
-
-    Parameters
-    ----------
-    file : Path
-        The YAML.
-    model_dir : Path
-        The model's checkpoint.
 
     Returns
     -------
@@ -238,8 +234,11 @@ def run(file: Path, model_dir: Path) -> int:
     Refusal
         With what is wrong with the file, the model or the weights.
     """
-    config = HataConfig.load(file)
-    model = read_model(model_dir)
+    from hata_sglang.demo.model import model_folder
+
+    folder = model_folder(args.model)
+    config = HataConfig.load(args.file)
+    model = read_model(folder)
     loaded = load_encoders(
         config.resolve(model.num_layers, model.context_len), model, model.hf_config
     )
@@ -254,4 +253,17 @@ def run(file: Path, model_dir: Path) -> int:
     lines += [f"Weights {ref}: {card_line(own.card)}." for ref, own in loaded.sets.items()]
     for line in lines:
         console.print(escape(printable(line)), soft_wrap=True)
+    return 0
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """``hata-sglang weights`` has no arguments."""
+    parser.set_defaults(action=run_weights)
+
+
+def run_weights(args: argparse.Namespace) -> int:
+    """Run ``hata-sglang weights``: a line about every shipped set."""
+    # Loaded whole: a set whose checksum is wrong is refused here as it would be by a server.
+    for name in shipped_weights():
+        print(f"{name}\n    {card_line(load_weights(name).card)}")
     return 0

@@ -127,19 +127,15 @@ def save_weights(
     if dtype not in DTYPES:
         problems.append(Problem("dtype of hash weights", "float32 or float16", _name(dtype)))
     for layer, encoder in sorted(encoders.items()):
-        kind = methods()[card.method].encoder
-        for field, said, found in (
-            ("encoder", kind.__name__, type(encoder).__name__),
-            ("bits", card.bits, encoder.bits),
-        ):
-            if said != found:
-                setting = f"hash weights {card.name}, layer {layer}, {field}"
-                problems.append(Problem(setting, f"{said}, as in the card", str(found)))
-        if encoder.options() != card.options:
-            setting = f"hash weights {card.name}, layer {layer}, options"
-            problems.append(
-                Problem(setting, f"{card.options}, as in the card", str(encoder.options()))
+        said = (methods()[card.method].encoder.__name__, card.bits, card.options)
+        found = (type(encoder).__name__, encoder.bits, encoder.options())
+        problems += [
+            Problem(
+                f"hash weights {card.name}, layer {layer}, {field}", f"{a}, as in the card", str(b)
             )
+            for field, a, b in zip(("encoder", "bits", "options"), said, found, strict=True)
+            if a != b
+        ]
     named = {
         # A copy: safetensors refuses layers that share memory.
         f"layers.{layer}.{name}": tensor.detach().to("cpu", dtype, copy=True).contiguous()
@@ -316,15 +312,12 @@ def check_against_model(weights: HashWeights, hf_config: Any) -> list[Problem]:
     """
     card = weights.card
     served = Fingerprint.of(hf_config)
-    problems = []
-    for field in Fingerprint.model_fields:
-        expected, found = getattr(card.fingerprint, field), getattr(served, field)
-        if expected != found:
-            problems.append(
-                Problem(
-                    f"model for weights {card.name}, {field}",
-                    f"{expected} (trained on {card.model})",
-                    str(found),
-                )
-            )
-    return problems
+    return [
+        Problem(
+            f"model for weights {card.name}, {field}",
+            f"{expected} (trained on {card.model})",
+            str(getattr(served, field)),
+        )
+        for field, expected in card.fingerprint
+        if expected != getattr(served, field)
+    ]

@@ -1,7 +1,6 @@
 """`bench serve` against servers of our own: the load, its measurements, failures, what is done."""
 
 import csv
-import subprocess
 import sys
 import textwrap
 from functools import partial
@@ -23,7 +22,7 @@ ASKED = [Workload("one", 1, 64, OUTPUT), Workload("shared", 3, 40, OUTPUT, quest
 
 #: SGLang's HTTP, as far as a run needs it: streams of tokens, counters, a cache that is flushed.
 FAKE = """
-import gzip, json, pathlib, sys, threading, time
+import json, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE, PORT = sys.argv[1], int(sys.argv[-1])
@@ -31,15 +30,6 @@ if MODE == "dead":
     sys.exit("the pool is too small")
 cache, lock = [], threading.Lock()
 hata = {"tokens_attended": 0, "tokens_in_context": 0}
-# Three steps of a layer, its last kernel overlapping the first of them, and the choice of a token.
-TRACE = json.dumps({"traceEvents": [
-    {"cat": "kernel", "name": name, "ts": 100 * step + ts, "dur": dur}
-    for step in range(3)
-    for name, ts, dur in (
-        ("gemm", 0, 5), ("_linear_step_kernel", 10, 4), ("_merge_kernel_2", 12, 8),
-        ("ArgMax", 30, 2),
-    )
-]}).encode()
 
 class Handler(BaseHTTPRequestHandler):
     def answer(self, text):
@@ -60,12 +50,6 @@ class Handler(BaseHTTPRequestHandler):
             cache.clear()
             return self.answer("")
         asked = json.loads(body or "{}")
-        if self.path == "/start_profile":
-            hata["folder"] = asked["output_dir"]
-            return self.answer("")
-        if self.path == "/stop_profile":
-            pathlib.Path(hata["folder"], "1.trace.json.gz").write_bytes(gzip.compress(TRACE))
-            return self.answer("")
         prompt, count = asked["input_ids"], asked["sampling_params"]["max_new_tokens"]
         assert asked["sampling_params"]["ignore_eos"] and asked["stream"]
         if MODE == "broken" and len(prompt) == 48:
@@ -105,7 +89,7 @@ def go(tmp_path, monkeypatch, command, capsys):
     monkeypatch.setattr(serve, "ServerProcess", partial(ServerProcess, command=command))
     path = tmp_path / "serve.csv"
 
-    def run(*modes, traces=None):
+    def run(*modes):
         arms = [
             ServeArm(mode, "flashinfer" if mode == "stock" else "hata", "flashinfer", (mode,))
             for mode in modes
@@ -117,7 +101,6 @@ def go(tmp_path, monkeypatch, command, capsys):
             model="m",
             weights="dummy weights",
             vocabulary=100,
-            traces=traces,
         )
         said = capsys.readouterr().out
         with path.open() as stream:
@@ -178,29 +161,6 @@ def test_done_workloads_are_not_run_again(go):
     assert rows[:2] == first
     assert len(rows) == 4
     assert said.startswith("stock: all 2 rows are in ")
-
-
-def test_profiles(go, tmp_path, repo_root):
-    failed, rows, _ = go("stock", "sparse", traces=tmp_path / "traces")
-    assert (failed, len(rows)) == ([], 4)
-    script = [sys.executable, repo_root / "benchmarks/engine_profile.py", tmp_path / "traces"]
-    subprocess.run([*script, "--out", tmp_path / "kernels.csv"], check=True, timeout=120)
-    with (tmp_path / "kernels.csv").open() as stream:
-        kernels = list(csv.DictReader(stream))
-    places = [(row["arm"], row["workload"], row["users"], row["prompt_tokens"]) for row in kernels]
-    sizes = [("one", "1", "64"), ("shared", "3", "48")]
-    assert dict.fromkeys(places) == {
-        (a, *size): None for a in ("sparse", "stock") for size in sizes
-    }
-    found = {row["kernel"].split(":")[0]: (row["us"], row["step_us"]) for row in kernels}
-    # A step goes from one choice of a token to the next; overlapped kernels count once together.
-    assert found == {
-        "gemm": ("5", "100"),
-        "_linear_step_kernel": ("4", "100"),
-        "_merge_kernel_2": ("8", "100"),
-        "ArgMax": ("2", "100"),
-        "sparse layers": ("10", "100"),
-    }
 
 
 def test_a_server_that_is_gone(command):

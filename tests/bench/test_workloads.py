@@ -184,7 +184,7 @@ def test_refusals(argv, words, tmp_path, capsys, monkeypatch):
 
 
 def test_requests_longer_than_the_model_takes(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512, "vocab_size": 64}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
     argv = ["bench", "serve", "--out", str(tmp_path / "x.csv"), "--model", str(tmp_path)]
     argv += ["--config", "a.yaml", "--workloads", "one=1x512"]
     assert cli.main(argv) == 2

@@ -15,7 +15,7 @@ def test_the_same_seed_gives_the_same_document(tokenizer):
 
 @pytest.mark.parametrize("tokens", [60, 333, 2000])
 def test_length_falls_short_by_less_than_a_sentence(tokenizer, tokens):
-    length = count_tokens(tokenizer, document(tokenizer, tokens, 0, [(0.5, FACT)]))
+    length = count_tokens(tokenizer, document(tokenizer, tokens, 0, FACT))
     assert tokens - 35 < length <= tokens
 
 
@@ -29,7 +29,7 @@ def test_prose_has_no_digits_and_rarely_repeats(tokenizer):
 
 @pytest.mark.parametrize("depth", [0.0, 0.3, 0.775, 1.0])
 def test_fact_stands_at_its_depth(tokenizer, depth):
-    text = document(tokenizer, 3000, 0, [(depth, FACT)])
+    text = document(tokenizer, 3000, 0, FACT, depth)
     before, after = text.split(FACT)
     share = count_tokens(tokenizer, before) / count_tokens(tokenizer, before + after)
     assert share == pytest.approx(depth, abs=0.01)
@@ -37,22 +37,12 @@ def test_fact_stands_at_its_depth(tokenizer, depth):
 
 
 def test_text_before_the_fact_is_that_of_other_documents_of_the_seed(tokenizer):
-    early = document(tokenizer, 1000, 5, [(0.4, FACT)])
-    late = document(tokenizer, 1000, 5, [(0.9, FACT.replace("Lisbon", "Oslo"))])
+    early = document(tokenizer, 1000, 5, FACT, 0.4)
+    late = document(tokenizer, 1000, 5, FACT.replace("Lisbon", "Oslo"), 0.9)
     shared = next(i for i, (a, b) in enumerate(zip(early, late, strict=False)) if a != b)
     assert shared == pytest.approx(0.4 * len(early), rel=0.05)
 
 
-def test_several_facts_keep_their_order(tokenizer):
-    text = document(tokenizer, 800, 0, [(0.9, "Last one."), (0.1, "First one."), (0.5, "Middle.")])
-    assert text.index("First one.") < text.index("Middle.") < text.index("Last one.")
-
-
-def test_a_depth_that_is_none_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"depth of 'The special.*expected 0 to 1, found 1\.5"):
-        document(tokenizer, 100, 0, [(1.5, FACT)])
-
-
-def test_facts_longer_than_the_document_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="expected at least 9 for the hidden sentences, found 5"):
-        document(tokenizer, 5, 0, [(0.5, FACT)])
+def test_a_fact_longer_than_the_document_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="expected at least 9 for the fact, found 5"):
+        document(tokenizer, 5, 0, FACT)

@@ -232,7 +232,7 @@ def test_users_of_one_document_decode_a_dense_layer():
             decoder.allocate_static(8)
         decoder.prepare(step.batch, graph=graph)
         assert decoder.groups.shared[:6].tolist() == [1024] * 5 + [0]
-        out = decoder.decode(LayerPlan.of_dense(1), step.q, LayerCache(*caches))
+        out = decoder.decode(LayerPlan(1, dense=True), step.q, LayerCache(*caches))
         for place, (row, length) in enumerate(zip(step.rows, lengths, strict=True)):
             slots = table[row, :length].expand(HKV, -1)[None].contiguous()
             counts = lengths[place : place + 1]
@@ -249,7 +249,7 @@ def test_rows_that_share_nothing_decode_a_dense_layer(graph):
         decoder.allocate_static(len(LENGTHS) + 3)
     step.decode(decoder, graph=graph)
     assert decoder.groups is None  # shorter than what a group shares
-    out = decoder.decode(LayerPlan.of_dense(1), step.q, step.cache)
+    out = decoder.decode(LayerPlan(1, dense=True), step.q, step.cache)
     expected = step.expected(every_token=True)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 
 import pytest
 import torch
@@ -43,32 +42,6 @@ def test_command_line_trains_and_prints_the_mass(model_dir, text_file, tmp_path,
     weight = load_file(out / "hash.safetensors")["layers.0.weight"]
     assert weight.shape == (2, 16, 64)
     assert weight.dtype == torch.float16
-
-
-def test_a_plot_is_drawn_of_every_selector(model_dir, text_file, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    plot = tmp_path / "plots" / "mass.png"
-    arguments = f"--model {model_dir} --data {text_file} --out {tmp_path / 'w'} --steps 2"
-    arguments += f" --sequence-length 200 --minimum-length 100 --budget 24:2:2 --plot {plot}"
-    assert run_train(parse(arguments)) == 0
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    assert f"wrote {plot}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mass.pdf", "--plot: expected a file name that ends in .png"),
-        ("mass.png", r"package matplotlib: .*hata-sglang\[plot\].* \(or no --plot\)"),
-    ],
-)
-def test_a_plot_that_cannot_be_drawn_is_refused_before_training(
-    name, message, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    arguments = f"--model m --data d --out {tmp_path / 'w'} --plot {tmp_path / name}"
-    with pytest.raises(Refusal, match=message):
-        run_train(parse(arguments))
 
 
 def test_options_are_typed_by_the_recipe():

@@ -24,8 +24,6 @@ class Sample:
         Tokens that the answer may have.
     opening : str
         Start of the assistant's answer, which the model goes on from. Default: none.
-    any_of : bool
-        Whether one of the references is a whole answer. Default: all of them are.
     tokens : int
         Length of the prompt in the chat template, `opening` included.
     info : dict
@@ -38,18 +36,13 @@ class Sample:
     references: tuple[str, ...]
     new_tokens: int
     opening: str = ""
-    any_of: bool = False
     tokens: int = 0
     info: dict[str, str | int | float] = field(default_factory=dict)
 
     def score(self, answer: str) -> float:
-        """Share of the references that stand in an answer, whatever the case, as in RULER.
-
-        With `any_of`, 1 if there is one.
-        """
+        """Share of the references that stand in an answer, whatever the case, as in RULER."""
         text = answer.lower()
-        found = [reference.lower() in text for reference in self.references]
-        return float(any(found)) if self.any_of else sum(found) / len(found)
+        return sum(each.lower() in text for each in self.references) / len(self.references)
 
 
 @runtime_checkable

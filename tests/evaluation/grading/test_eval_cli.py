@@ -7,7 +7,7 @@ from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation import serving
 from hata_sglang.evaluation.budgets import read_budget
-from hata_sglang.evaluation.cli import add_eval_arguments, run_eval
+from hata_sglang.evaluation.cli import add_eval_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.sparsity import Arm
 
@@ -17,7 +17,8 @@ YAML = "method: exact\nbudget: 256\n"
 def run(*words):
     parser = argparse.ArgumentParser()
     add_eval_arguments(parser)
-    return run_eval(parser.parse_args([str(word) for word in words]))
+    args = parser.parse_args([str(word) for word in words])
+    return args.action(args)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def rows(path):
         return list(csv.DictReader(stream))
 
 
-SMALL = ("--tasks", "needle", "--lengths", "3000", "--samples", "11")
+SMALL = ("--tasks", "niah_single_1", "--lengths", "3000", "--samples", "11")
 
 
 def test_a_running_server_is_graded_and_the_report_made(fake, config, tmp_path, capsys):

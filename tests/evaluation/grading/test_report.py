@@ -187,12 +187,7 @@ def test_plots(small, tmp_path):
     files = [small, nll_csv(tmp_path / "n.csv"), offline_csv(tmp_path / "o.csv")]
     paths = write_report(files, tmp_path / "out")
     names = {path.name for path in paths}
-    assert names == {
-        "report.md",
-        "tasks-budget.png",
-        "nll-budget.png",
-        "offline-bits.png",
-    }
+    assert names == {"report.md", "tasks-budget.png", "offline-bits.png"}
     text = paths[0].read_text()
     for path in paths[1:]:
         assert path.read_bytes().startswith(b"\x89PNG")
