@@ -26,8 +26,8 @@ class LayerResult:
     ----------
     encoder : Encoder
         On the CPU, float32, rounded to the dtype of the weights' file.
-    loss : float
-        Mean of the last steps.
+    loss : float or None
+        Mean of the last steps; None where the method takes none.
     steps : int
         Taken; the weights are those of the step whose validation mass was best.
     masses : tuple of dict of str to float
@@ -37,7 +37,7 @@ class LayerResult:
     """
 
     encoder: Encoder
-    loss: float
+    loss: float | None
     steps: int
     masses: tuple[dict[str, float], ...]
     seconds: float
@@ -45,7 +45,8 @@ class LayerResult:
     def summary(self, budget: TopK) -> str:
         """One line for people."""
         mass = ", ".join(f"{name} {value:.3f}" for name, value in self.masses[0].items())
-        return f"loss {self.loss:.3f}, held-out mass at k = {budget.k}: {mass}"
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        return f"{loss}held-out mass at k = {budget.k}: {mass}"
 
 
 def train_layer(
@@ -86,17 +87,14 @@ def train_layer(
     trainer = trainable(method).trainer(data, bits, recipe, seed)
     task = bars.add_task(f"  layer {layer} (steps)", total=recipe.steps, note="")
     best, best_mass, looks_since = _stored(trainer.encoder(), options.dtype), -1.0, 0
-    loss, step = float("nan"), 0
+    _expect_finite(best, f"layer {layer}", "at the start", "Store them with --dtype float32")
+    loss, step = None, 0
     while step < recipe.steps and looks_since < options.patience:
         until = min(recipe.steps, step + options.evaluate_every)
         loss = _steps(trainer, until - step)
         step = until
         encoder = _stored(trainer.encoder(), options.dtype)
-        if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
-            raise HataError(
-                f"layer {layer}: expected finite weights after step {step}, found NaN or infinite "
-                "ones. Lower --learning-rate."
-            )
+        _expect_finite(encoder, f"layer {layer}", f"after step {step}", "Lower --learning-rate")
         mass = validation.mass(encoder, options.budgets[0])
         looks_since += 1
         if mass > best_mass:
@@ -124,6 +122,13 @@ def train_layer(
 def _steps(trainer: LayerTrainer, count: int) -> float:
     """Mean loss of `count` steps."""
     return float(torch.stack([trainer.step() for _ in range(count)]).mean())
+
+
+def _expect_finite(encoder: Encoder, layer: str, when: str, remedy: str) -> None:
+    if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
+        raise HataError(
+            f"{layer}: expected finite weights {when}, found NaN or infinite ones. {remedy}."
+        )
 
 
 def remake(encoder: Encoder, tensors: dict[str, torch.Tensor]) -> Encoder:
