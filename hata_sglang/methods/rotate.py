@@ -6,7 +6,7 @@ al. 2026, arXiv 2606.31519) brought to the KV cache. What differs is in docs/asy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,8 +33,9 @@ class RotateRecipe:
         B, bits of the query when it is served.
     clip : float
         Range of the quantised query, in its root mean squares.
-    scale_bits : {0, 8, 16}
-        Bits of a scale per key, or 0 for none.
+    scale_bits : {0, 8, 16} or None
+        Bits of a scale per key, or 0 for none. None stands for 8 with one stage, whose signs say
+        nothing of a key's size, and for 0 with two, whose levels do.
     """
 
     #: Nothing is trained. No field, so that no option can ask for steps.
@@ -43,7 +44,13 @@ class RotateRecipe:
     stages: Literal[1, 2] | None = None
     query_bits: int = 4
     clip: float = 2.5
-    scale_bits: Literal[0, 8, 16] = 8
+    scale_bits: Literal[0, 8, 16] | None = None
+
+    def of_size(self, bits: int, head_dim: int) -> RotateRecipe:
+        """The recipe with all numbers that `bits` and `head_dim` decide."""
+        stages = self.stages or (2 if bits >= 2 * head_dim else 1)
+        scale_bits = (8 if stages == 1 else 0) if self.scale_bits is None else self.scale_bits
+        return replace(self, stages=stages, scale_bits=scale_bits)
 
     def card_entry(self) -> dict[str, str | int]:
         """What the card of the weights records."""
@@ -71,9 +78,9 @@ class RotateTrainer:
     def __init__(
         self, data: list[SequenceData], bits: int, recipe: RotateRecipe, seed: int
     ) -> None:
-        self.recipe = recipe
         kv_heads, _, self.group, dim = data[0].q.shape
-        self.stages = recipe.stages or (2 if bits >= 2 * dim else 1)
+        self.recipe = recipe = recipe.of_size(bits, dim)
+        self.stages = recipe.stages
         rotation = random_rotation(kv_heads, dim, bits // self.stages, seed).to(data[0].k.device)
         keys = sum(d.k.shape[1] for d in data)
         mean = sum(d.k.sum(1, keepdim=True) for d in data) / keys  # [Hkv, 1, D]

@@ -1,5 +1,6 @@
 """Rotated codes: scores are estimates of q.k, from the keys' mean and size alone."""
 
+import argparse
 import json
 import math
 from types import SimpleNamespace
@@ -110,7 +111,9 @@ def test_scales_say_how_large_a_key_is():
     scaled = encoder_of(captured, scale_bits=8)
     plain = encoder_of(captured, scale_bits=0)
     assert recall(scaled, captured) > recall(plain, captured) + 0.1
-    sizes = scaled.key_scales(captured.k) * scaled.tensors()["scale_step"]
+    scales = scaled.key_scales(captured.k)
+    assert (scales == 255).sum(0).tolist() == [2, 2]  # the two largest of 1,500
+    sizes = scales * scaled.tensors()["scale_step"]
     # In units of all projections' root mean square: sqrt(2 / pi) of a key's own.
     centred = captured.k - captured.k.mean(0)
     norms = centred.norm(dim=-1) / centred.square().sum(-1).mean(0).sqrt()
@@ -165,9 +168,15 @@ def test_sequences_count_as_one():
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("bits", "stages"), [(32, 1), (64, 1), (96, 1), (128, 2), (256, 2)])
-def test_two_stages_from_two_bits_a_dimension_on(bits, stages):
-    assert encoder_of(capture(1, tokens=50), bits=bits).stages == stages
+@pytest.mark.parametrize(
+    ("bits", "stages", "scale_bits"),
+    [(32, 1, 8), (64, 1, 8), (96, 1, 8), (128, 2, 0), (256, 2, 0)],
+)
+def test_two_stages_and_no_scale_from_two_bits_a_dimension_on(bits, stages, scale_bits):
+    encoder = encoder_of(capture(1, tokens=50), bits=bits)
+    assert (encoder.stages, encoder.scale_bits) == (stages, scale_bits)
+    other = encoder_of(capture(1, tokens=50), bits=bits, stages=3 - stages, scale_bits=16)
+    assert (other.stages, other.scale_bits) == (3 - stages, 16)
 
 
 def test_keys_that_are_all_alike_give_finite_weights():
@@ -179,7 +188,7 @@ def test_keys_that_are_all_alike_give_finite_weights():
 
 def test_steps_and_rates_are_no_options():
     for option in ("steps=5", "learning_rate=0.1"):
-        with pytest.raises(Refusal, match="--option .*: expected .*found an unknown option"):
+        with pytest.raises(Refusal, match=r"--option .*: expected .*found an unknown option"):
             make_recipe(RotateRecipe, [option])
     assert make_recipe(RotateRecipe, ["stages=2", "scale_bits=16"]) == RotateRecipe(
         stages=2, scale_bits=16
@@ -231,9 +240,7 @@ def test_without_steps_nothing_says_loss(model_dir, text_file, tmp_path):
     assert again.created_by["layers_from_earlier_run"] == "2"
 
 
-def test_from_the_command_line_to_a_server_s_encoders(model_dir, text_file, tmp_path, capsys):
-    import argparse
-
+def test_from_the_command_line_to_the_encoders_of_a_server(model_dir, text_file, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     out = tmp_path / "mine"
@@ -251,7 +258,7 @@ def test_from_the_command_line_to_a_server_s_encoders(model_dir, text_file, tmp_
     loaded = load_encoders(plans, heads, AutoConfig.from_pretrained(model_dir))
     for encoder in loaded.encoders.values():
         assert (encoder.bits, encoder.stages, encoder.query_bits) == (96, 2, 5)
-        assert encoder.scale_bits == 8
+        assert encoder.scale_bits == 0
 
 
 def test_weights_that_do_not_fit_their_file_are_refused(monkeypatch):
@@ -259,8 +266,10 @@ def test_weights_that_do_not_fit_their_file_are_refused(monkeypatch):
     encoder.tensors()["query_weight"].fill_(1e6)
     made = SimpleNamespace(trainer=lambda *_: SimpleNamespace(encoder=lambda: encoder))
     monkeypatch.setattr(train_layer_module, "trainable", lambda _: made)
-    captures = dict.fromkeys(("train", "validation", "held_out"), [capture(1, tokens=50)])
+    captures = {name: [capture(1, tokens=50)] for name in ("train", "validation", "held_out")}
     options = TrainOptions(dtype="float16")
     bars = Progress(console=Console(quiet=True))
-    with pytest.raises(HataError, match=r"layer 3: expected finite weights at the start, .*--dtype"):
+    with pytest.raises(
+        HataError, match=r"layer 3: expected finite weights at the start, .*--dtype"
+    ):
         train_layer_module.train_layer(captures, 3, "rotate", 64, RotateRecipe(), options, bars)
