@@ -16,7 +16,10 @@ WORD_BITS, MAX_BITS = 32, 1024
 
 
 class Recipe(Protocol):
-    """Options of training: a frozen dataclass, whose fields ``--option`` sets."""
+    """Options of training: a frozen dataclass, whose fields ``--option`` sets.
+
+    `steps` is 0 where the trainer has the encoder when it is made.
+    """
 
     steps: int
 

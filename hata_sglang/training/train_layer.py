@@ -32,8 +32,8 @@ class LayerResult:
     ----------
     encoder : Encoder
         On the CPU, float32, rounded to the dtype of the weights' file.
-    loss : float
-        Mean of the last steps, and of the layers trained together; 0 where no step was taken.
+    loss : float or None
+        Mean of the last steps, and of the layers trained together; None where no step is taken.
     steps : int
         Taken; the weights are those of the step whose validation mass was best.
     masses : tuple of dict of str to float
@@ -43,7 +43,7 @@ class LayerResult:
     """
 
     encoder: Encoder
-    loss: float
+    loss: float | None
     steps: int
     masses: tuple[dict[str, float], ...]
     seconds: float
@@ -51,7 +51,8 @@ class LayerResult:
     def summary(self, budget: TopK) -> str:
         """One line for people."""
         mass = ", ".join(f"{name} {value:.3f}" for name, value in self.masses[0].items())
-        return f"loss {self.loss:.3f}, held-out mass at k = {budget.k}: {mass}"
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        return f"{loss}held-out mass at k = {budget.k}: {mass}"
 
 
 def train_layers(
@@ -94,18 +95,15 @@ def train_layers(
     names = format_layers(layers)
     task = bars.add_task(f"  layers {names} (steps)", total=recipe.steps, note="")
     first = _stored(trainer.encoder(), options.dtype)
+    _expect_finite(first, f"layer {names}", "at the start", "Store them with --dtype float32")
     best = {layer: _Best(_of_layer(first, n, len(layers))) for n, layer in enumerate(layers)}
-    loss, step = 0.0, 0
+    loss, step = None, 0
     while step < recipe.steps and any(own.looks < options.patience for own in best.values()):
         until = min(recipe.steps, step + options.evaluate_every)
         loss = _steps(trainer, until - step) / len(layers)
         step = until
         encoder = _stored(trainer.encoder(), options.dtype)
-        if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
-            raise HataError(
-                f"layers {names}: expected finite weights after step {step}, found NaN or infinite "
-                "ones. Lower --learning-rate."
-            )
+        _expect_finite(encoder, f"layer {names}", f"after step {step}", "Lower --learning-rate")
         masses = validation.mass(encoder, options.budgets[0])
         for number, (own, mass) in enumerate(zip(best.values(), masses, strict=True)):
             if own.looks < options.patience:
@@ -186,6 +184,13 @@ def _measure(
 def _steps(trainer: LayerTrainer, count: int) -> float:
     """Mean loss of `count` steps."""
     return float(torch.stack([trainer.step() for _ in range(count)]).mean())
+
+
+def _expect_finite(encoder: Encoder, layers: str, when: str, remedy: str) -> None:
+    if not all(torch.isfinite(tensor).all() for tensor in encoder.tensors().values()):
+        raise HataError(
+            f"{layers}: expected finite weights {when}, found NaN or infinite ones. {remedy}."
+        )
 
 
 def remake(

@@ -49,7 +49,7 @@ def test_every_file_is_a_method():
 
 
 def test_kinds_of_methods():
-    assert method_names(trained=True) == ["asymmetric", "hashattention", "hata"]
+    assert method_names(trained=True) == ["asymmetric", "hashattention", "hata", "rotate"]
     assert method_names(trainable=True) == method_names(trained=True)
     assert method_names(coded=True, trained=False) == method_names(seeded=True) == ["random"]
     assert method_names(ranks="scores") == ["exact"]

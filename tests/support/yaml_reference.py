@@ -23,7 +23,7 @@ def methods_table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, method in methods().items():
-        weights = "trained" if method.trained else "from `seed`" if method.seeded else ""
+        weights = "by `train`" if method.trained else "from `seed`" if method.seeded else ""
         bits = f"32 to {method.max_bits}" if method.coded else ""
         text = f"[{method.summary}]({method.paper})" if method.paper else method.summary
         lines.append(f"| `{name}` | {method.ranks} | {weights} | {bits} | {text} |")

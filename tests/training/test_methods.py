@@ -46,10 +46,11 @@ def data(*seeds, **kwargs):
 
 
 # How much held-out mass training adds, at least; asymmetric codes start from a good guess.
+# Rotated codes are not trained (test_rotate.py).
 GAINS = {"hata": 0.1, "hashattention": 0.1, "asymmetric": 0.02}
 
 
-@pytest.mark.parametrize("method", method_names(trainable=True))
+@pytest.mark.parametrize("method", [m for m in method_names(trainable=True) if m != "rotate"])
 def test_every_method_learns_and_repeats_itself(method):
     recipe = methods()[method].recipe(steps=90, learning_rate=0.01, **SMALL)
     bits = methods()[method].resolve_bits(None, 2) if method == "hashattention" else 64
@@ -199,7 +200,8 @@ def test_every_method_trains_from_text_to_weights(method, model_dir, text_file, 
         evaluate_every=5,
         dtype="float16",
     )
-    recipe = methods()[method].recipe(steps=10, **SMALL | {"keys_per_step": 64})
+    small = {} if method == "rotate" else SMALL | {"steps": 10, "keys_per_step": 64}
+    recipe = methods()[method].recipe(**small)
     console = Console(quiet=True)
     card = train(
         model_dir,

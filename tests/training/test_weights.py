@@ -202,7 +202,7 @@ def test_float16_takes_half_the_space_and_loads_as_float32(tmp_path, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "quest"}, "expected asymmetric, hashattention, hata or random, found"),
+        ({"method": "quest"}, "expected asymmetric, hashattention, hata, random or rotate, found"),
         ({"method": "asymmetric"}, "tensors and options of method asymmetric for tiny-llama"),
         ({"options": {"clip": 1.0}}, "tensors and options of method hata for tiny-llama"),
         ({"bits": 64}, "layer 0: expected 64 bits, as in the card, found 32"),
