@@ -1,0 +1,1 @@
+"""Texts that programs make: records, worked mathematics and chats, from wording of each split."""
