@@ -10,6 +10,11 @@ from hata_sglang.methods import method_names, methods
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
+#: Tokens of a sequence unless asked otherwise, at most.
+LONGEST = 16_384
+#: Tokens of each kind of the package's own texts, unless asked otherwise.
+OWN_TOKENS = {"cpu": 24_576, "cuda": 98_304}
+
 
 def parse_budget(text: str) -> TopK:
     """Read a budget written as ``K``, or ``K:SINK:RECENT``.
@@ -60,10 +65,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         metavar="FILE",
-        help="training texts: .jsonl rows with 'text', 'messages' or 'tokens', .npy or "
-        ".safetensors with token numbers, anything else as plain text",
+        help="training texts, in place of the package's own, which are of six kinds: .jsonl rows "
+        "with 'text', 'messages' or 'tokens', .npy or .safetensors with token numbers, anything "
+        "else as plain text",
     )
     need.add_argument(
         "--held-out",
@@ -112,7 +118,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=0,
         help="print the options of --method (named before) and stop",
     )
-    how.add_argument("--sequence-length", type=int, default=6144, help="tokens (default 6144)")
+    how.add_argument(
+        "--sequence-length",
+        type=int,
+        default=None,
+        help=f"tokens (default: the model's context, {LONGEST} at most)",
+    )
+    how.add_argument(
+        "--own-tokens",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="of each kind of the package's own texts (default 98304, on a CPU 24576)",
+    )
     how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
     )
@@ -162,6 +180,8 @@ def run_train(args: argparse.Namespace) -> int:
     import torch
 
     # Import transformers: not paid by ``--help``.
+    from hata_sglang.training.architectures import text_config
+    from hata_sglang.training.checkpoint import read_config
     from hata_sglang.training.report import describe_cost
     from hata_sglang.training.train import TrainOptions, train
 
@@ -171,6 +191,8 @@ def run_train(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     common = {"steps": args.steps, "learning_rate": args.learning_rate}
     texts = [f"{name}={value}" for name, value in common.items() if value is not None]
+    recipe = make_recipe(methods()[args.method].recipe, texts + args.option)
+    context = text_config(read_config(args.model)).max_position_embeddings
     card = train(
         args.model,
         args.data,
@@ -178,12 +200,13 @@ def run_train(args: argparse.Namespace) -> int:
         args.out,
         validation_files=args.validation,
         method=args.method,
-        recipe=make_recipe(methods()[args.method].recipe, texts + args.option),
+        recipe=recipe,
         options=TrainOptions(
             bits=args.bits,
             seed=args.seed,
-            sequence_length=args.sequence_length,
+            sequence_length=args.sequence_length or min(LONGEST, context),
             minimum_length=args.minimum_length,
+            own_tokens=args.own_tokens or OWN_TOKENS[args.device],
             budgets=tuple(args.budget),
             device=args.device,
             dtype=args.dtype,

@@ -21,6 +21,8 @@ class TrainOptions:
     seed : int
     sequence_length, minimum_length : int
         Tokens of a training sequence, at most and at least.
+    own_tokens : int
+        Of each kind of the package's own texts, where no others are given.
     sampling : Sampling
         Which queries are captured.
     budgets : tuple of TopK
@@ -45,6 +47,7 @@ class TrainOptions:
     seed: int = 0
     sequence_length: int = 6144
     minimum_length: int = 2048
+    own_tokens: int = 98_304
     sampling: Sampling = field(default_factory=Sampling)
     budgets: tuple[TopK, ...] = (TopK(256, 16, 64), TopK(96, 16, 16))
     evaluate_every: int = 100

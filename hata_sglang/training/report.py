@@ -15,6 +15,7 @@ from hata_sglang.files import file_sha256
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SplitFiles, Splits
+from hata_sglang.training.texts import sources
 from hata_sglang.training.train_layer import LayerResult
 from hata_sglang.weights import HeldOut, TrainingData
 
@@ -77,8 +78,11 @@ def training_data(splits: Splits, files: SplitFiles, description: str) -> Traini
     splits : dict of str to list of TokenSequence
     files : SplitFiles
     description : str
-        Of the training texts.
+        Of the training texts; of the package's own, their sources stand behind it.
     """
+    if not files.train:
+        named = "; ".join(f"{name} ({licence})" for name, licence in sources("train").items())
+        description = f"{description}: texts of hata-sglang {__version__}: {named}"
     fields = {"description": description, "step_chosen_on": "validation"}
     for prefix, split in (("", "train"), ("validation_", "validation"), ("held_out_", "held_out")):
         fields |= {

@@ -10,6 +10,7 @@ from typing import Any
 
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences, total_tokens
 from hata_sglang.training.options import TrainOptions
+from hata_sglang.training.texts import training_sequences
 
 SPLITS = ("train", "validation", "held_out")
 Splits = dict[str, list[TokenSequence]]
@@ -23,7 +24,7 @@ class SplitFiles:
     Attributes
     ----------
     train : sequence of path
-        To learn from; not empty.
+        To learn from. Empty: the package's own texts (`own_splits`).
     validation : sequence of path
         The best step is chosen, and training stopped, by the attention mass on these. Empty:
         by that on a part of `train`, which is not trained on then.
@@ -41,16 +42,17 @@ def read_splits(
 ) -> Splits:
     """Tokenise the texts of all three splits.
 
-    A split without files of its own gets a tenth of the training texts, at least one: the last
-    ones are held out, those before them validate. Texts stay whole if there are enough of them;
-    one or two long texts are shared out by their sequences.
+    Without files to train on, the package's own texts are taken. With them, a split without files
+    of its own gets a tenth of the training texts, at least one: the last ones are held out, those
+    before them validate. Texts stay whole if there are enough of them; one or two long texts are
+    shared out by their sequences.
 
     Parameters
     ----------
     files : SplitFiles
     tokenizer : transformers tokenizer or None
     options : TrainOptions
-        Their `sequence_length` and `minimum_length` are used.
+        Their `sequence_length`, `minimum_length`, `own_tokens` and `seed` are used.
     vocab_size : int
 
     Returns
@@ -64,13 +66,40 @@ def read_splits(
         If the texts cannot be used, are too few, or a text is in two splits.
     """
     limits = (options.sequence_length, options.minimum_length, vocab_size)
-    splits: Splits = {}
+    splits: Splits = {} if files.train else own_splits(tokenizer, options)
     for split in SPLITS:
         if names := getattr(files, split):
             splits[split] = read_sequences(names, tokenizer, *limits)
     _share_out(splits, options.minimum_length)
     _check_disjoint(splits)
     return splits
+
+
+def own_splits(tokenizer: Any, options: TrainOptions) -> Splits:
+    """Cut the package's own texts into the three splits.
+
+    Of each kind one sequence validates, and one of the texts to evaluate by, which are from other
+    sources, is held out.
+
+    Raises
+    ------
+    DataError
+        If there is no tokenizer, or too little text for the sequences that are asked for.
+    """
+    if tokenizer is None:
+        raise DataError(
+            "training texts: expected --data FILE, because the model's folder has no tokenizer to "
+            "make numbers of the package's own texts, found none"
+        )
+    length = options.sequence_length
+    count = max(1, options.own_tokens // length)
+    limits = {"length": length, "seed": options.seed}
+    found = training_sequences(tokenizer, per_kind=count + 1, **limits)
+    kept, validating = [], []
+    for number, sequence in enumerate(found):
+        (validating if number % (count + 1) == count else kept).append(sequence)
+    held_out = training_sequences(tokenizer, per_kind=1, split="test", **limits)
+    return {"train": kept, "validation": validating, "held_out": held_out}
 
 
 def _share_out(splits: Splits, minimum: int) -> None:

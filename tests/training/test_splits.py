@@ -19,6 +19,7 @@ from hata_sglang.training.data import DataError
 from hata_sglang.training.measured_layer import MeasuredLayers
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.splits import SPLITS, SplitFiles, describe_splits, read_splits
+from hata_sglang.training.texts import KINDS
 
 LIMITS = TrainOptions(sequence_length=20, minimum_length=10)
 BUDGET = TopK(12, 2, 2)
@@ -204,6 +205,24 @@ def test_training_stops_when_the_validation_mass_no_longer_rises(monkeypatch):
         captures, [0], "hata", 32, HataRecipe(steps=15), OPTIONS, bars
     )
     assert found[0].steps == 1 + OPTIONS.patience
+
+
+def test_without_files_the_packages_own_texts_of_every_kind_are_taken(tokenizer):
+    options = TrainOptions(sequence_length=400, own_tokens=1000)
+    splits = read_splits(SplitFiles(train=()), tokenizer, options, 256)
+    kinds = {
+        split: [sequence.source.partition(":")[0] for sequence in splits[split]] for split in SPLITS
+    }
+    assert kinds["validation"] == kinds["held_out"] == list(KINDS)
+    assert kinds["train"] == [kind for kind in KINDS for _ in range(2)]
+    assert all(len(s.tokens) <= 400 for split in SPLITS for s in splits[split])
+    again = read_splits(SplitFiles(train=()), tokenizer, options, 256)
+    assert again == splits
+
+
+def test_own_texts_need_a_tokenizer():
+    with pytest.raises(DataError, match=r"expected --data FILE, because .* no tokenizer"):
+        read_splits(SplitFiles(train=()), None, TrainOptions(), 256)
 
 
 def test_layers_trained_together_are_as_good_as_alone(monkeypatch):
