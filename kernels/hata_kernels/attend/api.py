@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
+from ..checks import INTEGERS, expect, expect_lengths, expect_table, expect_tensor
 from ..rows import RowGroups
 from ..tally import check_tally, count_attended
 from .checks import FP8, check_caches
 from .dense import DenseBuffers, launch_dense
 from .gather import AttendBuffers, launch_gather
 from .naive import attend_naive
-
-INTEGERS = (torch.int32, torch.int64)
 
 
 def attend(

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
+from ..checks import INTEGERS, expect, expect_lengths, expect_table, expect_tensor
 from ..encoders import Encoder
-from ..score.arguments import LENGTHS
 from ..score.levels import full_score, score_levels, score_shift
 from ..tally import check_tally
 from .compiling import KINDS, MISFIT_ERRORS
@@ -57,7 +56,7 @@ class Rows:
         expect_table("token_slots", token_slots, None, cpu)
         expect_tensor("token_slots", token_slots, contiguous=True)
         batch, width = token_slots.shape
-        expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=cpu)
+        expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, device=cpu)
         lengths = expect_lengths("seq_lens", seq_lens, width)
         where = {"device": cpu, "contiguous": True}
         expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)

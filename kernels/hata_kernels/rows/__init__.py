@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
+from ..checks import INTEGERS, expect, expect_table, expect_tensor
 from .groups import RowGroups
 from .naive import SHARE_UNIT, copy_rows_naive, group_rows_naive
 
@@ -53,13 +53,12 @@ def copy_rows(
         When a shape, dtype, device, ``longest`` or a share does not fit; on a CPU when a length
         does not, which a GPU trusts.
     """
-    integers = (torch.int32, torch.int64)
     where = {"device": req_to_token.device, "contiguous": True}
     int32 = {"dtypes": (torch.int32,), **where}
     expect_table("req_to_token", req_to_token, None)
-    expect_tensor("rows", rows, shape=(None,), dtypes=integers, **where)
+    expect_tensor("rows", rows, shape=(None,), dtypes=INTEGERS, **where)
     bs = rows.shape[0]
-    expect_tensor("seq_lens", seq_lens, shape=(bs,), dtypes=integers, **where)
+    expect_tensor("seq_lens", seq_lens, shape=(bs,), dtypes=INTEGERS, **where)
     expect_tensor("token_slots", token_slots, shape=(None, None), **int32)
     most = token_slots.shape[0]
     expect_tensor("lengths", lengths, shape=(most,), **int32)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_tensor
-from ..score.arguments import LENGTHS
+from ..checks import INTEGERS, expect, expect_tensor
 
 
 def select_streaming(
@@ -53,7 +52,7 @@ def select_streaming(
     expect_tensor("token_slots", token_slots, shape=(None, None), dtypes=(torch.int32,))
     batch, width = token_slots.shape
     expect(width >= 1, "token_slots.shape[1]", "at least 1", width)
-    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=device)
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, device=device)
     expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), device=device)
     for name, value, least in (("kv_heads", kv_heads, 1), ("k_max", k_max, 1), ("sink", sink, 0)):
         expect(value >= least, name, f"at least {least}", value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
-from ..score.arguments import LENGTHS
+from ..checks import INTEGERS, expect, expect_lengths, expect_table, expect_tensor
 
 
 def select(
@@ -15,7 +15,6 @@ def select(
     budgets: int | torch.Tensor,
     *,
     k_max: int,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Select the slots of the best-scored tokens of every request and KV head.
 
@@ -40,13 +39,11 @@ def select(
         values of 1 to ``k_max``, trusted on CUDA.
     k_max : int
         Width of the result.
-    out : torch.Tensor, optional
-        int32 ``[bs, kv_heads, k_max]``, contiguous. Allocated when None.
 
     Returns
     -------
     torch.Tensor
-        ``out``.
+        int32 ``[bs, kv_heads, k_max]``.
 
     Raises
     ------
@@ -60,20 +57,16 @@ def select(
     wanted = f"at least scores.shape[2] = {width}"
     expect(token_slots.shape[1] >= width, "token_slots.shape[1]", wanted, token_slots.shape[1])
     where = {"device": device, "contiguous": True}
-    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, **where)
     expect(k_max >= 1, "k_max", "at least 1", k_max)
     if isinstance(budgets, int):
         expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
     else:
         expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)
-    shape = (batch, kv_heads, k_max)
-    if out is not None:
-        expect_tensor("out", out, shape=shape, dtypes=(torch.int32,), **where)
     if scores.is_cuda and isinstance(budgets, int):
         from .flashinfer_topk import select_flashinfer
 
-        selected = select_flashinfer(scores, token_slots, seq_lens, k_max)
-        return selected if out is None else out.copy_(selected)
+        return select_flashinfer(scores, token_slots, seq_lens, k_max)
     if not scores.is_cuda:
         expect_lengths("seq_lens", seq_lens, width)
         if isinstance(budgets, torch.Tensor):
@@ -93,8 +86,4 @@ def select(
     best = best.masked_fill(column >= kept, width).sort(dim=-1).values
     rows = token_slots[:, :width].unsqueeze(1).expand(-1, kv_heads, -1)
     slots = rows.gather(2, best.clamp(max=width - 1)).masked_fill(best == width, -1)
-    if out is None:
-        out = torch.empty(shape, dtype=torch.int32, device=device)
-    out[..., : best.shape[2]] = slots
-    out[..., best.shape[2] :] = -1
-    return out
+    return pad(slots, (0, k_max - slots.shape[2]), value=-1)
