@@ -47,7 +47,14 @@ def encoder_kind(encoder: Encoder) -> tuple:
 def scratch_bytes(encoders: Mapping[int, Encoder], tokens: int) -> int:
     """Bytes of the encoders' scratch for steps of up to so many tokens."""
     kinds = {encoder_kind(encoder): encoder for encoder in encoders.values()}
-    return sum(encoder.scratch_bytes(tokens) for encoder in kinds.values())
+    meta = torch.device("meta")
+    return sum(tensor_bytes(encoder.step_scratch(tokens, meta)) for encoder in kinds.values())
+
+
+def tensor_bytes(holder: object) -> int:
+    """Bytes of the tensors that an object has; 0 of None."""
+    held = () if holder is None else vars(holder).values()
+    return sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor))
 
 
 def may_share(bs: int, width: int) -> bool:
