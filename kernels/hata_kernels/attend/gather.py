@@ -13,7 +13,7 @@ import torch
 from ..bits import power_of_2
 from ..chain import chain_options
 from ..checks import expect
-from .checks import FP8, check_heads, check_room
+from .checks import check_heads, check_room
 
 # Slots that a program has in flight: see `attend_parts`. Read at every call, as all of these.
 BLOCKS = (32, 64)
@@ -128,22 +128,19 @@ class AttendBuffers:
 
 
 def launch_gather(
-    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, v_scale, buffers, tally
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally
 ) -> None:
-    """`hata_kernels.attend.attend` on the GPU, of checked arguments; ``scale`` has k_scale in it.
+    """`hata_kernels.attend.attend` on the GPU, of checked arguments.
 
     Raises
     ------
     ValueError
-        When heads, buffers or the GPU do not fit.
+        When heads or buffers do not fit.
     """
     batch, q_heads, dim = q.shape
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
     check_heads(q, group)
-    if k_cache.dtype == FP8 and k_cache.is_cuda:
-        found = torch.cuda.get_device_capability(k_cache.device)
-        expect(found >= (8, 9), "compute capability for fp8", "at least (8, 9)", found)
     if batch == 0:
         return
     parts, block = attend_parts(rows, k_max)
@@ -163,7 +160,6 @@ def launch_gather(
     _part_kernel[(rows, parts)](
         *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, q.stride(0), *sizes),
         scale * LOG2_E,  # exp(x) as exp2(x * log2(e))
-        float(v_scale),
         ROWS=group_pad,
         SPLIT=parts > 1,
         # The sums of 64 heads of 256 do not fit in 4 warps' registers.
