@@ -145,14 +145,10 @@ class BufferSizes:
     @property
     def nbytes(self) -> int:
         """Bytes of `Buffers`, selections and the scratch of exact layers included."""
-        rows, shape = self.bs * self.shape.num_kv_heads, self.shape
-        scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
-        rank = sum(sizes.bytes_for(rows) for sizes in self.rank.values())
-        attend = AttendBuffers.bytes_for(rows, shape.group, shape.head_dim, self.most)
-        groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
-        rank += rows * (4 * self.most + scores * self.width)
-        dense = DenseBuffers.bytes_for(self.bs, *self.heads) if self.dense else 0
-        return rank + attend + groups + dense + self.bs * 4 * (self.width + 1)
+        made = Buffers(self, (), torch.device("meta"))
+        parts = (made, made.groups, made.dense, made.attend, *made.rank.values())
+        row = 4 * self.most + TOPK_BYTES * self.exact_topk * self.width
+        return sum(map(tensor_bytes, parts)) + self.bs * self.shape.num_kv_heads * row
 
 
 class Buffers:

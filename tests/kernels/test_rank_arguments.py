@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-import rank_cases as cases
 from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
 from rank_cases import rank_triton
@@ -18,11 +17,9 @@ from rank_cases import rank_triton
     [(8, 4, (1, 2, 4, 8), 131072, 2048), (3, 3, (1,), 700, 20), (32, 4, (1,) * 4, 40000, 9000)],
     ids=str,
 )
-def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
+def test_sizes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     levels = score_levels(weights, 32 * words)
     sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
-    buffers = RankBuffers(kv_heads, sizes, torch.device("meta"))
-    assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == sizes.bytes_for(kv_heads)
     assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
     assert min(width, 4 * k_max) <= sizes.room <= width
 

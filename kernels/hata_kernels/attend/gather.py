@@ -64,19 +64,12 @@ def most_parts(rows: int, k_max: int) -> int:
     Parameters
     ----------
     rows, k_max : int
-        Largest of the calls: the result holds for every smaller batch and selection as well, of
-        which some have more parts.
+        Largest of the calls: the result holds for every smaller batch and selection as well.
     """
-    # `attend_parts` wants more of a larger k_max while the block stays the same, and with the
-    # larger one no more than `few`. With the rows r it neither grows nor falls: look for the most.
-    small, large = BLOCKS
-    most = 0
-    for r in range(1, min(rows, IN_FLIGHT // small) + 1):
-        few = min(-(-k_max // large), IN_FLIGHT // large // r, MOST_PARTS)
-        wanted = max(few, attend_parts(r, k_max)[0])
-        if wanted > 1:  # a row that is one part is not kept
-            most = max(most, r * wanted)
-    return most
+    small = min(BLOCKS)
+    if k_max <= small:  # a row that is one part is not kept
+        return 0
+    return min(rows * min(-(-k_max // small), MOST_PARTS), IN_FLIGHT // small)
 
 
 class AttendBuffers:
@@ -115,11 +108,6 @@ class AttendBuffers:
         heads = most_parts(rows, k_max) * group
         self.partial = torch.empty(heads * dim, dtype=torch.float32, device=device)
         self.lse = torch.empty(heads, dtype=torch.float32, device=device)
-
-    @staticmethod
-    def bytes_for(rows: int, group: int, dim: int, k_max: int) -> int:
-        """Bytes that buffers of these sizes take."""
-        return most_parts(rows, k_max) * group * (dim + 1) * 4
 
     def check(self, rows: int, parts: int, group: int, dim: int, device: torch.device) -> None:
         """Raise ``ValueError`` unless a call with ``rows * parts`` parts, if more than 1, fits."""
