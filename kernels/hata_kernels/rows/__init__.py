@@ -64,7 +64,6 @@ def copy_rows(
     expect_tensor("lengths", lengths, shape=(most,), **int32)
     expect_tensor("budgets", budgets, shape=(len(shares), most), **int32)
     expect(bs <= most, "rows.shape[0]", f"at most token_slots.shape[0] = {most}", bs)
-    expect_table("token_slots", token_slots, None)
     for name, tensor in (("req_to_token", req_to_token), ("token_slots", token_slots)):
         width = tensor.shape[1]
         expect(1 <= longest <= width, "longest", f"1 to {name}.shape[1] = {width}", longest)
