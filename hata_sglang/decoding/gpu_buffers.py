@@ -47,7 +47,14 @@ def encoder_kind(encoder: Encoder) -> tuple:
 def scratch_bytes(encoders: Mapping[int, Encoder], tokens: int) -> int:
     """Bytes of the encoders' scratch for steps of up to so many tokens."""
     kinds = {encoder_kind(encoder): encoder for encoder in encoders.values()}
-    return sum(encoder.scratch_bytes(tokens) for encoder in kinds.values())
+    meta = torch.device("meta")
+    return sum(tensor_bytes(encoder.step_scratch(tokens, meta)) for encoder in kinds.values())
+
+
+def tensor_bytes(holder: object) -> int:
+    """Bytes of the tensors that an object has; 0 of None."""
+    held = () if holder is None else vars(holder).values()
+    return sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor))
 
 
 def may_share(bs: int, width: int) -> bool:
@@ -138,14 +145,10 @@ class BufferSizes:
     @property
     def nbytes(self) -> int:
         """Bytes of `Buffers`, selections and the scratch of exact layers included."""
-        rows, shape = self.bs * self.shape.num_kv_heads, self.shape
-        scores = 4 * self.exact + TOPK_BYTES * self.exact_topk
-        rank = sum(sizes.bytes_for(rows) for sizes in self.rank.values())
-        attend = AttendBuffers.bytes_for(rows, shape.group, shape.head_dim, self.most)
-        groups = RowGroups.bytes_for(self.bs, self.width) if self.grouped else 0
-        rank += rows * (4 * self.most + scores * self.width)
-        dense = DenseBuffers.bytes_for(self.bs, *self.heads) if self.dense else 0
-        return rank + attend + groups + dense + self.bs * 4 * (self.width + 1)
+        made = Buffers(self, (), torch.device("meta"))
+        parts = (made, made.groups, made.dense, made.attend, *made.rank.values())
+        row = 4 * self.most + TOPK_BYTES * self.exact_topk * self.width
+        return sum(map(tensor_bytes, parts)) + self.bs * self.shape.num_kv_heads * row
 
 
 class Buffers:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
 
 
 def expect(condition: bool, name: str, expected: object, found: object) -> None:
@@ -100,6 +101,28 @@ def expect_table(
     """
     expect_tensor(name, table, shape=(rows, None), dtypes=(torch.int32,), device=device)
     expect(table.stride(1) == 1, f"{name}.stride(1)", 1, table.stride(1))
+
+
+def expect_rows(
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    batch: int,
+    sink: int,
+    recent: int,
+    device: torch.device,
+) -> None:
+    """Check which tokens so many requests have, and how many of them are kept in any case.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype or device does not fit, or ``sink`` or ``recent`` is below 0.
+    """
+    expect(sink >= 0, "sink", "at least 0", sink)
+    expect(recent >= 0, "recent", "at least 0", recent)
+    expect_table("token_slots", token_slots, batch, device)
+    where = {"device": device, "contiguous": True}
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, **where)
 
 
 def expect_lengths(

@@ -6,11 +6,11 @@ import itertools
 
 import torch
 
-BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 NOWHERE = 2**31 - 1  # a slot that cannot be read
 
 
-def softmax_attention(q, k_cache, v_cache, slots, *sizes, scale, k_scale=1.0, v_scale=1.0):
+def softmax_attention(q, k_cache, v_cache, slots, *sizes, scale):
     """Attention one query head at a time.
 
     ``slots [bs, kv_heads, k]``, or ``[bs, k]`` for all heads; a row attends the least of its sizes.
@@ -20,8 +20,8 @@ def softmax_attention(q, k_cache, v_cache, slots, *sizes, scale, k_scale=1.0, v_
     for b, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         own = slots[b] if slots.dim() == 2 else slots[b, head // group]
         chosen = own[: min(int(size[b]) for size in sizes)].long()
-        logits = scale * k_scale * (k_cache[chosen, head // group].double() @ q[b, head].double())
-        out[b, head] = logits.softmax(0) @ (v_scale * v_cache[chosen, head // group].double())
+        logits = scale * (k_cache[chosen, head // group].double() @ q[b, head].double())
+        out[b, head] = logits.softmax(0) @ v_cache[chosen, head // group].double()
     return out
 
 
@@ -56,8 +56,8 @@ WRONG = [
     ({"q": torch.zeros(2, 6, 64, dtype=F16, device="meta")}, r"q\.device: expected cpu"),
     ({"k_cache": torch.zeros(50, 192).half()}, r"k_cache\.shape: expected \[any, any, any\]"),
     ({"k_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "k_cache strides"),
-    ({"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e5m2)}, r"k_cache\.dtype: expected"),
-    ({"v_cache": torch.zeros(50, 3, 64).to(FP8)}, r"v_cache\.dtype: expected torch\.float16"),
+    ({"k_cache": torch.zeros(50, 3, 64).to(torch.float8_e4m3fn)}, r"k_cache\.dtype: expected"),
+    ({"v_cache": torch.zeros(50, 3, 64).bfloat16()}, r"v_cache\.dtype: expected torch\.float16"),
     ({"v_cache": torch.zeros(51, 3, 64).half()}, r"v_cache\.shape: expected \[50, 3, 64\]"),
     ({"v_cache": torch.zeros(3, 50, 64).half().transpose(0, 1)}, "v_cache strides"),
     ({"seq_lens": torch.tensor([5])}, r"seq_lens\.shape: expected \[2\], found \[1\]"),

@@ -20,7 +20,6 @@ from hata_kernels.score import exact, exact_triton
 from hata_kernels.score.scoring import Scoring
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-FP8 = torch.float8_e4m3fn
 SHARED_MEMORY = 227 * 1024  # of one block on an H100
 # Kernels were measured with this release, and fitted into registers; with others some bytes spill.
 FITTED = triton.__version__.startswith("3.6.")

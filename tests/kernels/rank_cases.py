@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
 
+import hata_kernels.rank
 import hata_kernels.rank.buffers as sizing
 import hata_kernels.rank.filter as filtering
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.take as taking
 import hata_kernels.rank.triton as launches
-from hata_kernels.rank import RankArguments, RankBuffers, RankSizes, rank
+from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
 from hata_kernels.score.scoring import Scoring
 
 
 def rank_triton(*arguments, **options) -> torch.Tensor:
     """`rank` by Triton, wherever the tensors are."""
-    return launches.rank_triton(RankArguments(*arguments, **options))
+    with mock.patch.object(hata_kernels.rank, "rank_naive", launches.rank_triton):
+        return rank(*arguments, **options)
 
 
 def random_words(*shape: int) -> torch.Tensor:

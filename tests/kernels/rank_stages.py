@@ -9,7 +9,7 @@ import torch
 
 import rank_cases as cases
 from hata_kernels.rank import RankBuffers, shared_values
-from hata_kernels.score import score_dtype, score_levels, score_naive
+from hata_kernels.score import score_levels, score_naive
 
 #: Every byte of a buffer before the ranking: no launch writes such numbers.
 BYTE = 0x7F
@@ -37,14 +37,10 @@ class Row(NamedTuple):
 def rows_of(arguments, options) -> list[Row]:
     """Rows of the arguments of a ranking, on the CPU, with `score_naive`'s scores."""
     _, codes, token_slots, seq_lens, budgets = arguments
-    (batch, width), (_, kv_heads, words) = token_slots.shape, codes.shape
-    weights = options["plane_weights"]
+    kv_heads, weights = codes.shape[1], options["plane_weights"]
 
-    def score(*, scale_bits: int, **of) -> torch.Tensor:
-        dtype = score_dtype(weights, 32 * words, scale_bits)
-        of |= {"plane_weights": weights, "scale_bits": scale_bits}
-        of["out"] = torch.zeros(batch, kv_heads, width, dtype=dtype)
-        return score_naive(*arguments[:4], **of).long()
+    def score(**of) -> torch.Tensor:
+        return score_naive(*arguments[:4], plane_weights=weights, **of).long()
 
     of = {name: options[name] for name in ("sink", "recent", "scales", "scale_bits")}
     scores, agreement = score(**of), score(sink=0, recent=0, scales=None, scale_bits=0)

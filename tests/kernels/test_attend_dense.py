@@ -205,19 +205,11 @@ def test_the_result_is_the_same_every_time_and_with_buffers_of_other_calls(
 @pytest.mark.parametrize("kv_heads", [1, 8, 32, 300])
 def test_buffers_hold_every_smaller_batch(kv_heads, group, dim) -> None:
     sizes = (group, kv_heads, dim)
-    needed = [sum(dense.dense_places(rows, *sizes)) for rows in range(1, 150)]
+    splits = [dense.dense_split(rows, *sizes) for rows in range(1, 150)]
+    needed = [split.prefix_places + split.tail_places for split in splits]
     for rows in range(1, 150):
         assert dense.most_places(rows, *sizes) == max(needed[:rows])
-        members = dense.dense_members(rows, group, dim)
-        assert 16 <= members * power_of_2(group) <= 128
-
-
-@pytest.mark.parametrize("rows", [1, 3, 24, 128])
-def test_buffers_take_the_bytes_they_say(rows) -> None:
-    buffers = DenseBuffers(rows, 32, 8, 128, "meta")
-    tensors = (buffers.partial, buffers.lse, buffers.plan)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert DenseBuffers.bytes_for(rows, 32, 8, 128) == held
+        assert 16 <= splits[rows - 1].members * power_of_2(group) <= 128
 
 
 def test_where_nobody_looked_for_groups(device, monkeypatch) -> None:

@@ -11,7 +11,6 @@ from attend_cases import (
     BF16,
     F16,
     F32,
-    FP8,
     NOWHERE,
     WRONG,
     WRONG_TO_LAUNCH,
@@ -48,7 +47,7 @@ def set_blocks(monkeypatch, block: int, programs: int) -> None:
     monkeypatch.setattr(gather, "IN_FLIGHT", block * programs)
 
 
-def make_inputs(lengths, budgets, k_max, kv_heads, group, dim, dtype, cache_dtype=None):
+def make_inputs(lengths, budgets, k_max, kv_heads, group, dim, dtype):
     """Random slots with repeats; what must not be read is NaN in the caches, garbage in the rows.
 
     Queries are a slice of a fused projection.
@@ -64,26 +63,21 @@ def make_inputs(lengths, budgets, k_max, kv_heads, group, dim, dtype, cache_dtyp
             chosen = slots[b, h, :count].long()
             for cache in caches:
                 cache[chosen, h] = torch.randn(count, dim)
-    k_cache, v_cache = (cache.to(cache_dtype or dtype) for cache in caches)
+    k_cache, v_cache = (cache.to(dtype) for cache in caches)
     seq_lens = torch.tensor(lengths, dtype=torch.int64)
     return q, k_cache, v_cache, slots, seq_lens, torch.tensor(budgets, dtype=torch.int32)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "cache_dtype"),
-    [(F32, F32), (BF16, BF16), (F16, F16), (BF16, FP8), (F16, FP8), (F32, FP8)],
-    ids=str,
-)
-def test_reference_is_softmax_attention(poison, dtype, cache_dtype) -> None:
-    inputs = make_inputs([50, 1, 9], [40, 7, 9], 40, 2, 3, 64, dtype, cache_dtype)
-    options = {"scale": 0.25, "k_scale": 0.4, "v_scale": 3.0}
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_reference_is_softmax_attention(poison, dtype) -> None:
+    inputs = make_inputs([50, 1, 9], [40, 7, 9], 40, 2, 3, 64, dtype)
     out = poison(3, 6, 64, dtype=dtype)
-    assert attend(*inputs, **options, out=out) is out
-    assert_close(out, softmax_attention(*inputs, **options))
+    assert attend(*inputs, scale=0.25, out=out) is out
+    assert_close(out, softmax_attention(*inputs, scale=0.25))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_reference_without_scales_is_attend_naive_bit_for_bit(dtype) -> None:
+def test_reference_is_attend_naive_bit_for_bit(dtype) -> None:
     q, k_cache, v_cache, slots, seq_lens, budgets = make_inputs(
         [50, 700, 9], [600, 600, 4], 600, 3, 3, 64, dtype
     )
@@ -92,7 +86,6 @@ def test_reference_without_scales_is_attend_naive_bit_for_bit(dtype) -> None:
     assert torch.equal(out, attend_naive(q, k_cache, v_cache, slots, counts, scale=0.125))
 
 
-@pytest.mark.parametrize("cache_dtype", [F16, FP8], ids=str)
 @pytest.mark.parametrize(("block", "programs"), SPLITS)
 @pytest.mark.parametrize(("lengths", "budgets", "k_max", "kv_heads", "group", "dim"), CASES)
 def test_triton_is_softmax_attention(
@@ -107,13 +100,10 @@ def test_triton_is_softmax_attention(
     dim,
     block,
     programs,
-    cache_dtype,
 ) -> None:
     set_blocks(monkeypatch, block, programs)
-    inputs = make_inputs(lengths, budgets, k_max, kv_heads, group, dim, F16, cache_dtype)
+    inputs = make_inputs(lengths, budgets, k_max, kv_heads, group, dim, F16)
     options = {"scale": 2 / dim**0.5}
-    if cache_dtype == FP8:
-        options |= {"k_scale": 0.7, "v_scale": 3.0}
     out = poison(len(lengths), kv_heads * group, dim, dtype=F16, device=device)
     assert attend(*(a.to(device) for a in inputs), **options, out=out) is out
     assert_close(out, softmax_attention(*inputs, **options))
@@ -174,7 +164,6 @@ def test_buffers_hold_every_smaller_batch_and_selection(rows, k_max) -> None:
         if parts > 1:
             largest = max(largest, r * parts)
     assert largest <= most <= gather.IN_FLIGHT // min(gather.BLOCKS)
-    assert largest >= 0.75 * most  # and not much larger than needed
 
 
 @pytest.mark.parametrize(
@@ -209,11 +198,9 @@ def test_a_row_is_split_by_what_it_attends(device, monkeypatch, count, used) -> 
 
 
 @pytest.mark.parametrize("rows", [1, 3, 24, 300])
-def test_buffers_take_the_bytes_they_say(rows) -> None:
-    buffers = AttendBuffers(rows, 4, 128, 2048, "cpu")
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (buffers.partial, buffers.lse))
-    assert AttendBuffers.bytes_for(rows, 4, 128, 2048) == held > 0
-    assert AttendBuffers.bytes_for(rows, 4, 128, min(gather.BLOCKS)) == 0
+def test_rows_of_one_part_need_no_buffers(rows) -> None:
+    assert AttendBuffers(rows, 4, 128, 2048, "meta").partial.numel() > 0
+    assert AttendBuffers(rows, 4, 128, min(gather.BLOCKS), "meta").partial.numel() == 0
 
 
 def test_shared_buffers_change_nothing(device, monkeypatch, poison) -> None:
@@ -237,28 +224,25 @@ def test_an_empty_batch(device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cache_dtype", [BF16, FP8], ids=str)
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("group", [1, 3, 4, 8, 16, 17, 64])
-def test_triton_bfloat16(poison, dim, group, cache_dtype) -> None:
+def test_triton_bfloat16(poison, dim, group) -> None:
     # On the GPU only: Triton's interpreter has no bfloat16.
     for k_max, rows in ((700, [700, 1, 129, 64]), (512, [512] * 150)):
-        inputs = make_inputs(rows, rows, k_max, 2, group, dim, BF16, cache_dtype)
-        scales = {"k_scale": 0.7, "v_scale": 3.0} if cache_dtype == FP8 else {}
-        options = {"scale": dim**-0.5, **scales}
+        inputs = make_inputs(rows, rows, k_max, 2, group, dim, BF16)
+        options = {"scale": dim**-0.5}
         out = poison(len(rows), 2 * group, dim, dtype=BF16, device="cuda")
         attend(*(a.cuda() for a in inputs), **options, out=out)
         assert_close(out, attend(*inputs, **options))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cache_dtype", [BF16, FP8], ids=str)
-def test_slots_beyond_int32_elements(poison, cache_dtype) -> None:
+def test_slots_beyond_int32_elements(poison) -> None:
     slots = 2**31 // (8 * 256) + 100  # slots * heads * D passes 2**31
     local = torch.randint(0, 50, (1, 8, 90), dtype=torch.int32)
     q = torch.randn(1, 16, 256).bfloat16()
-    small = [torch.randn(50, 8, 256).to(cache_dtype) for _ in range(2)]
-    pools = [torch.zeros(slots, 8, 256, dtype=cache_dtype, device="cuda") for _ in range(2)]
+    small = [torch.randn(50, 8, 256).bfloat16() for _ in range(2)]
+    pools = [torch.zeros(slots, 8, 256, dtype=BF16, device="cuda") for _ in range(2)]
     for pool, last in zip(pools, small, strict=True):
         pool[-50:] = last.cuda()
     sizes = (torch.tensor([90]), torch.tensor([90], dtype=torch.int32))
@@ -313,8 +297,6 @@ def good() -> dict:
         ({"slots": torch.zeros(2, 3, 9).int()[..., :8]}, "slots strides"),
         ({"budgets": torch.tensor([5, 5])}, r"budgets\.dtype: expected torch\.int32"),
         ({"budgets": torch.ones(3).int()}, r"budgets\.shape: expected \[2\]"),
-        ({"k_scale": 0.0}, r"k_scale: expected more than 0, found 0\.0"),
-        ({"v_scale": torch.ones(1)}, "v_scale: expected a number, found Tensor"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(changed, message: str) -> None:
@@ -336,7 +318,7 @@ def test_reference_names_counts_that_do_not_fit() -> None:
         ({"q": torch.zeros(2, 64, 6).half().transpose(1, 2)}, r"q\.stride\(\)\[1:\]: expected"),
         (
             {"buffers": lambda device: AttendBuffers(1, 2, 64, 200, device)},
-            r"buffers\.partial: expected 3072 numbers, found 512",
+            r"buffers\.partial: expected 3072 numbers, found 896",
         ),
         (
             {"buffers": AttendBuffers(6, 2, 64, 200, "meta")},

@@ -299,7 +299,7 @@ def test_wrong_rows_are_named() -> None:
     table, lengths = torch.zeros(2, 9, dtype=torch.int32), torch.tensor([3, 9])
     budgets = torch.tensor([1, 2], dtype=torch.int32)
     for wrong, message in (
-        ((table[:, ::2], lengths, budgets), r"token_slots\.stride\(1\)"),
+        ((table[:, ::2], lengths, budgets), "token_slots strides"),
         ((table[:, :8], lengths, budgets), "token_slots strides"),
         ((table, lengths + 1, budgets), "seq_lens: expected 1 to 9, found"),
         ((table, lengths - 3, budgets), "seq_lens: expected 1 to 9, found"),

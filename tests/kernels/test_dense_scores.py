@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import encoder_cases as cases
 from hata_kernels.encoders import Encoder, dense_scores
-from hata_kernels.score import score_dtype, score_levels, score_naive
+from hata_kernels.score import score_levels, score_naive
 
 
 def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: int) -> None:
@@ -21,8 +21,7 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
         scales = torch.zeros(keys, heads, dtype=encoder.scale_dtype)
     encoder.encode_keys(k, codes=codes, slots=torch.arange(keys), scales=scales)
     kind = (encoder.plane_weights, encoder.bits, encoder.scale_bits)
-    out = torch.full((tokens, heads, keys), float("nan"), dtype=score_dtype(*kind))
-    score_naive(
+    scores = score_naive(
         encoder.encode_queries(q),
         codes,
         torch.arange(keys, dtype=torch.int32).repeat(tokens, 1),
@@ -30,14 +29,13 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
         plane_weights=encoder.plane_weights,
         sink=0,
         recent=0,
-        out=out,
         scales=scales,
         scale_bits=encoder.scale_bits,
     )
     dense = dense_scores(encoder, q, k)
     assert dense.dtype == torch.float32
     assert dense.shape == (heads, tokens, keys)
-    assert torch.equal(dense, out.float().transpose(0, 1))
+    assert torch.equal(dense, scores.transpose(0, 1))
     assert 0 <= dense.min() <= dense.max() <= score_levels(*kind) - 2
     if isinstance(encoder, cases.AsymmetricEncoder) and encoder.scale_bits == 0:
         levels = 2 * encoder.query_levels(q).double() + 1

@@ -133,7 +133,7 @@ def test_wrong_keys_are_named(scale_bits, changed, message) -> None:
         ({"q": Q[:3]}, r"q\.shape\[0\]: expected 4, found 3"),
         ({"q": K}, r"q\.shape: expected \[any, 6, 64\]"),
         ({"k": Q}, r"k\.shape: expected \[any, 2, 64\]"),
-        ({"slots": torch.randn(4)}, r"slots\.dtype: expected torch\.int64 or torch\.int32"),
+        ({"slots": torch.randn(4)}, r"slots\.dtype: expected torch\.int32 or torch\.int64"),
         ({"codes": CODES.long()}, r"codes\.dtype: expected torch\.int32"),
         ({"codes": CODES.to("meta")}, r"codes\.device: expected cpu, found meta"),
         ({"tally": torch.zeros(4)}, r"tally\.dtype: expected torch\.int64"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 
 import pytest
 import torch
 
-import rank_cases as cases
-from hata_kernels.rank import RankArguments, RankBuffers, RankSizes, rank
+from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
 from rank_cases import rank_triton
 
@@ -19,19 +17,11 @@ from rank_cases import rank_triton
     [(8, 4, (1, 2, 4, 8), 131072, 2048), (3, 3, (1,), 700, 20), (32, 4, (1,) * 4, 40000, 9000)],
     ids=str,
 )
-def test_bytes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
+def test_sizes_of_a_row(kv_heads, words, weights, width, k_max) -> None:
     levels = score_levels(weights, 32 * words)
     sizes = RankSizes.of(kv_heads, words, levels, width, k_max)
-    buffers = RankBuffers(kv_heads, sizes, torch.device("meta"))
-    assert sum(tensor.nbytes for tensor in cases.tensors_of(buffers)) == sizes.bytes_for(kv_heads)
     assert sizes.tiles * sizes.tile >= width > (sizes.tiles - 1) * sizes.tile
     assert min(width, 4 * k_max) <= sizes.room <= width
-
-
-def test_signatures() -> None:
-    """`rank` hands its arguments on by place."""
-    fields = [field.name for field in dataclasses.fields(RankArguments)]
-    assert list(inspect.signature(rank).parameters) == fields
 
 
 def test_no_requests(device) -> None:
@@ -63,14 +53,17 @@ GOOD = {
     [
         ({"q_codes": GOOD["q_codes"].long()}, r"q_codes\.dtype: expected torch\.int32"),
         ({"q_codes": GOOD["q_codes"][:, :5]}, r"q_codes\.shape: expected \[any, 6, 4\]"),
-        ({"q_codes": torch.zeros(3, 6, 4, **INTS)}, r"q_codes\.shape\[0\]: expected 2, found 3"),
+        (
+            {"q_codes": torch.zeros(3, 6, 4, **INTS)},
+            r"token_slots\.shape: expected \[3, any\], found",
+        ),
         ({"q_codes": GOOD["q_codes"].to("meta")}, r"q_codes\.device: expected cpu, found meta"),
         ({"q_codes": torch.zeros(2, 4, 6, **INTS).mT}, "q_codes strides: expected a contiguous"),
         ({"codes": GOOD["codes"].transpose(0, 1)}, "codes strides: expected a contiguous tensor"),
         ({"codes": GOOD["codes"].float()}, r"codes\.dtype: expected torch\.int32"),
         ({"codes": GOOD["codes"][0]}, r"codes\.shape: expected \[any, any, any\], found \[3, 4\]"),
         ({"token_slots": GOOD["token_slots"].long()}, r"token_slots\.dtype: expected torch\.int32"),
-        ({"token_slots": torch.zeros(10, **INTS)}, r"token_slots\.shape: expected \[any, any\]"),
+        ({"token_slots": torch.zeros(10, **INTS)}, r"token_slots\.shape: expected \[2, any\]"),
         ({"token_slots": torch.zeros(10, 2, **INTS).T}, r"token_slots\.stride\(1\): expected 1"),
         ({"token_slots": GOOD["token_slots"].to("meta")}, r"token_slots\.device: expected cpu"),
         ({"seq_lens": torch.tensor([5.0, 9.0])}, r"seq_lens\.dtype: expected torch\.int32 or"),

@@ -89,15 +89,6 @@ def test_what_the_first_stage_left_over_decides_the_second() -> None:
     assert torch.equal(found[..., 32:], ~one[..., :32])
 
 
-def test_mixed_dtypes_are_computed_in_float32(device, poison) -> None:
-    encoder, k = make(2, 32, 96), whole(9, 2, 32, most=2)
-    codes = poison(9, 2, 3, dtype=torch.int32, device=device)
-    slots = torch.arange(9, dtype=torch.int32, device=device)
-    there = encoder.to(device, torch.float32)
-    there._launch_keys(k.to(device, torch.float16), codes, slots, None)
-    assert torch.equal(unpack_bits(codes.cpu()), encoder.key_bits(k))
-
-
 def test_no_keys_and_wrong_arguments(device, poison) -> None:
     def run(k, bits=64):
         codes = poison(5, 2, bits // 32, dtype=torch.int32, device=device)
@@ -109,5 +100,9 @@ def test_no_keys_and_wrong_arguments(device, poison) -> None:
     assert run(k[:0, :, :16]).eq(-987654321).all()
     with pytest.raises(ValueError, match=r"k\.stride\(2\): expected 1, found 2"):
         run(k[..., ::2])
+    with pytest.raises(
+        ValueError, match=r"k\.dtype: expected torch\.float32, found torch\.float16"
+    ):
+        run(k[..., :16].half())
     with pytest.raises(ValueError, match="bits: expected at most 1024, found 1056"):
         run(k[..., :16], 1056)

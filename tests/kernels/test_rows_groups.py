@@ -105,12 +105,6 @@ def test_users_of_documents_are_found() -> None:
     assert made.sizes.tolist() == [0, 4, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_bytes() -> None:
-    made = RowGroups(7, 9000, torch.device("meta"))
-    held = sum(x.nbytes for x in vars(made).values() if isinstance(x, torch.Tensor))
-    assert held == RowGroups.bytes_for(7, 9000)
-
-
 def test_no_rows(device) -> None:
     empty = torch.zeros(0, 5, dtype=torch.int32, device=device)
     made = make_groups(2, 5, device)

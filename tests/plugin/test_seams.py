@@ -263,6 +263,6 @@ def test_scratch_of_encoders_is_counted():
     }
     encoder = AsymmetricEncoder.from_tensors(tensors, num_kv_heads=2, group=4, head_dim=64)
     scratch = encoder.step_scratch(40)
-    assert encoder.scratch_bytes(40) == scratch.partial.nbytes + scratch.arrived.nbytes > 0
+    held = scratch.partial.nbytes + scratch.arrived.nbytes
     both = {1: encoder, 2: encoder}
-    assert gpu_buffers.scratch_bytes(both, 40) == encoder.scratch_bytes(40)  # layers share it
+    assert gpu_buffers.scratch_bytes(both, 40) == held > 0  # layers share it

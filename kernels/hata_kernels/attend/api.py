@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
+from ..checks import INTEGERS, expect, expect_lengths, expect_table, expect_tensor
 from ..rows import RowGroups
 from ..tally import check_tally, count_attended
-from .checks import FP8, check_caches
+from .checks import check_caches
 from .dense import DenseBuffers, launch_dense
 from .gather import AttendBuffers, launch_gather
 from .naive import attend_naive
-
-INTEGERS = (torch.int32, torch.int64)
 
 
 def attend(
@@ -24,19 +22,17 @@ def attend(
     budgets: torch.Tensor,
     *,
     scale: float,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
     out: torch.Tensor | None = None,
     buffers: AttendBuffers | None = None,
     tally: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of every request over its selected slots, a selection per KV head.
 
-    On CUDA products are taken in the dtype of ``q``, fp8 converted to it, and summed in float32.
-    Launches depend on shapes only: safe to capture. Lengths and budgets are read on the device and
-    trusted: a count of less than 1 leaves the request's output undefined, one of more than k_max
-    counts as k_max. On a GPU of compute capability 9.0 and up they are read while the launch before
-    still runs, which must not write them.
+    On CUDA products are taken in the dtype of ``q``, and summed in float32. Launches depend on
+    shapes only: safe to capture. Lengths and budgets are read on the device and trusted: a count of
+    less than 1 leaves the request's output undefined, one of more than k_max counts as k_max. On a
+    GPU of compute capability 9.0 and up they are read while the launch before still runs, which
+    must not write them.
 
     Parameters
     ----------
@@ -44,7 +40,7 @@ def attend(
         ``[bs, q_heads, D]`` float32, bfloat16 or float16; on CUDA not float32. On CUDA the heads of
         a token are contiguous; tokens may be apart, as in a fused projection.
     k_cache, v_cache : torch.Tensor
-        ``[slots, kv_heads, D]``, contiguous, of the dtype of ``q`` or float8_e4m3fn.
+        ``[slots, kv_heads, D]``, contiguous, of the dtype of ``q``.
     slots : torch.Tensor
         int32 ``[bs, kv_heads, k_max]``, contiguous: what `rank` gives. The entries of row b from
         ``min(seq_lens[b], budgets[b])`` on are not read; those before may repeat.
@@ -53,9 +49,6 @@ def attend(
         ``min(seq_lens[b], budgets[b])`` slots of every KV head, 1 to k_max.
     scale : float
         Softmax scale.
-    k_scale, v_scale : float
-        A cached number times its scale is the key's or the value's, as SGLang stores fp8 caches.
-        Numbers, not tensors.
     out : torch.Tensor, optional
         ``[bs, q_heads, D]``, contiguous, the dtype of ``q``. Allocated when None.
     buffers : AttendBuffers, optional
@@ -71,51 +64,33 @@ def attend(
     Raises
     ------
     ValueError
-        When a shape, dtype, device, contiguity or scale does not fit; on a CPU when a count does
-        not; on CUDA when the head size is not 64, 96, 128 or 256, the group is larger than 64, the
-        buffers are too small or elsewhere, or the caches are fp8 on a GPU older than compute
-        capability 8.9.
-
-    Notes
-    -----
-    On a CPU fp8 caches are attended to in float32; otherwise `attend_naive` says what is bit for
-    bit.
+        When a shape, dtype, device or contiguity does not fit; on a CPU when a count does not; on
+        CUDA when the head size is not 64, 96, 128 or 256, the group is larger than 64, or the
+        buffers are too small or elsewhere.
     """
-    check_caches(q, k_cache, v_cache, FP8)
+    check_caches(q, k_cache, v_cache)
     where, batch, kv_heads = k_cache.device, q.shape[0], k_cache.shape[1]
     here = {"device": where, "contiguous": True}
     expect_tensor("slots", slots, shape=(batch, kv_heads, None), dtypes=(torch.int32,), **here)
     expect(slots.shape[2] >= 1, "slots.shape[2]", "at least 1", slots.shape[2])
     expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, **here)
     expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **here)
-    for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
-        # A tensor would have to be read from the device, which a captured step cannot do.
-        expect(isinstance(value, (int, float)), name, "a number", type(value).__name__)
-        expect(value > 0, name, "more than 0", value)
     check_tally(tally, where)
     out = _output(out, q)
     run = launch_gather if k_cache.is_cuda else gather_reference
-    run(
-        *(q, k_cache, v_cache, slots, seq_lens, budgets, out),
-        scale=scale * k_scale,
-        v_scale=v_scale,
-        buffers=buffers,
-        tally=tally,
-    )
+    tokens = (q, k_cache, v_cache, slots, seq_lens, budgets, out)
+    run(*tokens, scale=scale, buffers=buffers, tally=tally)
     return out
 
 
 def gather_reference(
-    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, v_scale, buffers, tally
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally
 ) -> None:
     """`attend` by PyTorch, of checked arguments; no buffers are needed."""
-    if k_cache.dtype == FP8:
-        q, k_cache, v_cache = q.float(), k_cache.float(), v_cache.float()
     counts, most = torch.minimum(seq_lens, budgets), slots.shape[2]
     expect_lengths("seq_lens and budgets", counts, most, f"1 to {most} tokens of every row")
     count_attended(tally, slots, seq_lens, counts)
-    result = attend_naive(q, k_cache, v_cache, slots, counts, scale=scale)
-    out.copy_(result if v_scale == 1 else result * v_scale)
+    out.copy_(attend_naive(q, k_cache, v_cache, slots, counts, scale=scale))
 
 
 def attend_dense(

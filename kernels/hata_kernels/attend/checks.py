@@ -8,21 +8,12 @@ import torch
 
 from ..checks import FLOATS, expect, expect_tensor
 
-FP8 = torch.float8_e4m3fn
 #: Sizes of a head, and query heads per KV head, that the Triton kernels take.
 HEAD_DIMS, MAX_GROUP = (64, 96, 128, 256), 64
 
 
-def check_caches(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *others: torch.dtype
-) -> None:
+def check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     """Check queries ``[bs, q_heads, D]`` and caches ``[slots, kv_heads, D]`` of one layer.
-
-    Parameters
-    ----------
-    q, k_cache, v_cache : torch.Tensor
-    *others : torch.dtype
-        That caches may have instead of that of ``q``.
 
     Raises
     ------
@@ -33,8 +24,8 @@ def check_caches(
     expect_tensor("k_cache", k_cache, shape=(None, None, None), contiguous=True)
     _, kv_heads, dim = k_cache.shape
     expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=where)
-    expect_tensor("k_cache", k_cache, dtypes=(q.dtype, *others))
-    same = {"dtypes": (k_cache.dtype,), "device": where, "contiguous": True}
+    expect_tensor("k_cache", k_cache, dtypes=(q.dtype,))
+    same = {"dtypes": (q.dtype,), "device": where, "contiguous": True}
     expect_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
     expect(q.shape[1] % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q.shape[1])
 

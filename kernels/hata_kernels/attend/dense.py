@@ -10,6 +10,8 @@ launches depend on shapes only: safe inside a CUDA graph, and nothing is planned
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..bits import power_of_2
@@ -47,53 +49,46 @@ def fits_dense(q_heads: int, kv_heads: int, dim: int, device: torch.device) -> b
     return shape and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
-def dense_members(rows: int, group: int, dim: int) -> int:
-    """Rows of a group that a program attends for: 16 to QUERIES query heads, padded.
+class DenseSplit(NamedTuple):
+    """How a call's work is divided.
 
-    Parameters
+    Attributes
     ----------
-    rows, group, dim : int
-        Batch size, query heads per KV head, and their size.
+    members : int
+        Rows of a group that a program attends for: 16 to QUERIES query heads, padded.
+    prefix_units, tail_units : int
+        Programs of a KV head that attend prefixes, and that attend the rest.
+    prefix_places, tail_places : int
+        Places for their partial results of all query heads.
     """
-    most = min(QUERIES, SUMS // power_of_2(dim)) // power_of_2(group)
-    return max(min(most, power_of_2(rows)), 16 // power_of_2(group), 1)
+
+    members: int
+    prefix_units: int
+    tail_units: int
+    prefix_places: int
+    tail_places: int
 
 
-def dense_units(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, int]:
-    """Programs of a KV head that attend prefixes, and that attend the rest.
-
-    Parameters
-    ----------
-    rows, group, kv_heads, dim : int
-        Batch size, query heads per KV head, KV heads, and the size of a head.
-    """
-    queries = dense_members(rows, group, dim) * power_of_2(group)
-    sums = (queries * power_of_2(dim), max(16, power_of_2(group)) * power_of_2(dim))
-    prefix, tail = (PROCESSORS * (1 if n >= WIDE else 2) // kv_heads for n in sums)
-    return max(1, prefix), max(1, tail)
-
-
-def dense_places(rows: int, group: int, kv_heads: int, dim: int) -> tuple[int, int]:
-    """Places for partial results of all query heads: of prefixes, and of the rest.
-
-    Parameters
-    ----------
-    rows, group, kv_heads, dim : int
-        As in `dense_units`.
-    """
+def dense_split(rows: int, group: int, kv_heads: int, dim: int) -> DenseSplit:
+    """Divide the work of so many rows; ``group`` is the query heads of a KV head."""
+    group, dim = power_of_2(group), power_of_2(dim)
+    most = min(QUERIES, SUMS // dim) // group
+    members = max(min(most, power_of_2(rows)), 16 // group, 1)
+    sums = (members * group * dim, max(16, group) * dim)
+    prefix, tail = (max(1, PROCESSORS * (1 if n >= WIDE else 2) // kv_heads) for n in sums)
     # A row has at most one part of each kind from a program. With b the row's place among all rows,
     # b + program is another place for every part of the rest: along the line of the work one of
     # them grows with every part, and neither falls. A part of prefixes is of at most MEMBERS rows,
     # whose places r among the rows of all groups follow each other: so is r + MEMBERS * program.
-    prefix_units, tail_units = dense_units(rows, group, kv_heads, dim)
-    return prefix_units * dense_members(rows, group, dim) + rows, tail_units + rows
+    return DenseSplit(members, prefix, tail, prefix * members + rows, tail + rows)
 
 
 def most_places(rows: int, group: int, kv_heads: int, dim: int) -> int:
     """Places of both kinds together that a call of up to ``rows`` rows needs."""
     # Programs and members follow from the power of two that is not below the rows.
     powers = [2**n for n in range(rows.bit_length())]
-    return max(sum(dense_places(n, group, kv_heads, dim)) for n in (rows, *powers))
+    splits = [dense_split(n, group, kv_heads, dim) for n in (rows, *powers)]
+    return max(split.prefix_places + split.tail_places for split in splits)
 
 
 class DenseBuffers:
@@ -137,15 +132,11 @@ class DenseBuffers:
         self.lse = torch.empty(heads, dtype=torch.float32, device=device)
         self.plan = torch.empty(rows, 4, dtype=torch.int32, device=device)
 
-    @staticmethod
-    def bytes_for(rows: int, q_heads: int, kv_heads: int, dim: int) -> int:
-        """Bytes that buffers of these sizes take."""
-        places = most_places(rows, q_heads // kv_heads, kv_heads, dim)
-        return 4 * (places * q_heads * (dim + 1) + 4 * rows)
-
-    def check(self, rows: int, q_heads: int, kv_heads: int, dim: int, device: torch.device) -> None:
+    def check(
+        self, rows: int, q_heads: int, dim: int, split: DenseSplit, device: torch.device
+    ) -> None:
         """Raise ``ValueError`` unless a call of these sizes fits."""
-        heads = sum(dense_places(rows, q_heads // kv_heads, kv_heads, dim)) * q_heads
+        heads = (split.prefix_places + split.tail_places) * q_heads
         check_room(self, {"partial": heads * dim, "lse": heads, "plan": 4 * rows}, device)
 
 
@@ -167,13 +158,12 @@ def launch_dense(
         return
     if buffers is None:
         buffers = DenseBuffers(batch, q_heads, kv_heads, dim, q.device)
-    buffers.check(batch, q_heads, kv_heads, dim, q.device)
+    split, power = dense_split(batch, group, kv_heads, dim), power_of_2(dim)
+    buffers.check(batch, q_heads, dim, split, q.device)
 
     from .dense_kernels import _dense_merge_kernel, _tail_kernel
     from .dense_prefix import _prefix_kernel
 
-    members, power = dense_members(batch, group, dim), power_of_2(dim)
-    prefix_units, tail_units = dense_units(batch, group, kv_heads, dim)
     # Fewer rows than a group needs have none: there is nothing to launch for.
     grouped = groups is not None and batch >= groups.least
     shared = groups.shared if grouped else seq_lens  # which then is not read as such
@@ -184,12 +174,12 @@ def launch_dense(
     reads = sizes | {"HEADS": kv_heads, "GROUP": group, "ROWS_POW2": max(16, power_of_2(batch))}
     reads["BLOCK"] = min(BLOCK, NUMBERS // power)
     if grouped:
-        queries = members * power_of_2(group)
-        _prefix_kernel[(prefix_units, kv_heads)](
+        queries = split.members * power_of_2(group)
+        _prefix_kernel[(split.prefix_units, kv_heads)](
             *(*caches, shared, groups.members, groups.sizes, groups.extents, *kept),
             *(*strides, groups.members.stride(0), batch, exponent),
             GROUP_POW2=power_of_2(group),
-            MEMBERS=members,
+            MEMBERS=split.members,
             WHOLE=queries >= QUERIES,
             LEAST=PREFIX_LEAST,
             num_warps=8 if queries * power >= WIDE else 4,
@@ -197,9 +187,9 @@ def launch_dense(
             **reads,
         )
     pad = max(16, power_of_2(group))  # tl.dot needs 16
-    _tail_kernel[(tail_units, kv_heads)](
+    _tail_kernel[(split.tail_units, kv_heads)](
         *(*caches, seq_lens, shared, *kept, *strides, token_slots.shape[1], batch),
-        *(dense_places(batch, group, kv_heads, dim)[0], exponent),
+        *(split.prefix_places, exponent),
         GROUP_PAD=pad,
         GROUPED=grouped,
         LEAST=TAIL_LEAST,
@@ -210,7 +200,7 @@ def launch_dense(
     _dense_merge_kernel[(batch * q_heads,)](
         *(seq_lens, shared, *kept, out),
         Q_HEADS=q_heads,
-        MEMBERS=members,
+        MEMBERS=split.members,
         GROUPED=grouped,
         PARTS=PARTS,
         num_warps=4,

@@ -13,7 +13,7 @@ import torch
 from ..bits import power_of_2
 from ..chain import chain_options
 from ..checks import expect
-from .checks import FP8, check_heads, check_room
+from .checks import check_heads, check_room
 
 # Slots that a program has in flight: see `attend_parts`. Read at every call, as all of these.
 BLOCKS = (32, 64)
@@ -64,19 +64,12 @@ def most_parts(rows: int, k_max: int) -> int:
     Parameters
     ----------
     rows, k_max : int
-        Largest of the calls: the result holds for every smaller batch and selection as well, of
-        which some have more parts.
+        Largest of the calls: the result holds for every smaller batch and selection as well.
     """
-    # `attend_parts` wants more of a larger k_max while the block stays the same, and with the
-    # larger one no more than `few`. With the rows r it neither grows nor falls: look for the most.
-    small, large = BLOCKS
-    most = 0
-    for r in range(1, min(rows, IN_FLIGHT // small) + 1):
-        few = min(-(-k_max // large), IN_FLIGHT // large // r, MOST_PARTS)
-        wanted = max(few, attend_parts(r, k_max)[0])
-        if wanted > 1:  # a row that is one part is not kept
-            most = max(most, r * wanted)
-    return most
+    small = min(BLOCKS)
+    if k_max <= small:  # a row that is one part is not kept
+        return 0
+    return min(rows * min(-(-k_max // small), MOST_PARTS), IN_FLIGHT // small)
 
 
 class AttendBuffers:
@@ -116,11 +109,6 @@ class AttendBuffers:
         self.partial = torch.empty(heads * dim, dtype=torch.float32, device=device)
         self.lse = torch.empty(heads, dtype=torch.float32, device=device)
 
-    @staticmethod
-    def bytes_for(rows: int, group: int, dim: int, k_max: int) -> int:
-        """Bytes that buffers of these sizes take."""
-        return most_parts(rows, k_max) * group * (dim + 1) * 4
-
     def check(self, rows: int, parts: int, group: int, dim: int, device: torch.device) -> None:
         """Raise ``ValueError`` unless a call with ``rows * parts`` parts, if more than 1, fits."""
         heads = rows * parts * group if parts > 1 else 0
@@ -128,22 +116,19 @@ class AttendBuffers:
 
 
 def launch_gather(
-    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, v_scale, buffers, tally
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally
 ) -> None:
-    """`hata_kernels.attend.attend` on the GPU, of checked arguments; ``scale`` has k_scale in it.
+    """`hata_kernels.attend.attend` on the GPU, of checked arguments.
 
     Raises
     ------
     ValueError
-        When heads, buffers or the GPU do not fit.
+        When heads or buffers do not fit.
     """
     batch, q_heads, dim = q.shape
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
     check_heads(q, group)
-    if k_cache.dtype == FP8 and k_cache.is_cuda:
-        found = torch.cuda.get_device_capability(k_cache.device)
-        expect(found >= (8, 9), "compute capability for fp8", "at least (8, 9)", found)
     if batch == 0:
         return
     parts, block = attend_parts(rows, k_max)
@@ -163,7 +148,6 @@ def launch_gather(
     _part_kernel[(rows, parts)](
         *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, q.stride(0), *sizes),
         scale * LOG2_E,  # exp(x) as exp2(x * log2(e))
-        float(v_scale),
         ROWS=group_pad,
         SPLIT=parts > 1,
         # The sums of 64 heads of 256 do not fit in 4 warps' registers.

@@ -54,7 +54,6 @@ def _part_kernel(
     k_max,
     parts,
     scale,
-    v_scale,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -103,9 +102,8 @@ def _part_kernel(
         # answer for that row, a negative one would read outside the pool.
         place = (tl.maximum(slot, 0) * HEADS + head) * DIM
         here = valid[:, None] & in_dim[None, :]
-        # Every fp8 number is one of bf16 and of fp16 as well: nothing is rounded.
-        k = tl.load(k_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
-        v = tl.load(v_ptr + place[:, None] + d[None, :], mask=here, other=0.0).to(q.dtype)
+        k = tl.load(k_ptr + place[:, None] + d[None, :], mask=here, other=0.0)
+        v = tl.load(v_ptr + place[:, None] + d[None, :], mask=here, other=0.0)
         logits = tl.dot(q, tl.trans(k)) * scale
         logits = tl.where(valid[None, :], logits, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1))
@@ -114,7 +112,7 @@ def _part_kernel(
         total = total * fade + tl.sum(weights, axis=1)
         acc = acc * fade[:, None] + tl.dot(weights.to(q.dtype), v)
         peak = higher
-    acc = acc * (v_scale / total)[:, None]
+    acc = acc * (1 / total)[:, None]
     if SPLIT:
         place = (row * parts + split) * GROUP + member
         tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=keep)

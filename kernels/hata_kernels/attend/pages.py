@@ -56,7 +56,7 @@ def write_pages(
         int32 ``[at least bs * kv_heads + 1]``: row r owns ``pages[indptr[r] : indptr[r + 1]]``, at
         most k of them. Read on the device, so the launch does not depend on it.
     pages : torch.Tensor
-        int32, written.
+        int32, written. It and ``indptr`` are `SparseDecode`'s own, and trusted.
     seq_lens : torch.Tensor, optional
         Integers ``[bs]``: the contexts, for the tally.
     tally : torch.Tensor, optional
@@ -65,16 +65,12 @@ def write_pages(
     Raises
     ------
     ValueError
-        When a shape, dtype or contiguity does not fit.
+        When shape, dtype or contiguity of the slots or contexts do not fit.
     """
     expect_tensor("slots", slots, shape=(None, None, None), dtypes=(torch.int32,), contiguous=True)
     batch, kv_heads, k = slots.shape
     rows = batch * kv_heads
     expect(k >= 1, "slots.shape[2]", "at least 1", k)
-    int32 = {"dtypes": (torch.int32,), "device": slots.device, "contiguous": True}
-    expect_tensor("indptr", indptr, shape=(None,), **int32)
-    expect(indptr.numel() > rows, "indptr.numel()", f"at least {rows + 1}", indptr.numel())
-    expect_tensor("pages", pages, shape=(None,), **int32)
     check_tally(tally, slots.device)
     if tally is not None:
         expect(seq_lens is not None, "seq_lens", "the contexts, to count them", None)

@@ -14,7 +14,9 @@ from .numbers import popcount
 def pack_planes(planes, shifts, packed, merged):
     """Make as few planes as possible out of those given, two words in one of 64 bits.
 
-    Of three planes of equal weight two become: `hata_kernels.score.naive.vote_planes` says why.
+    For three planes a, b, c of equal weight and any key k, bit by bit, ``(k^a) + (k^b) + (k^c)``
+    equals ``(k ^ (a^b^c)) + 2 * (k ^ majority(a, b, c))``: a full adder whose outputs both flip
+    when all inputs flip. So three planes become two, once per query instead of once per key.
 
     Parameters
     ----------

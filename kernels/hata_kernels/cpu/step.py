@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
-from ..encoders import Encoder
-from ..score.arguments import LENGTHS
+from ..checks import INTEGERS, expect, expect_lengths, expect_tensor
+from ..encoders import AsymmetricEncoder, Encoder, LinearEncoder
 from ..score.levels import full_score, score_levels, score_shift
 from ..tally import check_tally
 from .compiling import KINDS, MISFIT_ERRORS
-from .encoding import encoding_of
-from .step_kernels import BAD_SLOT, DONE, GIVEN, decode_layer
+from .step_kernels import ASYMMETRIC, BAD_SLOT, DONE, GIVEN, LINEAR, decode_layer
 
 _NO_SCALES, _NO_NUMBERS = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.uint16)
 _NO_PLANES, _NO_TALLY = np.empty((0, 0, 0, 0), np.int32), np.empty(0, np.int64)
+_NO_MATRIX, _NO_ROWS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
+_NO_STEPS = np.empty(0, np.float32)
 
 
 class Rows:
@@ -54,12 +54,13 @@ class Rows:
         kv_heads: int,
     ):
         cpu = torch.device("cpu")
-        expect_table("token_slots", token_slots, None, cpu)
-        expect_tensor("token_slots", token_slots, contiguous=True)
-        batch, width = token_slots.shape
-        expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, device=cpu)
-        lengths = expect_lengths("seq_lens", seq_lens, width)
         where = {"device": cpu, "contiguous": True}
+        expect_tensor(
+            "token_slots", token_slots, shape=(None, None), dtypes=(torch.int32,), **where
+        )
+        batch, width = token_slots.shape
+        expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, device=cpu)
+        lengths = expect_lengths("seq_lens", seq_lens, width)
         expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)
         kept = budgets.tolist()
         expect(min(kept) >= 1, "budgets", "at least 1", kept)
@@ -130,7 +131,7 @@ class SparseLayer:
         self.encoder, self.buffers, self.scale = encoder, (k_cache, v_cache, codes, scales), scale
         self._planes = (encoder.num_kv_heads, len(weights), encoder.words)
         self._no_slots = torch.empty(0, dtype=torch.int64)
-        full, encoding = full_score(weights, bits), encoding_of(encoder)
+        full, encoding = full_score(weights, bits), _encoding_of(encoder)
         self._method = encoding[0]
         self._arguments = (
             KINDS[k_cache.dtype],
@@ -251,6 +252,23 @@ class SparseLayer:
         expect_tensor("slots", slots, shape=(None,), dtypes=(torch.int32, torch.int64), **where)
         found = rows.selected.shape[1]
         expect(found == heads, "rows", f"of {heads} KV heads", found)
+
+
+def _encoding_of(encoder: Encoder) -> tuple:
+    """Say who encodes, and with which weights: arguments of `decode_layer`, from ``method``, which
+    is `GIVEN` where PyTorch does, to ``steps``.
+    """
+    tensors = {name: tensor.contiguous().numpy() for name, tensor in encoder.tensors().items()}
+    steps = tensors.get("scale_step", _NO_STEPS)
+    if isinstance(encoder, AsymmetricEncoder):
+        residual = tensors.get("residual_weight", _NO_MATRIX)
+        of_keys = (tensors["key_weight"], tensors["key_bias"], residual)
+        unit = encoder.clip / 2 ** (encoder.query_bits - 1)
+        return ASYMMETRIC, *of_keys, tensors["query_weight"], tensors["query_bias"], unit, steps
+    rest = (_NO_ROWS, _NO_MATRIX, _NO_MATRIX, _NO_ROWS, 0.0)
+    if isinstance(encoder, LinearEncoder):
+        return LINEAR, tensors["weight"], *rest, steps
+    return GIVEN, _NO_MATRIX, *rest, _NO_STEPS
 
 
 def _words(numbers: torch.Tensor) -> np.ndarray:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from ..tally import ENCODED as _ENCODED
-from .checks import expect_rows
+from .. import tally as counting
+from ..checks import expect
 
-ENCODED = tl.constexpr(_ENCODED)
+ENCODED = tl.constexpr(counting.ENCODED)
+MAX_BITS = 1024
+
+
+class Stored(NamedTuple):
+    """Where codes go, as a kernel takes it; what is None is no argument of it.
+
+    Codes of rows, or of slots; scales of keys, their steps, and `hata_kernels.tally`.
+    """
+
+    codes: torch.Tensor
+    slots: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+    scale_step: torch.Tensor | None = None
+    tally: torch.Tensor | None = None
+
+
+def expect_rows(weight: torch.Tensor, **given: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless keys or queries ``[T, H, D]`` are numbers as those of the weight
+    (on a GPU both are the model's), the last dimension contiguous.
+    """
+    for name, x in given.items():
+        expect(x.dtype == weight.dtype, f"{name}.dtype", weight.dtype, x.dtype)
+        expect(x.stride(2) == 1, f"{name}.stride(2)", 1, x.stride(2))
+
+
+def expect_bits(bits: int) -> None:
+    """Raise ``ValueError`` for codes of more bits than one program holds."""
+    expect(bits <= MAX_BITS, "bits", f"at most {MAX_BITS}", bits)
 
 
 @triton.jit
-def store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST):
+def store_scales(stored, place, valid, size, head, KV_HEADS):
     """Round the sizes of rows of one KV head to its steps and store them in the rows' slots."""
-    step = tl.load(scale_step_ptr + head)
-    scale = tl.minimum(tl.floor(size / step + 0.5), MOST).to(tl.int32)
+    step = tl.load(stored.scale_step + head)
     # 16 bits are kept by an int16: its low ones, whatever the sign.
-    scales = scales_ptr + place * KV_HEADS + head
-    tl.store(scales, scale.to(scales_ptr.dtype.element_ty), mask=valid)
+    dtype = stored.scales.dtype.element_ty
+    MOST: tl.constexpr = 2**dtype.primitive_bitwidth - 1
+    scale = tl.minimum(tl.floor(size / step + 0.5), MOST).to(tl.int32)
+    tl.store(stored.scales + place * KV_HEADS + head, scale.to(dtype), mask=valid)
 
 
 @triton.jit
@@ -37,11 +68,7 @@ def _encode_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    out_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    tally_ptr,
+    stored,
     rows,
     x_stride_token,
     x_stride_head,
@@ -49,12 +76,7 @@ def _encode_kernel(
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
     OF_NORM: tl.constexpr,
-    OF_PROJECTIONS: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCKS_R: tl.constexpr,
@@ -63,8 +85,9 @@ def _encode_kernel(
     """One program: BLOCK_M (token, group member) rows of one KV head, BLOCKS_R * BLOCK_R bits.
 
     The G query heads of a KV head share its weight, so they are rows of the same product: a
-    decode batch of one still fills G rows of the tile. Also a part of other kernels, which call it
-    in their programs from ``(first_block, any head, first_part)`` on.
+    decode batch of one still fills G rows of the tile. Scales are of norms with OF_NORM, else of
+    projections. Also a part of other kernels, which call it in their programs from
+    ``(first_block, any head, first_part)`` on.
     """
     block = tl.program_id(0) - first_block
     head = tl.program_id(1)
@@ -75,15 +98,15 @@ def _encode_kernel(
     x_head = head * GROUP + row % GROUP
     x_rows = x_ptr + token * x_stride_token + x_head * x_stride_head
     weight_head = weight_ptr + head * DIM * BITS
-    if HAS_SLOTS:
-        place = tl.load(slots_ptr + token, mask=valid, other=0).to(tl.int64)
+    if stored.slots is not None:
+        place = tl.load(stored.slots + token, mask=valid, other=0).to(tl.int64)
     else:
         place = token
-    out_rows = out_ptr + (place * (KV_HEADS * GROUP) + x_head) * (BITS // 32)
+    out_rows = stored.codes + (place * (KV_HEADS * GROUP) + x_head) * (BITS // 32)
     WORDS: tl.constexpr = BLOCK_R // 32
     word = tl.arange(0, WORDS)
     size = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    if OF_NORM:
+    if OF_NORM and stored.scales is not None:
         # In a loop of its own: summed up between the products of the loop below, a few bits of
         # some keys came out wrong on sm_90 (Triton 3.6, DIM 128, bfloat16).
         for start in range(0, DIM, BLOCK_D):
@@ -103,35 +126,27 @@ def _encode_kernel(
             w = tl.load(
                 weight_head + d[:, None] * BITS + column[None, :], mask=(d < DIM)[:, None], other=0
             )
-            if not SAME_DTYPE:
-                x = x.to(tl.float32)
-                w = w.to(tl.float32)
             # ieee: tf32 would drop 13 bits of float32 inputs and flip signs far from zero.
             projection = tl.dot(x, w, acc=projection, input_precision="ieee")
-        if HAS_BIAS:
+        if bias_ptr is not None:
             bias = tl.load(bias_ptr + head * BITS + column).to(tl.float32)
             projection += bias[None, :]
-        if OF_PROJECTIONS:
+        if stored.scales is not None and not OF_NORM:
             size += tl.sum(tl.abs(projection), axis=1)
         bit = (projection > 0).to(tl.int32) << (tl.arange(0, BLOCK_R) % 32)[None, :]
         # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
         packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
         tl.store(out_rows[:, None] + first // 32 + word[None, :], packed, mask=valid[:, None])
 
-    if OF_NORM or OF_PROJECTIONS:
+    if stored.scales is not None:
         if OF_NORM:
             size = tl.sqrt(size)
         else:
             size = size / BITS
-        store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
-    if HAS_SLOTS and tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+        store_scales(stored, place, valid, size, head, KV_HEADS)
+    if stored.slots is not None and stored.tally is not None:  # noqa: SIM102 - when it is compiled
         if (head == 0) & (part == 0):
-            count_written(tally_ptr, place)
-
-
-def largest_scale(scales: torch.Tensor | None) -> int:
-    """The largest scale that a buffer of uint8 or int16 (the low 16 bits) holds; 0 without one."""
-    return 0 if scales is None else 2 ** (8 * scales.element_size()) - 1
+            count_written(stored.tally, place)
 
 
 def encode_triton(
@@ -176,19 +191,18 @@ def encode_triton(
     Raises
     ------
     ValueError
-        When ``x``'s last dimension is not contiguous.
+        When ``x``'s last dimension is not contiguous, or its dtype not the weight's.
     """
     tokens, heads, dim = x.shape
     kv_heads, _, bits = weight.shape
     group = heads // kv_heads
-    expect_rows(x=x)
+    expect_rows(weight, x=x)
     if out is None:
         out = torch.empty((tokens, heads, bits // 32), dtype=torch.int32, device=x.device)
     rows = tokens * group
     if rows == 0:
         return out
-    same = x.dtype == weight.dtype
-    wide = same and x.dtype != torch.float32
+    wide = x.dtype != torch.float32
     block_m = min(64 if wide else 32, max(16, triton.next_power_of_2(rows)))
     # float32 products keep their operands in registers: smaller tiles avoid spills.
     block_r = next(size for size in ((128, 64, 32) if wide else (64, 32)) if bits % size == 0)
@@ -202,11 +216,7 @@ def encode_triton(
         x,
         weight,
         bias,
-        out,
-        slots,
-        scales,
-        scale_step,
-        tally,
+        Stored(out, slots, scales, scale_step, tally),
         rows,
         x.stride(0),
         x.stride(1),
@@ -214,12 +224,7 @@ def encode_triton(
         GROUP=group,
         DIM=dim,
         BITS=bits,
-        HAS_BIAS=bias is not None,
-        HAS_SLOTS=slots is not None,
-        OF_NORM=scales is not None and scale_of == "norm",
-        OF_PROJECTIONS=scales is not None and scale_of == "projections",
-        MOST=largest_scale(scales),
-        SAME_DTYPE=same,
+        OF_NORM=scale_of == "norm",
         BLOCK_M=block_m,
         BLOCK_R=block_r,
         BLOCKS_R=blocks_r,

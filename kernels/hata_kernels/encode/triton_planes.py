@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import expect_bits, expect_rows
+from .triton import expect_bits, expect_rows
 
 
 @triton.jit
@@ -59,7 +59,6 @@ def _planes_kernel(
     DIM: tl.constexpr,
     BITS: tl.constexpr,
     PLANES: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -88,9 +87,6 @@ def _planes_kernel(
             mask=inside[:, None] & in_code[None, :],
             other=0,
         )
-        if not SAME_DTYPE:
-            q = q.to(tl.float32)
-            w = w.to(tl.float32)
         # ieee: tf32 would drop 13 bits of float32 inputs and move levels.
         u = tl.dot(q, w, acc=u, input_precision="ieee")
     bias = tl.load(bias_ptr + head * BITS + column, mask=in_code, other=0).to(tl.float32)
@@ -104,9 +100,10 @@ def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     ValueError
-        When q's last dimension is not contiguous, or codes have more than 1024 bits.
+        When q's last dimension is not contiguous, its dtype not the weights', or codes have more
+        than 1024 bits.
     """
-    expect_rows(q=q)
+    expect_rows(encoder.query_weight, q=q)
     expect_bits(encoder.bits)
     tokens, (kv_heads, bits) = len(q), (encoder.num_kv_heads, encoder.bits)
     planes = encoder.query_bits
@@ -114,7 +111,6 @@ def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.int32, device=q.device)
     if tokens == 0:
         return out
-    same = q.dtype == encoder.query_weight.dtype
     block_m, block_r = 16, triton.next_power_of_2(bits)
     _planes_kernel[(triton.cdiv(tokens, block_m), kv_heads)](
         q,
@@ -130,11 +126,10 @@ def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
         DIM=encoder.head_dim,
         BITS=bits,
         PLANES=planes,
-        SAME_DTYPE=same,
         BLOCK_M=block_m,
         BLOCK_R=block_r,
         # Keeps a tile of weights within 32 KiB.
-        BLOCK_D=max(16, min(64, 16384 // block_r if same else 8192 // block_r)),
+        BLOCK_D=max(16, min(64, 16384 // block_r)),
         num_warps=4 if block_r <= 128 else 8,
     )
     return out

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 
 from ..bits import WORD_BITS
-from .checks import expect_bits, expect_rows
-from .triton import count_written, largest_scale, store_scales
+from .triton import Stored, count_written, expect_bits, expect_rows, store_scales
 
 
 @triton.jit
@@ -20,7 +19,6 @@ def _project(
     in_half,
     DIM: tl.constexpr,
     BITS: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Add the product of rows and some columns of the weight to ``acc``."""
@@ -33,9 +31,6 @@ def _project(
             mask=in_d[:, None] & in_half[None, :],
             other=0,
         )
-        if not SAME_DTYPE:
-            x = x.to(tl.float32)
-            w = w.to(tl.float32)
         # ieee: tf32 would drop 13 bits of float32 inputs and flip signs far from zero.
         acc = tl.dot(x, w, acc=acc, input_precision="ieee")
     return acc
@@ -66,11 +61,7 @@ def _residual_kernel(
     weight_ptr,
     bias_ptr,
     residual_ptr,
-    out_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    tally_ptr,
+    stored,
     rows,
     x_stride_token,
     x_stride_head,
@@ -78,9 +69,6 @@ def _residual_kernel(
     DIM: tl.constexpr,
     BITS: tl.constexpr,
     UNIT: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_1: tl.constexpr,
     BLOCK_2: tl.constexpr,
@@ -96,15 +84,15 @@ def _residual_kernel(
     token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = token < rows
     token = token.to(tl.int64)
-    place = tl.load(slots_ptr + token, mask=valid, other=0).to(tl.int64)
-    if tally_ptr is not None:  # noqa: SIM102 - decided when it is compiled
+    place = tl.load(stored.slots + token, mask=valid, other=0).to(tl.int64)
+    if stored.tally is not None:  # noqa: SIM102 - decided when it is compiled
         if head == 0:
-            count_written(tally_ptr, place)
+            count_written(stored.tally, place)
     x_rows = x_ptr + token * x_stride_token + head * x_stride_head
     weight_head = weight_ptr + head * DIM * BITS
     bias_head = bias_ptr + head * BITS
     residual_head = residual_ptr + head * HALF * HALF
-    out_rows = out_ptr + (place * KV_HEADS + head) * (BITS // UNIT)
+    out_rows = stored.codes + (place * KV_HEADS + head) * (BITS // UNIT)
 
     column_2 = tl.arange(0, BLOCK_2)
     in_2 = column_2 < HALF
@@ -114,9 +102,7 @@ def _residual_kernel(
         column = start + tl.arange(0, BLOCK_1)
         inside = column < HALF
         first = tl.zeros((BLOCK_M, BLOCK_1), dtype=tl.float32)
-        first = _project(
-            first, x_rows, valid, weight_head + column, inside, DIM, BITS, SAME_DTYPE, BLOCK_D
-        )
+        first = _project(first, x_rows, valid, weight_head + column, inside, DIM, BITS, BLOCK_D)
         bias = tl.load(bias_head + column, mask=inside, other=0).to(tl.float32)
         first += bias[None, :]
         # Columns beyond the half are 0 and add nothing to the size.
@@ -133,14 +119,14 @@ def _residual_kernel(
         second = tl.dot(signs, residual, acc=second, input_precision="ieee")
 
     second = _project(
-        second, x_rows, valid, weight_head + HALF + column_2, in_2, DIM, BITS, SAME_DTYPE, BLOCK_D
+        second, x_rows, valid, weight_head + HALF + column_2, in_2, DIM, BITS, BLOCK_D
     )
     bias = tl.load(bias_head + HALF + column_2, mask=in_2, other=0).to(tl.float32)
     second += bias[None, :]
     _store_bits(second > 0, out_rows + HALF // UNIT, valid, in_2, BLOCK_M, BLOCK_2, UNIT)
-    if HAS_SCALES:
+    if stored.scales is not None:
         size = size / HALF
-        store_scales(scales_ptr, scale_step_ptr, place, valid, size, head, KV_HEADS, MOST)
+        store_scales(stored, place, valid, size, head, KV_HEADS)
 
 
 def launch_residual(encoder, k, codes, slots, scales, tally) -> None:
@@ -149,17 +135,18 @@ def launch_residual(encoder, k, codes, slots, scales, tally) -> None:
     Raises
     ------
     ValueError
-        When k's last dimension is not contiguous, or codes have more than 1024 bits.
+        When k's last dimension is not contiguous, its dtype not the weights', or codes have more
+        than 1024 bits.
     """
-    expect_rows(k=k)
+    expect_rows(encoder.key_weight, k=k)
     expect_bits(encoder.bits)
     tokens, dim, half = len(k), encoder.head_dim, encoder.bits // 2
     if tokens == 0:
         return
     # The second half may begin in the middle of a word. Little-endian: its low half comes first.
     unit = WORD_BITS if half % WORD_BITS == 0 else WORD_BITS // 2
-    same = k.dtype == encoder.key_weight.dtype
-    wide = same and k.dtype != torch.float32
+    units = codes if unit == WORD_BITS else codes.view(torch.int16)
+    wide = k.dtype != torch.float32
     block_2 = triton.next_power_of_2(half)
     # A tile of second-stage projections within 32 KiB, one of their weights within 16 KiB;
     # float32 products keep their operands in registers: smaller tiles avoid spills.
@@ -169,11 +156,7 @@ def launch_residual(encoder, k, codes, slots, scales, tally) -> None:
         encoder.key_weight,
         encoder.key_bias,
         encoder.residual_weight,
-        codes if unit == WORD_BITS else codes.view(torch.int16),
-        slots,
-        scales,
-        encoder.scale_step,
-        tally,
+        Stored(units, slots, scales, encoder.scale_step, tally),
         tokens,
         k.stride(0),
         k.stride(1),
@@ -181,9 +164,6 @@ def launch_residual(encoder, k, codes, slots, scales, tally) -> None:
         DIM=dim,
         BITS=encoder.bits,
         UNIT=unit,
-        HAS_SCALES=scales is not None,
-        MOST=largest_scale(scales),
-        SAME_DTYPE=same,
         BLOCK_M=block_m,
         BLOCK_1=min(block_2, 64 if wide else 32),
         BLOCK_2=block_2,

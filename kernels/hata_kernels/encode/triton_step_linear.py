@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 
 from ..chain import chain_options, most_cache, start_next, wait_for_last
-from .checks import expect_rows
-from .triton import _encode_kernel, largest_scale
+from .triton import Stored, _encode_kernel, expect_rows
 
 BLOCK_M = 16
 WARPS = 4
@@ -19,12 +18,8 @@ def _linear_step_kernel(
     q_ptr,
     k_ptr,
     weight_ptr,
-    q_codes_ptr,
-    codes_ptr,
-    slots_ptr,
-    scales_ptr,
-    scale_step_ptr,
-    tally_ptr,
+    of_queries,
+    of_keys,
     tokens,
     q_blocks,
     q_stride_token,
@@ -35,9 +30,6 @@ def _linear_step_kernel(
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BITS: tl.constexpr,
-    OF_NORM: tl.constexpr,
-    MOST: tl.constexpr,
-    SAME_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -46,7 +38,7 @@ def _linear_step_kernel(
     """One program: a block of queries or of keys of one KV head."""
     start_next(PDL)
     wait_for_last(PDL)
-    PARTS: tl.constexpr = BITS // BLOCK_R
+    SCALED: tl.constexpr = of_keys.scales is not None
     if tl.program_id(0) < q_blocks:
         _encode_kernel(
             0,
@@ -54,11 +46,7 @@ def _linear_step_kernel(
             q_ptr,
             weight_ptr,
             None,
-            q_codes_ptr,
-            None,
-            None,
-            None,
-            None,
+            of_queries,
             tokens * GROUP,
             q_stride_token,
             q_stride_head,
@@ -67,17 +55,12 @@ def _linear_step_kernel(
             DIM,
             BITS,
             False,
-            False,
-            False,
-            False,
-            0,
-            SAME_DTYPE,
             BLOCK_M,
             BLOCK_R,
             1,
             BLOCK_D,
         )
-    elif (tl.program_id(2) == 0) or (not OF_NORM):
+    elif (tl.program_id(2) == 0) or (not SCALED):
         # A key's scale is stored by the program that has all of its bits.
         _encode_kernel(
             q_blocks,
@@ -85,11 +68,7 @@ def _linear_step_kernel(
             k_ptr,
             weight_ptr,
             None,
-            codes_ptr,
-            slots_ptr,
-            scales_ptr,
-            scale_step_ptr,
-            tally_ptr,
+            of_keys,
             tokens,
             k_stride_token,
             k_stride_head,
@@ -97,15 +76,10 @@ def _linear_step_kernel(
             1,
             DIM,
             BITS,
-            False,
             True,
-            OF_NORM,
-            False,
-            MOST,
-            SAME_DTYPE,
             BLOCK_M,
             BLOCK_R,
-            PARTS if OF_NORM else 1,
+            BITS // BLOCK_R if SCALED else 1,
             BLOCK_D,
         )
 
@@ -116,16 +90,16 @@ def launch_step(encoder, q, k, codes, slots, scales, tally) -> torch.Tensor:
     Raises
     ------
     ValueError
-        When the last dimension of q or k is not contiguous.
+        When the last dimension of q or k is not contiguous, or their dtype not the weight's.
     """
-    expect_rows(q=q, k=k)
     tokens, weight, bits = len(k), encoder.weight, encoder.bits
+    expect_rows(weight, q=q, k=k)
     kv_heads, group, dim = encoder.num_kv_heads, encoder.group, encoder.head_dim
     shape = (tokens, kv_heads * group, encoder.words)
     q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
     if tokens == 0:
         return q_codes
-    wide = q.dtype == weight.dtype != torch.float32
+    wide = q.dtype != torch.float32
     block_r = next(size for size in ((64, 32) if wide else (32,)) if bits % size == 0)
     q_blocks, k_blocks = triton.cdiv(tokens * group, BLOCK_M), triton.cdiv(tokens, BLOCK_M)
     most_cache(
@@ -133,12 +107,8 @@ def launch_step(encoder, q, k, codes, slots, scales, tally) -> torch.Tensor:
             q,
             k,
             weight,
-            q_codes,
-            codes,
-            slots,
-            scales,
-            encoder.scale_step,
-            tally,
+            Stored(q_codes),
+            Stored(codes, slots, scales, encoder.scale_step, tally),
             tokens,
             q_blocks,
             q.stride(0),
@@ -149,9 +119,6 @@ def launch_step(encoder, q, k, codes, slots, scales, tally) -> torch.Tensor:
             GROUP=group,
             DIM=dim,
             BITS=bits,
-            OF_NORM=scales is not None,
-            MOST=largest_scale(scales),
-            SAME_DTYPE=q.dtype == weight.dtype,
             BLOCK_M=BLOCK_M,
             BLOCK_R=block_r,
             BLOCK_D=min(128 if wide else 32, max(16, triton.next_power_of_2(dim))),

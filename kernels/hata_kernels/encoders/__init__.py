@@ -7,8 +7,7 @@ differ in how bits come from keys and queries, in the number of planes P and in 
 from __future__ import annotations
 
 from .asymmetric import AsymmetricEncoder
-from .base import Encoder
-from .dense import dense_scores
+from .base import Encoder, dense_scores
 from .linear import LinearEncoder
 from .mlp import MlpEncoder
 

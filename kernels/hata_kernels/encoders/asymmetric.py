@@ -9,8 +9,7 @@ import torch
 
 from ..checks import expect
 from .base import Encoder
-from .projection import project
-from .weights import expect_names, take
+from .weights import expect_names, project, take
 
 if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch
@@ -144,20 +143,12 @@ class AsymmetricEncoder(Encoder):
 
         return launch_planes(self, q)
 
-    def step_scratch(self, tokens: int) -> StepScratch:
-        """Scratch of `encode_step` for up to so many tokens."""
+    def step_scratch(self, tokens: int, device: torch.device | None = None) -> StepScratch:
+        """Scratch of `encode_step`: see `Encoder.step_scratch`."""
         from ..encode.triton_step import StepScratch
 
-        return StepScratch(tokens, *self._scratch_sizes(), self.device)
-
-    def scratch_bytes(self, tokens: int) -> int:
-        """Bytes of `step_scratch`."""
-        from ..encode.triton_step import StepScratch
-
-        return StepScratch.bytes_for(tokens, *self._scratch_sizes())
-
-    def _scratch_sizes(self) -> tuple[int, int, int, int]:
-        return self.num_kv_heads, self.group, self.head_dim, self.bits
+        sizes = (self.num_kv_heads, self.group, self.head_dim, self.bits)
+        return StepScratch(tokens, *sizes, device or self.device)
 
     def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
         from ..encode.triton_step import launch_step

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..bits import pack_bits
-from ..checks import expect
-from ..tally import count_encoded
-from .checks import check_heads, check_keys
+from ..checks import FLOATS, INTEGERS, expect, expect_tensor
+from ..score.levels import scaled_scores
+from ..tally import check_tally, count_encoded
 from .weights import EncoderWeights
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Encoder(EncoderWeights, ABC):
 
     def key_bits(self, k: torch.Tensor) -> torch.Tensor:
         """Return the bits of keys ``[T, Hkv, D]``: bool ``[T, Hkv, r]``, computed in float32."""
-        check_heads(self, "k", k, self.num_kv_heads)
+        self._check_key_numbers(k)
         return self._keys(k)[0]
 
     def key_scales(self, k: torch.Tensor) -> torch.Tensor | None:
@@ -38,12 +38,12 @@ class Encoder(EncoderWeights, ABC):
         A scale is a real number ``m`` of the key, stored as ``floor(m / scale_step[h] + 1/2)``,
         at most ``2**scale_bits - 1``.
         """
-        check_heads(self, "k", k, self.num_kv_heads)
+        self._check_key_numbers(k)
         return self._keys(k)[1]
 
     def query_bits_of(self, q: torch.Tensor) -> torch.Tensor:
         """Return the planes of queries ``[T, Hq, D]``: bool ``[T, Hkv, P, r]``, in float32."""
-        check_heads(self, "q", q, self.num_kv_heads * self.group)
+        self._check_queries(q)
         return self._queries(q)
 
     def encode_keys(
@@ -76,11 +76,7 @@ class Encoder(EncoderWeights, ABC):
         ValueError
             When a shape, dtype or device does not fit.
         """
-        check_keys(self, k, codes, slots, scales, tally)
-        self._write_keys(k, codes, slots, scales, tally)
-
-    def _write_keys(self, k, codes, slots, scales, tally) -> None:
-        """As `encode_keys`, of checked arguments."""
+        self._check_keys(k, codes, slots, scales, tally)
         write = self._launch_keys if k.is_cuda else self._store_keys
         write(k, codes, slots, scales, tally)
 
@@ -103,11 +99,7 @@ class Encoder(EncoderWeights, ABC):
         ValueError
             When a shape or dtype does not fit.
         """
-        check_heads(self, "q", q, self.num_kv_heads * self.group)
-        return self._make_planes(q)
-
-    def _make_planes(self, q: torch.Tensor) -> torch.Tensor:
-        """As `encode_queries`, of checked queries."""
+        self._check_queries(q)
         return self._launch_queries(q) if q.is_cuda else self._pack_queries(q)
 
     def _pack_queries(self, q: torch.Tensor) -> torch.Tensor:
@@ -143,22 +135,44 @@ class Encoder(EncoderWeights, ABC):
         ValueError
             As `encode_keys` and `encode_queries`.
         """
-        check_heads(self, "q", q, self.num_kv_heads * self.group)
-        check_keys(self, k, codes, slots, scales, tally)
+        self._check_queries(q)
+        self._check_keys(k, codes, slots, scales, tally)
         expect(q.shape[0] == k.shape[0], "q.shape[0]", k.shape[0], q.shape[0])
         expect(q.dtype == k.dtype, "q.dtype", k.dtype, q.dtype)
         if q.is_cuda:
             return self._launch_step(q, k, codes, slots, scales, scratch, tally)
-        self._write_keys(k, codes, slots, scales, tally)
-        return self._make_planes(q)
+        self._store_keys(k, codes, slots, scales, tally)
+        return self._pack_queries(q)
 
-    def step_scratch(self, tokens: int) -> StepScratch | None:
-        """Scratch of `encode_step` for up to so many tokens; None where it needs none."""
+    def step_scratch(self, tokens: int, device: torch.device | None = None) -> StepScratch | None:
+        """Scratch of `encode_step` for up to so many tokens; None where it needs none.
+
+        On the device of the weights, where none is given.
+        """
         return None
 
-    def scratch_bytes(self, tokens: int) -> int:
-        """Bytes of `step_scratch`."""
-        return 0
+    def _check_queries(self, q: torch.Tensor) -> None:
+        shape = (None, self.num_kv_heads * self.group, self.head_dim)
+        expect_tensor("q", q, shape=shape, dtypes=FLOATS, device=self.device)
+
+    def _check_keys(self, k, codes, slots, scales, tally) -> None:
+        """Check keys and what is written of them: the arguments of `encode_keys`."""
+        self._check_key_numbers(k)
+        where = {"device": k.device, "contiguous": True}
+        shape = (None, self.num_kv_heads, self.words)
+        expect_tensor("codes", codes, shape=shape, dtypes=(torch.int32,), **where)
+        expect_tensor("slots", slots, shape=k.shape[:1], dtypes=INTEGERS, **where)
+        dtype = self.scale_dtype
+        if dtype is None:
+            expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
+        else:
+            expect(scales is not None, "scales", f"{dtype} [S, Hkv]", None)
+            expect_tensor("scales", scales, shape=codes.shape[:2], dtypes=(dtype,), **where)
+        check_tally(tally, k.device)
+
+    def _check_key_numbers(self, k: torch.Tensor) -> None:
+        shape = (None, self.num_kv_heads, self.head_dim)
+        expect_tensor("k", k, shape=shape, dtypes=FLOATS, device=self.device)
 
     def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
         """As `encode_step` on a GPU."""
@@ -185,3 +199,38 @@ class Encoder(EncoderWeights, ABC):
     def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
         """As `encode_queries` on a GPU, likewise."""
         return self._pack_queries(q)
+
+
+def dense_scores(encoder: Encoder, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Score every key for every query: the integers that serving ranks by, before sink and recent.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    q : torch.Tensor
+        ``[N, Hq, D]``.
+    k : torch.Tensor
+        ``[S, Hkv, D]``.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 ``[Hkv, N, S]``, whole numbers. Every intermediate is exact, so results are equal,
+        not close, to those of encoding and scoring the same inputs on the CPU.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype or device does not fit.
+    """
+    weights = torch.tensor(encoder.plane_weights, dtype=torch.float32, device=q.device)
+    planes = encoder.query_bits_of(q).float() * 2 - 1
+    queries = (planes * weights.view(-1, 1)).sum(dim=2).transpose(0, 1)
+    bits, scales = encoder.key_bits(k), encoder.key_scales(k)
+    keys = bits.float() * 2 - 1
+    # Integers below 2**24 in float32: the products are exact, also in tf32 (8-bit factors).
+    signed = torch.bmm(queries, keys.permute(1, 2, 0))
+    full = encoder.bits * sum(encoder.plane_weights)
+    if scales is None:
+        return (signed + full) / 2
+    return scaled_scores(signed.int(), scales.T.unsqueeze(1), full, encoder.scale_bits).float()

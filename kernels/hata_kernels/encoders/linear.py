@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from .base import Encoder
-from .projection import project
-from .weights import expect_names, take
+from .weights import expect_names, project, take
 
 
 class LinearEncoder(Encoder):

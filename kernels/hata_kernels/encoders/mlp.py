@@ -10,8 +10,7 @@ from torch.nn.functional import silu
 from ..bits import WORD_BITS
 from ..checks import expect
 from .base import Encoder
-from .projection import project
-from .weights import expect_names, take
+from .weights import expect_names, project, take
 
 MAX_LAYERS = 3
 

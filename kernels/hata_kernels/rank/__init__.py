@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
+from ..bits import WORD_BITS
+from ..checks import expect, expect_rows, expect_tensor
 from ..rows.groups import RowGroups
-from ..score.arguments import LENGTHS, check_codes
+from ..score.levels import SCALE_DTYPES, full_score
+from ..score.naive import score_naive
+from ..select import select
 from .buffers import RankBuffers, RankSizes, shared_values
-from .naive import rank_naive
 
-__all__ = ["RankArguments", "RankBuffers", "RankSizes", "rank", "shared_values"]
-
-
-@dataclass(frozen=True)
-class RankArguments:
-    """Arguments of `rank`, checked: what its implementations take.
-
-    Raises
-    ------
-    ValueError
-        When a shape, dtype, device, count or ``plane_weights`` does not fit.
-    """
-
-    q_codes: torch.Tensor
-    codes: torch.Tensor
-    token_slots: torch.Tensor
-    seq_lens: torch.Tensor
-    budgets: torch.Tensor
-    plane_weights: Sequence[int]
-    sink: int
-    recent: int
-    k_max: int
-    out: torch.Tensor | None = None
-    scales: torch.Tensor | None = None
-    scale_bits: int = 0
-    buffers: RankBuffers | None = None
-    groups: RowGroups | None = None
-
-    def __post_init__(self) -> None:
-        codes, device = self.codes, self.codes.device
-        check_codes(self.q_codes, codes, self.plane_weights, self.scales, self.scale_bits)
-        expect(self.sink >= 0, "sink", "at least 0", self.sink)
-        expect(self.recent >= 0, "recent", "at least 0", self.recent)
-        where = {"device": device, "contiguous": True}
-        expect_table("token_slots", self.token_slots, None, device)
-        batch, found = self.token_slots.shape[0], self.q_codes.shape[0]
-        expect(found == batch, "q_codes.shape[0]", batch, found)
-        expect_tensor("seq_lens", self.seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
-        expect(self.k_max >= 1, "k_max", "at least 1", self.k_max)
-        kind = type(self.budgets).__name__
-        expect(isinstance(self.budgets, torch.Tensor), "budgets", "a tensor", kind)
-        expect_tensor("budgets", self.budgets, shape=(batch,), dtypes=(torch.int32,), **where)
-        if self.out is not None:
-            shape = (batch, codes.shape[1], self.k_max)
-            expect_tensor("out", self.out, shape=shape, dtypes=(torch.int32,), **where)
-
-    def result(self) -> torch.Tensor:
-        """``out``, or a new tensor where there is none."""
-        if self.out is not None:
-            return self.out
-        shape = (len(self.budgets), self.codes.shape[1], self.k_max)
-        return torch.empty(shape, dtype=torch.int32, device=self.codes.device)
+__all__ = ["RankBuffers", "RankSizes", "rank", "shared_values"]
 
 
 def rank(
@@ -120,10 +70,59 @@ def rank(
         When a shape, dtype, device, count or ``plane_weights`` does not fit; on a CPU when a length
         or budget does not, which a GPU trusts; on a GPU when buffers or groups do not.
     """
-    options = (plane_weights, sink, recent, k_max, out, scales, scale_bits, buffers, groups)
-    arguments = RankArguments(q_codes, codes, token_slots, seq_lens, budgets, *options)
-    if not codes.is_cuda:
-        return rank_naive(arguments)
-    from .triton import rank_triton  # Triton is imported with it
+    _check_codes(q_codes, codes, plane_weights, scales, scale_bits)
+    (batch, _, _), kv_heads, device = q_codes.shape, codes.shape[1], codes.device
+    expect_rows(token_slots, seq_lens, batch, sink, recent, device)
+    expect(k_max >= 1, "k_max", "at least 1", k_max)
+    kind, where = type(budgets).__name__, {"device": device, "contiguous": True}
+    expect(isinstance(budgets, torch.Tensor), "budgets", "a tensor", kind)
+    expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)
+    shape = (batch, kv_heads, k_max)
+    if out is None:
+        out = torch.empty(shape, dtype=torch.int32, device=device)
+    else:
+        expect_tensor("out", out, shape=shape, dtypes=(torch.int32,), **where)
+    run = rank_naive
+    if codes.is_cuda:
+        from .triton import rank_triton as run  # Triton is imported with it
+    of_codes = (q_codes, codes, plane_weights, scales, scale_bits)
+    run(*of_codes, token_slots, seq_lens, budgets, sink, recent, out, buffers, groups)
+    return out
 
-    return rank_triton(arguments)
+
+def rank_naive(
+    q_codes, codes, plane_weights, scales, scale_bits,
+    token_slots, seq_lens, budgets, sink, recent, out, buffers, groups,
+) -> None:  # fmt: skip
+    """`rank` by PyTorch, of checked arguments; buffers and groups make no difference."""
+    ends = {"sink": sink, "recent": recent}
+    of_codes = {"plane_weights": plane_weights, "scales": scales, "scale_bits": scale_bits}
+    scores = score_naive(q_codes, codes, token_slots, seq_lens, **ends, **of_codes)
+    out.copy_(select(scores, token_slots, seq_lens, budgets, k_max=out.shape[2]))
+
+
+def _check_codes(
+    q_codes: torch.Tensor,
+    codes: torch.Tensor,
+    plane_weights: Sequence[int],
+    scales: torch.Tensor | None,
+    scale_bits: int,
+) -> None:
+    """Check the codes of queries and keys and what a score is made of."""
+    where = {"device": codes.device, "contiguous": True}
+    int32 = {"dtypes": (torch.int32,), **where}
+    expect_tensor("codes", codes, shape=(None, None, None), **int32)
+    slots, kv_heads, words = codes.shape
+    valid = len(plane_weights) > 0 and all(type(w) is int and w > 0 for w in plane_weights)
+    expect(valid, "plane_weights", "positive integers", plane_weights)
+    shape = (None, kv_heads * len(plane_weights), words)
+    expect_tensor("q_codes", q_codes, shape=shape, **int32)
+    full = full_score(plane_weights, words * WORD_BITS)
+    expect(full < 2**20, "bits times the sum of plane_weights", "less than 2**20", full)
+    expect(scale_bits in (0, *SCALE_DTYPES), "scale_bits", "0, 8 or 16", scale_bits)
+    if scale_bits:
+        expect(scales is not None, "scales", "a tensor", None)
+        dtypes = (SCALE_DTYPES[scale_bits],)
+        expect_tensor("scales", scales, shape=(slots, kv_heads), dtypes=dtypes, **where)
+    else:
+        expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")

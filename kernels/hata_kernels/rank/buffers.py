@@ -108,12 +108,6 @@ def found_steps(batch: int, kv_heads: int, values: int) -> tuple[int, int]:
     return (1, -(-batch // LINE) * LINE) if values else (kv_heads, 1)
 
 
-def lists_of(rows: int) -> tuple[int, int]:
-    """Lists of up to so many rows, at most, and how many of them have counts."""
-    counted = min(rows, SECTIONED_ROWS) * SECTIONS
-    return max(rows, counted), counted
-
-
 @dataclass(frozen=True)
 class RankSizes:
     """Sizes of the buffers between the launches.
@@ -184,23 +178,6 @@ class RankSizes:
         """Bits of one of the two counts, of up to `room`, that a prefix sum holds."""
         return 16 if self.room < 2**15 else 32
 
-    @property
-    def query_bytes(self) -> int:
-        """Bytes of a row's query as shared tiles are scored with it."""
-        return self.values + 4 * (self.values > 0)
-
-    def bytes_for(self, rows: int) -> int:
-        """Bytes of `RankBuffers` for so many rows, a request's KV heads."""
-        lists, counts = lists_of(rows)
-        of_list = 8 * self.room + self.field // 4 * (self.room + 1)
-        of_row = 4 + (8 + self.field // 4) * self.tiles + self.query_bytes
-        found = self.found_numbers(rows)
-        return rows * of_row + lists * of_list + 4 * (found + counts * BINS)
-
-    def found_numbers(self, rows: int) -> int:
-        """Numbers of `RankBuffers.found` for so many rows; see `found_steps`."""
-        return rows * LINE if self.values else lists_of(rows)[0]
-
 
 class RankBuffers:
     """What the launches hand on, for up to `rows` rows.
@@ -243,11 +220,12 @@ class RankBuffers:
         def make(width: int, dtype: torch.dtype, rows: int = rows) -> torch.Tensor:
             return torch.empty(rows, width, dtype=dtype, device=device)
 
-        lists, counted = lists_of(rows)
+        counted = min(rows, SECTIONED_ROWS) * SECTIONS
+        lists = max(rows, counted)
         sums = torch.int32 if sizes.field == 16 else torch.int64
         self.rows, self.sizes = rows, sizes
         self.floors = make(1, torch.int32)
-        self.found = make(1, torch.int32, sizes.found_numbers(rows))
+        self.found = make(1, torch.int32, rows * LINE if sizes.values else lists)
         self.entries = make(sizes.room, torch.int64, lists)
         self.counts = make(BINS, torch.int32, counted)
         self.tiles = make(sizes.tiles, torch.int64)

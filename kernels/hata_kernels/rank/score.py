@@ -5,10 +5,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..score.parts import popcount, scaled
-
 #: Over which of two dimensions Triton spreads threads: see `load_lanes`.
 LANES_LAST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
+
+
+@triton.jit
+def _popcount(x, PTX: tl.constexpr):
+    """Set bits of each int32. The interpreter has no inline assembly: there, shift and mask."""
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+    v = x.to(tl.uint32, bitcast=True)
+    v = v - ((v >> 1) & 0x55555555)
+    v = (v & 0x33333333) + ((v >> 2) & 0x33333333)
+    v = (v + (v >> 4)) & 0x0F0F0F0F
+    return ((v * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def scaled(score, scale, SCORING: tl.constexpr):
+    """Scores times scales as they are stored: `hata_kernels.score.levels.scaled_scores`."""
+    # The cast to int32 extends the sign of an int16; the mask undoes it.
+    scale = scale.to(tl.int32) & SCORING.most
+    signed = 2 * score - SCORING.full
+    if SCORING.wide:
+        signed = signed.to(tl.int64)
+        scale = scale.to(tl.int64)
+    return ((signed * scale + SCORING.full * SCORING.most) >> SCORING.shift).to(tl.int32)
 
 
 @triton.jit
@@ -52,8 +76,8 @@ def _weighted_distance(keys, q_place, real, SCORING: tl.constexpr):
             query = tl.load(q_place + plane * SCORING.words, mask=real, other=0)
             q_even, q_odd = tl.split(tl.reshape(query, (LANES, 1, WORDS // 2, 2)))
             ones, carry = _add_bits(even ^ q_even, odd ^ q_odd, carry, PTX)
-            distance += popcount(ones, PTX) * WEIGHTS[plane]
-        distance += popcount(carry, PTX) * (2 * WEIGHTS[PLANES - 1])
+            distance += _popcount(ones, PTX) * WEIGHTS[plane]
+        distance += _popcount(carry, PTX) * (2 * WEIGHTS[PLANES - 1])
         return tl.sum(distance, axis=2)
     distance = tl.zeros(keys.shape, dtype=tl.int32)
     if SCORING.equal:
@@ -63,15 +87,15 @@ def _weighted_distance(keys, q_place, real, SCORING: tl.constexpr):
             if 2 * pair + 2 < PLANES:
                 b = keys ^ tl.load(q_place + (2 * pair + 2) * SCORING.words, mask=real, other=0)
                 ones, twos = _add_bits(a, b, ones, PTX)
-                distance += popcount(twos, PTX)
+                distance += _popcount(twos, PTX)
             else:
-                distance += popcount(a & ones, PTX)
+                distance += _popcount(a & ones, PTX)
                 ones = a ^ ones
-        distance = (2 * distance + popcount(ones, PTX)) * WEIGHTS[0]
+        distance = (2 * distance + _popcount(ones, PTX)) * WEIGHTS[0]
     else:
         for plane in tl.static_range(PLANES):
             query = tl.load(q_place + plane * SCORING.words, mask=real, other=0)
-            distance += popcount(keys ^ query, PTX) * WEIGHTS[plane]
+            distance += _popcount(keys ^ query, PTX) * WEIGHTS[plane]
     return tl.sum(distance, axis=2)
 
 

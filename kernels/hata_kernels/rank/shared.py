@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
-from ..score.parts import scaled
 from .filter import append, count_kept
+from .score import scaled
 
 # Tiles of a program at a time, at most: what it loads of its members serves all of them.
 SPAN = 2

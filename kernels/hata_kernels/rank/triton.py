@@ -13,7 +13,7 @@ No launch depends on ``seq_lens``: safe inside a CUDA graph.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -34,9 +34,6 @@ from .buffers import (
     found_steps,
     shared_values,
 )
-
-if TYPE_CHECKING:
-    from . import RankArguments
 
 
 class Inputs(NamedTuple):
@@ -71,22 +68,22 @@ class Scalars(NamedTuple):
     batch: int | None = None
 
 
-def rank_triton(arguments: RankArguments) -> torch.Tensor:
-    """`rank` on a GPU: three launches, or four.
+def rank_triton(
+    q_codes, codes, plane_weights, scales, scale_bits,
+    token_slots, seq_lens, budgets, sink, recent, out, buffers, groups,
+) -> None:  # fmt: skip
+    """`rank` on a GPU, of checked arguments: three launches, or four.
 
     Raises
     ------
     ValueError
         When buffers or groups do not fit; lengths and budgets are trusted.
     """
-    out, codes, token_slots = arguments.result(), arguments.codes, arguments.token_slots
-    k_max, groups, buffers = arguments.k_max, arguments.groups, arguments.buffers
-    batch, width = token_slots.shape
-    kv_heads, words = codes.shape[1:]
+    (batch, kv_heads, k_max), width, words = out.shape, token_slots.shape[1], codes.shape[2]
     rows = batch * kv_heads
     if rows == 0:
-        return out
-    scoring = Scoring.of(codes, arguments.plane_weights, arguments.scale_bits)
+        return
+    scoring = Scoring.of(codes, plane_weights, scale_bits)
     values = shared_values(kv_heads, words, scoring.weights) if groups is not None else 0
     sizes = RankSizes.of(kv_heads, words, scoring.levels, width, k_max, values)
     if buffers is None:
@@ -102,15 +99,14 @@ def rank_triton(arguments: RankArguments) -> torch.Tensor:
     tiling = Tiling.of(rows, scoring, values)
     options = {"SCORING": scoring, **chain_options(codes.device)}
     found_request, found_head = found_steps(batch, kv_heads, values)
-    rows_of_call = (token_slots, arguments.seq_lens, arguments.budgets)
-    inputs = Inputs(arguments.q_codes, codes, arguments.scales, *rows_of_call)
+    inputs = Inputs(q_codes, codes, scales, token_slots, seq_lens, budgets)
     scalars = Scalars(
         token_slots_stride=token_slots.stride(0),
         members_stride=None,
         tiles=made.tiles,
         room=made.room,
-        sink=arguments.sink,
-        recent=arguments.recent,
+        sink=sink,
+        recent=recent,
         k_max=k_max,
         found_request=found_request,
         found_head=found_head,
@@ -175,4 +171,3 @@ def rank_triton(arguments: RankArguments) -> torch.Tensor:
     )
     for kernel in (sampled, filtered, taken):
         most_cache(kernel)
-    return out

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..checks import expect, expect_table, expect_tensor
+from ..checks import INTEGERS, expect, expect_table, expect_tensor
 from .groups import RowGroups
 from .naive import SHARE_UNIT, copy_rows_naive, group_rows_naive
 
@@ -53,19 +53,17 @@ def copy_rows(
         When a shape, dtype, device, ``longest`` or a share does not fit; on a CPU when a length
         does not, which a GPU trusts.
     """
-    integers = (torch.int32, torch.int64)
     where = {"device": req_to_token.device, "contiguous": True}
     int32 = {"dtypes": (torch.int32,), **where}
     expect_table("req_to_token", req_to_token, None)
-    expect_tensor("rows", rows, shape=(None,), dtypes=integers, **where)
+    expect_tensor("rows", rows, shape=(None,), dtypes=INTEGERS, **where)
     bs = rows.shape[0]
-    expect_tensor("seq_lens", seq_lens, shape=(bs,), dtypes=integers, **where)
+    expect_tensor("seq_lens", seq_lens, shape=(bs,), dtypes=INTEGERS, **where)
     expect_tensor("token_slots", token_slots, shape=(None, None), **int32)
     most = token_slots.shape[0]
     expect_tensor("lengths", lengths, shape=(most,), **int32)
     expect_tensor("budgets", budgets, shape=(len(shares), most), **int32)
     expect(bs <= most, "rows.shape[0]", f"at most token_slots.shape[0] = {most}", bs)
-    expect_table("token_slots", token_slots, None)
     for name, tensor in (("req_to_token", req_to_token), ("token_slots", token_slots)):
         width = tensor.shape[1]
         expect(1 <= longest <= width, "longest", f"1 to {name}.shape[1] = {width}", longest)

@@ -56,11 +56,6 @@ class RowGroups:
         self.leaders = torch.empty(rows, **make)
         self.same = torch.empty(rows, -(-width // CHUNK), **make)
 
-    @staticmethod
-    def bytes_for(rows: int, width: int) -> int:
-        """Bytes of the tensors."""
-        return 4 * rows * (4 + rows + -(-width // CHUNK))
-
     def check(self, rows: int, longest: int, device: torch.device) -> None:
         """Check that a step fits.
 

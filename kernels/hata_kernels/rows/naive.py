@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from ..checks import expect_lengths
-from .groups import RowGroups
 
 #: Shares of a context are whole numbers of these parts: host and device agree on every length.
 SHARE_UNIT = 10**9
 
 
 def copy_rows_naive(
-    req_to_token: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    longest: int,
-    shares: Sequence[tuple[int, int, int]],
-    token_slots: torch.Tensor,
-    lengths: torch.Tensor,
-    budgets: torch.Tensor,
+    req_to_token, rows, seq_lens, longest, shares, token_slots, lengths, budgets
 ) -> None:
     """`copy_rows` on a CPU.
 
@@ -40,9 +30,7 @@ def copy_rows_naive(
         budget[:bs] = torch.minimum(tokens, share.clamp(low, high))
 
 
-def group_rows_naive(
-    token_slots: torch.Tensor, lengths: torch.Tensor, longest: int, groups: RowGroups
-) -> None:
+def group_rows_naive(token_slots, lengths, longest, groups) -> None:
     """`group_rows` on a CPU.
 
     Raises

@@ -5,13 +5,10 @@ One launch copies, of every row only its tokens. One compares slots, and one mak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 
-from .groups import CHUNK, RowGroups
+from .groups import CHUNK
 from .naive import SHARE_UNIT
 
 # Slots that a program copies.
@@ -57,14 +54,7 @@ def _copy_rows_kernel(
 
 
 def copy_rows_triton(
-    req_to_token: torch.Tensor,
-    rows: torch.Tensor,
-    seq_lens: torch.Tensor,
-    longest: int,
-    shares: Sequence[tuple[int, int, int]],
-    token_slots: torch.Tensor,
-    lengths: torch.Tensor,
-    budgets: torch.Tensor,
+    req_to_token, rows, seq_lens, longest, shares, token_slots, lengths, budgets
 ) -> None:
     """`copy_rows` on a GPU, which trusts lengths to be at most ``longest``: it sizes the launch."""
     if rows.shape[0] == 0:
@@ -178,9 +168,7 @@ def _groups_kernel(
     tl.store(extents_ptr + leader, extent * unit)
 
 
-def group_rows_triton(
-    token_slots: torch.Tensor, lengths: torch.Tensor, longest: int, groups: RowGroups
-) -> None:
+def group_rows_triton(token_slots, lengths, longest, groups) -> None:
     """`group_rows` on a GPU, which trusts lengths to be at most ``longest``: it sizes a launch."""
     rows = token_slots.shape[0]
     if rows == 0:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import FLOATS, expect, expect_lengths, expect_tensor
-from .arguments import check_rows
+from ..checks import FLOATS, expect, expect_lengths, expect_rows, expect_tensor
 from .naive import force
+
+#: Query heads per KV head that the GPU kernels take, at most.
+MAX_GROUP = 16
 
 
 def exact_score(
@@ -57,8 +59,11 @@ def exact_score(
     expect_tensor("q", q, shape=(None, None, dim), dtypes=FLOATS, device=k_cache.device)
     batch, q_heads, _ = q.shape
     expect(q_heads % kv_heads == 0, "q.shape[1]", f"a multiple of {kv_heads}", q_heads)
-    check_rows(token_slots, seq_lens, batch, kv_heads, sink, recent, out)
-    expect_tensor("out", out, dtypes=(torch.float32,), device=k_cache.device)
+    expect_rows(token_slots, seq_lens, batch, sink, recent, k_cache.device)
+    where = {"device": k_cache.device, "contiguous": True}
+    expect_tensor("out", out, shape=(batch, kv_heads, None), dtypes=(torch.float32,), **where)
+    width, wanted = token_slots.shape[1], f"at least out.shape[2] = {out.shape[2]}"
+    expect(width >= out.shape[2], "token_slots.shape[1]", wanted, width)
     run = exact_reference
     if k_cache.is_cuda:
         from .exact_triton import launch_exact as run

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..checks import expect
-from .arguments import MAX_GROUP
+from .exact import MAX_GROUP
 
 HEAD_DIMS = (64, 96, 128, 256)
 

@@ -9,8 +9,8 @@ import torch
 #: By the bits of a scale; of int16 the low 16 bits count.
 SCALE_DTYPES = {8: torch.uint8, 16: torch.int16}
 
-# Scaled scores, forced ones included, stay below it: float16 is exact on integers up to there.
-HALF_EXACT = 2048
+# Values of scaled scores, at most, forced ones included.
+SCALED_LEVELS = 2048
 
 
 def full_score(plane_weights: Sequence[int], bits: int) -> int:
@@ -34,11 +34,14 @@ def score_shift(full: int, scale_bits: int) -> int:
         The smallest shift that leaves ``2 * M * (2**scale_bits - 1)`` below 2047.
     """
     highest = 2 * full * (2**scale_bits - 1)
-    return next(shift for shift in range(64) if highest >> shift < HALF_EXACT - 1)
+    return next(shift for shift in range(64) if highest >> shift < SCALED_LEVELS - 1)
 
 
-def score_dtype(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) -> torch.dtype:
-    """Return the dtype that holds every score exactly.
+def score_levels(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) -> int:
+    """Return how many values a score can take: 0 to the highest, and one more if forced.
+
+    The highest is ``M = r * sum(plane_weights)``, with scales
+    ``2 * M * (2**scale_bits - 1) >> shift``.
 
     Parameters
     ----------
@@ -48,21 +51,6 @@ def score_dtype(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) ->
         Bits per code, r.
     scale_bits : int
         Bits of the keys' scales, 0 for none.
-
-    Returns
-    -------
-    torch.dtype
-        float16 while no score exceeds 2048 (float16 is exact on integers up to 2048), else float32.
-    """
-    levels = score_levels(plane_weights, bits, scale_bits)
-    return torch.float16 if levels <= HALF_EXACT + 1 else torch.float32
-
-
-def score_levels(plane_weights: Sequence[int], bits: int, scale_bits: int = 0) -> int:
-    """Return how many values a score can take: 0 to the highest, and one more if forced.
-
-    Parameters are those of `score_dtype`; the highest is ``M = r * sum(plane_weights)``, with
-    scales ``2 * M * (2**scale_bits - 1) >> shift``.
     """
     full = full_score(plane_weights, bits)
     if scale_bits == 0:

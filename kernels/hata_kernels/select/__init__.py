@@ -1,6 +1,5 @@
 """Select tokens of every request and KV head: the best scored, or the first and the last."""
 
-from .streaming import select_streaming
-from .topk import select
+from .topk import select, select_streaming
 
 __all__ = ["select", "select_streaming"]

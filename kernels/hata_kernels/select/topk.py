@@ -1,11 +1,13 @@
-"""Selection of the best scored tokens: by PyTorch's top-k, or by FlashInfer's on a GPU."""
+"""Selection of the best scored tokens, by PyTorch's top-k or by FlashInfer's on a GPU; and of the
+first and the last, whatever their keys.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
-from ..checks import expect, expect_lengths, expect_table, expect_tensor
-from ..score.arguments import LENGTHS
+from ..checks import INTEGERS, expect, expect_lengths, expect_table, expect_tensor
 
 
 def select(
@@ -15,7 +17,6 @@ def select(
     budgets: int | torch.Tensor,
     *,
     k_max: int,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Select the slots of the best-scored tokens of every request and KV head.
 
@@ -40,13 +41,11 @@ def select(
         values of 1 to ``k_max``, trusted on CUDA.
     k_max : int
         Width of the result.
-    out : torch.Tensor, optional
-        int32 ``[bs, kv_heads, k_max]``, contiguous. Allocated when None.
 
     Returns
     -------
     torch.Tensor
-        ``out``.
+        int32 ``[bs, kv_heads, k_max]``.
 
     Raises
     ------
@@ -60,20 +59,16 @@ def select(
     wanted = f"at least scores.shape[2] = {width}"
     expect(token_slots.shape[1] >= width, "token_slots.shape[1]", wanted, token_slots.shape[1])
     where = {"device": device, "contiguous": True}
-    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=LENGTHS, **where)
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, **where)
     expect(k_max >= 1, "k_max", "at least 1", k_max)
     if isinstance(budgets, int):
         expect(budgets == k_max, "budgets", f"k_max = {k_max}", budgets)
     else:
         expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **where)
-    shape = (batch, kv_heads, k_max)
-    if out is not None:
-        expect_tensor("out", out, shape=shape, dtypes=(torch.int32,), **where)
     if scores.is_cuda and isinstance(budgets, int):
         from .flashinfer_topk import select_flashinfer
 
-        selected = select_flashinfer(scores, token_slots, seq_lens, k_max)
-        return selected if out is None else out.copy_(selected)
+        return select_flashinfer(scores, token_slots, seq_lens, k_max)
     if not scores.is_cuda:
         expect_lengths("seq_lens", seq_lens, width)
         if isinstance(budgets, torch.Tensor):
@@ -93,8 +88,61 @@ def select(
     best = best.masked_fill(column >= kept, width).sort(dim=-1).values
     rows = token_slots[:, :width].unsqueeze(1).expand(-1, kv_heads, -1)
     slots = rows.gather(2, best.clamp(max=width - 1)).masked_fill(best == width, -1)
-    if out is None:
-        out = torch.empty(shape, dtype=torch.int32, device=device)
-    out[..., : best.shape[2]] = slots
-    out[..., best.shape[2] :] = -1
-    return out
+    return pad(slots, (0, k_max - slots.shape[2]), value=-1)
+
+
+def select_streaming(
+    token_slots: torch.Tensor,
+    seq_lens: torch.Tensor,
+    budgets: torch.Tensor,
+    *,
+    kv_heads: int,
+    k_max: int,
+    sink: int,
+) -> torch.Tensor:
+    """Select the first and the most recent tokens (StreamingLLM).
+
+    Xiao et al., arXiv 2309.17453. Row (b, h) holds the slots of the first ``min(sink, budget_b)``
+    tokens and of the last ``budget_b - sink`` in position order, or of the whole context where
+    the budget covers it, then -1. Lengths and budgets are trusted. No shape depends on them and
+    nothing waits for the device: safe to capture.
+
+    Parameters
+    ----------
+    token_slots : torch.Tensor
+        int32 ``[bs, width]``; row b lists the slots of request b in position order.
+    seq_lens : torch.Tensor
+        int32 or int64 ``[bs]``, at least 1, at most width.
+    budgets : torch.Tensor
+        int32 ``[bs]``: tokens to keep, 1 to ``k_max``.
+    kv_heads : int
+        KV heads; each gets the same selection.
+    k_max : int
+        Width of the result.
+    sink : int
+        How many first tokens are kept.
+
+    Returns
+    -------
+    torch.Tensor
+        int32 ``[bs, kv_heads, k_max]``.
+
+    Raises
+    ------
+    ValueError
+        When a shape, dtype, device or number does not fit.
+    """
+    device = token_slots.device
+    expect_tensor("token_slots", token_slots, shape=(None, None), dtypes=(torch.int32,))
+    batch, width = token_slots.shape
+    expect(width >= 1, "token_slots.shape[1]", "at least 1", width)
+    expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, device=device)
+    expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), device=device)
+    for name, value, least in (("kv_heads", kv_heads, 1), ("k_max", k_max, 1), ("sink", sink, 0)):
+        expect(value >= least, name, f"at least {least}", value)
+    lengths = seq_lens.view(batch, 1)
+    kept = torch.minimum(lengths, budgets.view(batch, 1))
+    column = torch.arange(k_max, device=device)
+    place = torch.where(column < sink, column, lengths - kept + column)
+    slots = token_slots.gather(1, place.clamp(0, width - 1)).masked_fill(column >= kept, -1)
+    return slots.unsqueeze(1).repeat(1, kv_heads, 1)
