@@ -25,10 +25,14 @@ def softmax_attention(q, k_cache, v_cache, slots, *sizes, scale):
     return out
 
 
+BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 1e-2}
+
+
 def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
     """Relative root mean square: rounding of the dtype, and no NaN."""
-    error = (out.double().cpu() - expected.double().cpu()).norm() / expected.double().norm().cpu()
-    assert error < {F32: 1e-5, F16: 2e-3, BF16: 1e-2}[out.dtype]
+    out_there, expected = out.double().cpu(), expected.double().cpu()
+    # Not less than: rows of padding attend to a key of zeros.
+    assert (out_there - expected).norm() <= expected.norm() * BOUNDS[out.dtype]
 
 
 def moved(arguments: dict, device: torch.device) -> dict:

@@ -266,7 +266,7 @@ def test_gpu_attends_over_what_the_method_chooses(attend, name, budget, graph):
         decoder.allocate_static(len(LENGTHS))
         real, lengths = step.batch, torch.ones(len(LENGTHS), dtype=torch.int64)
         step.batch = Batch(real.req_to_token, real.rows * 0, lengths.cuda(), lengths)
-        step.decode(decoder, graph=True, real_rows=0)  # compiles before the capture
+        step.decode(decoder, graph=True)  # compiles before the capture
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             out = decoder.decode(step.plan, step.q, step.cache)
