@@ -21,10 +21,12 @@ from hata_sglang.shape import AttentionShape, ModelShape
 Attend = Literal["triton", "flashinfer"]
 
 #: The faster of the two by device, query heads per KV head and head size, as `hata-sglang bench op`
-#: measures them; what is not listed takes Triton's, which needs no plan. On an H100 FlashInfer's
-#: took 13.3 and 17.9 us with 1 and 8 requests of 32K tokens, k 512, and 37.5 with 8 of 128K, k 2048
-#: (benchmarks/data/gpu_kernels.csv at 3d9d972); Triton's 5.5, 12.1 and 30.7 (op.csv).
-FASTER: Mapping[tuple[str, int, int], Attend] = {("NVIDIA H100 80GB HBM3", 4, 128): "triton"}
+#: measures them (benchmarks/data/op.csv); what is not listed takes Triton's, which needs no plan. On
+#: an H200 FlashInfer's took 1.2 to 2.6 times as long in each of 22 scenarios.
+FASTER: Mapping[tuple[str, int, int], Attend] = {
+    ("NVIDIA H200", 4, 128): "triton",
+    ("NVIDIA H200", 1, 128): "triton",
+}
 
 
 def choose_attend(asked: str, shape: AttentionShape, device: torch.device) -> Attend:
