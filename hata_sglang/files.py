@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -113,3 +114,39 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """Folder for downloaded and converted files.
+
+    Returns
+    -------
+    Path
+        ``$HATA_CACHE`` if it is set and not empty, else ``~/.cache/hata-sglang``.
+    """
+    configured = os.environ.get("HATA_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "hata-sglang"
+
+
+def model_revision(model_dir: Path) -> str:
+    """Identify a checkpoint by the SHA-256 of what its weights were read from.
+
+    Returns
+    -------
+    str
+        ``gguf-sha256:...`` for the demo model, else ``weights-sha256:...`` over
+        the weight files in the order of their names.
+
+    Raises
+    ------
+    Refusal
+        If there are no weights.
+    """
+    manifest = model_dir / MANIFEST
+    if manifest.is_file():
+        return "gguf-sha256:" + json.loads(manifest.read_text(encoding="utf-8"))["gguf_sha256"]
+    files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("*.bin"))
+    if not files:
+        raise Refusal.of("model", "*.safetensors or *.bin", f"none in {model_dir}")
+    sums = [file_sha256(path) for path in files]
+    return "weights-sha256:" + (sums[0] if len(sums) == 1 else "+".join(sums))

@@ -48,8 +48,6 @@ def rule_problems(
     yield from _level_problems((), data, merged, name)
     for key, own in overrides.items():
         level = {**merged, **own}
-        if "weights" not in own and level.get("method") != merged.get("method"):
-            level["weights"] = None  # the whole model's were trained for another method
         yield from _level_problems(("layers", key), own, level, name)
     yield from _seed_problems(merged, overrides, name)
     yield from _dense_problems(merged, overrides, name, is_default="dense_layers" not in data)
@@ -72,8 +70,7 @@ def _level_problems(path: KeyPath, own: Mapping, merged: Mapping, name: Namer) -
     method = _method(merged.get("method"))
     names_method = not path or "method" in own
     if method is not None:
-        missing = merged.get("weights") is None and names_method
-        yield from _weights_problems(path, own, method, missing, name)
+        yield from _weights_problems(path, own, method, name)
         if names_method or "bits" in own:
             yield from _bits_problems(path, own, merged, method, name)
     if names_method or own.keys() & {"budget", "sink", "recent"}:
@@ -86,15 +83,8 @@ def _method(value: Any) -> Method | None:
 
 
 def _weights_problems(
-    path: KeyPath, own: Mapping, method: Method, missing: bool, name: Namer
+    path: KeyPath, own: Mapping, method: Method, name: Namer
 ) -> Iterator[Problem]:
-    if method.trained and missing:
-        yield Problem(
-            name((*path, "weights")),
-            f"trained weights for method {method.name}: a path, or a name that "
-            "`hata-sglang weights` lists",
-            "nothing",
-        )
     if not method.trained and own.get("weights") is not None:
         expected = f"no weights with method {method.name}"
         yield Problem(name((*path, "weights")), expected, shorten(own["weights"]))

@@ -79,9 +79,11 @@ def _layer_list(value: Any) -> tuple[int, ...]:
     return tuple(layers_of(spans))
 
 
+#: In place of weights: `hata_sglang.weights.auto` finds or makes them.
+AUTO = "auto"
 _METHOD = choice(method_names())
 _BITS = f"a multiple of 32 from 32 to {MAX_BITS}, or less by the method"
-_WEIGHTS = "a path or the name of shipped weights"
+_WEIGHTS = "auto, a path, or the name of shipped weights"
 _COUNT = "a number of tokens (integer, 0 to 2**31 - 1)"
 
 Bits = Annotated[int, Field(ge=WORD_BITS, le=MAX_BITS, multiple_of=WORD_BITS)]
@@ -115,7 +117,8 @@ class HataConfig(BaseModel):
         bits of the weights, or the method's own number where it has no weights. Not with methods
         that keep no codes.
     weights : str or None
-        Hash weights: required for trained methods, refused for the others.
+        Hash weights, for trained methods alone. ``auto``, or None, stands for a shipped set that
+        fits the model, else one in the cache, else one that the server calibrates before it starts.
     seed : int or None
         0 to 2**32 - 1, only with methods that draw their weights; None stands for 0.
     budget : Budget
@@ -338,24 +341,31 @@ class HataConfig(BaseModel):
             dense=False,
             method=method.name,
             bits=method.default_bits if bits is None and not method.trained else bits,
-            weights=pick("weights") if method.trained else None,
+            weights=self._weights(own) if method.trained else None,
             seed=(self.seed or 0) if method.tensors is not None else None,
             budget=pick("budget"),
             sink=pick("sink"),
             recent=pick("recent"),
         )
 
+    def _weights(self, own: LayerOverride) -> str:
+        if own.weights is not None:
+            return own.weights
+        # The whole model's were trained for its method.
+        other = own.method is not None and own.method != self.method
+        return AUTO if other or self.weights is None else self.weights
+
 
 def _locate_weights(settings: dict, base_dir: Path) -> dict:
     """Make a weights path absolute, in place; a shipped name stays as it is.
 
-    What looks like a path (a separator, a leading dot or tilde) or exists in
-    `base_dir` is a path; any other word is a name, looked up among the shipped weights.
+    What looks like a path (a separator, a leading dot or tilde) or exists in `base_dir` is a path.
+    Any other word but ``auto`` is a name, looked up among the shipped weights.
     """
     value = settings.get("weights")
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value not in ("", AUTO):
         looks_like_path = "/" in value or value.startswith((".", "~"))
         path = locate(value, base_dir)
         settings["weights"] = path if looks_like_path or os.path.exists(path) else value

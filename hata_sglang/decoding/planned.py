@@ -21,8 +21,8 @@ from hata_sglang.shape import AttentionShape, ModelShape
 Attend = Literal["triton", "flashinfer"]
 
 #: The faster of the two by device, query heads per KV head and head size, as `hata-sglang bench op`
-#: measures them (benchmarks/data/op.csv); what is not listed takes Triton's, which needs no plan. On
-#: an H200 FlashInfer's took 1.2 to 2.6 times as long in each of 22 scenarios.
+#: measures them (benchmarks/data/op.csv); what is not listed takes Triton's, which needs no plan.
+#: On an H200 FlashInfer's took 1.2 to 2.6 times as long in each of 22 scenarios.
 FASTER: Mapping[tuple[str, int, int], Attend] = {
     ("NVIDIA H200", 4, 128): "triton",
     ("NVIDIA H200", 1, 128): "triton",

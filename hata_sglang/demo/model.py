@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hata_sglang.errors import HataError
-from hata_sglang.files import MANIFEST
+from hata_sglang.files import MANIFEST, default_cache_dir
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 MANIFEST_VERSION = 1
@@ -38,18 +38,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 class DemoModelError(HataError):
     """The demo model could not be obtained; the message says what to do."""
-
-
-def default_cache_dir() -> Path:
-    """Folder for downloaded and converted files.
-
-    Returns
-    -------
-    Path
-        ``$HATA_CACHE`` if it is set and not empty, else ``~/.cache/hata-sglang``.
-    """
-    configured = os.environ.get("HATA_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "hata-sglang"
 
 
 def ensure_demo_model(cache_dir: str | Path | None = None) -> Path:

@@ -62,18 +62,23 @@ def complete_arguments(argv: list[str], *, on_cpu: bool) -> tuple[list[str], lis
         add("regex, JSON schema and EBNF on a CPU", "--grammar-backend", CPU_GRAMMARS)
     if not given(*BACKEND_FLAGS):
         add("the default of this launcher", "--attention-backend", "hata")
-    elif not any(
+    used = any(
         f"{flag} hata" in " ".join(argv).replace("=", " ") or in_file.get(flag) == "hata"
         for flag in BACKEND_FLAGS
-    ):
+    )
+    if not used:
         notes.append("not used: another attention backend was asked for")
+    settings, what = "default.yaml", "no YAML named"
     if not given(*MODEL_FLAGS):
         from hata_sglang.demo.model import ensure_demo_model
 
         add("no model given: the demo model", "--model-path", str(ensure_demo_model()))
-        if not given("--hata-config") and "HATA_CONFIG" not in os.environ:
-            config = files("hata_sglang") / "configs" / "demo.yaml"
-            add("budgets and shipped weights of the demo model", "--hata-config", str(config))
+        settings, what = "demo.yaml", "for the demo model"
+    if used and not given("--hata-config") and "HATA_CONFIG" not in os.environ:
+        path = files("hata_sglang") / "configs" / settings
+        chosen = yaml.safe_load(path.read_text("utf-8")).items()
+        words = ", ".join(f"{key} {value}" for key, value in chosen)
+        add(f"{what}: {words}", "--hata-config", str(path))
     return argv, notes
 
 

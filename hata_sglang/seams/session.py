@@ -168,7 +168,7 @@ class Session:
     def _open(cls, config: HataConfig, model_config: Any) -> Session:
         shape = model_shape(model_config)
         plans = config.resolve(shape.num_layers, shape.context_len)
-        loaded = load_encoders(plans, shape, model_config.hf_config)
+        loaded = load_encoders(plans, shape, model_config.hf_config, model_config.model_path)
         return cls(config, shape, loaded.plans, loaded.encoders)
 
 

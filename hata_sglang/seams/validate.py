@@ -12,7 +12,9 @@ from hata_sglang.config import HataConfig
 from hata_sglang.decoding.gpu_buffers import most_tokens
 from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.seams import versions
-from hata_sglang.seams.session import Session, carry
+from hata_sglang.seams.cpu_preview import has_cuda_driver
+from hata_sglang.seams.session import Session, carried, carry, model_shape
+from hata_sglang.weights.auto import make_missing
 
 #: Head sizes that FlashInfer, FA3 and hata's kernels all have.
 HEAD_DIMS = (64, 128, 256)
@@ -116,6 +118,7 @@ def check_asked(server_args: Any, path: str | None) -> HataConfig:
     if model_config is not None:
         problems += _model(model_config)
         if config is not None and not problems:
+            _make_weights(config, model_config, server_args.device)
             Session.of(model_config)  # refuses weights and layers that do not fit
     refuse_any(problems)
     assert config is not None
@@ -161,6 +164,8 @@ def check_resolved(server_args: Any) -> Session:
     try:
         model_config = versions.model_config(server_args)
         problems += _model(model_config)
+        if not problems:
+            _make_weights(carried(model_config), model_config, args.device)
         session = Session.of(model_config)
         assert session is not None, "the arguments carry a configuration"
         if args.device == "cpu":
@@ -172,6 +177,15 @@ def check_resolved(server_args: Any) -> Session:
     refuse_any(problems)
     assert session is not None
     return session
+
+
+def _make_weights(config: HataConfig, model_config: Any, device: str | None) -> None:
+    """Calibrate what ``weights: auto`` asks for and nobody has made."""
+    shape = model_shape(model_config)
+    plans = config.resolve(shape.num_layers, shape.context_len)
+    on_cpu = device == "cpu" or not has_cuda_driver()
+    where = (model_config.hf_config, model_config.model_path, "cpu" if on_cpu else "cuda")
+    make_missing(plans, shape.group, *where)
 
 
 def _arguments(args: Any) -> list[Problem]:

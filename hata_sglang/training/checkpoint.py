@@ -1,13 +1,11 @@
-"""The model's folder: its config, which model it is, and its tokenizer."""
+"""The model's folder: its config and its tokenizer."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hata_sglang.errors import Refusal
-from hata_sglang.files import MANIFEST, file_sha256
 
 
 def read_config(model_dir: Path) -> Any:
@@ -27,30 +25,6 @@ def read_config(model_dir: Path) -> Any:
     except ValueError as error:
         expected = "a config.json that transformers can read"
         raise Refusal.of("model", expected, str(error).splitlines()[0]) from error
-
-
-def model_revision(model_dir: Path) -> str:
-    """Identify a checkpoint by the SHA-256 of what its weights were read from.
-
-    Returns
-    -------
-    str
-        ``gguf-sha256:...`` for the demo model, else ``weights-sha256:...`` over
-        the weight files in the order of their names.
-
-    Raises
-    ------
-    Refusal
-        If there are no weights.
-    """
-    manifest = model_dir / MANIFEST
-    if manifest.is_file():
-        return "gguf-sha256:" + json.loads(manifest.read_text(encoding="utf-8"))["gguf_sha256"]
-    files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("*.bin"))
-    if not files:
-        raise Refusal.of("model", "*.safetensors or *.bin", f"none in {model_dir}")
-    sums = [file_sha256(path) for path in files]
-    return "weights-sha256:" + (sums[0] if len(sums) == 1 else "+".join(sums))
 
 
 def load_tokenizer(model_dir: Path) -> Any:

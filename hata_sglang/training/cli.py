@@ -13,7 +13,7 @@ from hata_sglang.training.recipe_options import make_recipe, option_lines
 #: Tokens of a sequence unless asked otherwise, at most.
 LONGEST = 16_384
 #: Tokens of each kind of the package's own texts, unless asked otherwise.
-OWN_TOKENS = {"cpu": 24_576, "cuda": 98_304}
+OWN_TOKENS = {"cpu": 16_384, "cuda": 98_304}
 
 
 def parse_budget(text: str) -> TopK:
@@ -129,7 +129,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="TOKENS",
-        help="of each kind of the package's own texts (default 98304, on a CPU 24576)",
+        help="of each kind of the package's own texts (default 98304, on a CPU 16384)",
     )
     how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"

@@ -20,9 +20,9 @@ from hata_kernels.encoders import Encoder, MlpEncoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.problems import shorten
 from hata_sglang.errors import HataError, Refusal
-from hata_sglang.files import file_sha256
+from hata_sglang.files import file_sha256, model_revision
 from hata_sglang.training.architectures import plan_layers
-from hata_sglang.training.checkpoint import model_revision, read_config
+from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.report import versions
 from hata_sglang.training.tensor_files import load_state_dict, load_tensor_pickle
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights

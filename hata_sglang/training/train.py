@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hata_sglang.errors import Refusal
+from hata_sglang.files import model_revision
 from hata_sglang.methods import Recipe, trainable
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.capture import join
@@ -21,7 +22,7 @@ from hata_sglang.training.captures import (
     layer_bytes,
     together,
 )
-from hata_sglang.training.checkpoint import load_tokenizer, model_revision, read_config
+from hata_sglang.training.checkpoint import load_tokenizer, read_config
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.finished import FinishedLayers
 from hata_sglang.training.options import TrainOptions

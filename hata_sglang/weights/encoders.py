@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hata_kernels.encoders import Encoder
@@ -16,6 +17,7 @@ from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.methods import methods
 from hata_sglang.shape import AttentionShape
 from hata_sglang.weights import HashWeights, check_against_model, load_weights
+from hata_sglang.weights.auto import with_sets
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class LoadedEncoders:
 
 
 def load_encoders(
-    plans: Sequence[LayerPlan], model: AttentionShape, hf_config: Any
+    plans: Sequence[LayerPlan],
+    model: AttentionShape,
+    hf_config: Any,
+    model_path: str | Path = "",
 ) -> LoadedEncoders:
     """Load every set of hash weights that the plans name; make the encoder of every coded layer.
 
@@ -50,6 +55,8 @@ def load_encoders(
         Heads of the model to be served.
     hf_config : transformers.PretrainedConfig
         Of the same model.
+    model_path : str or Path
+        Its checkpoint; only ``weights: auto`` looks at it.
 
     Returns
     -------
@@ -61,6 +68,7 @@ def load_encoders(
         With every set that is missing, was made for another model or trained for another method,
         and the layers that a set lacks or whose bits the YAML gives differently.
     """
+    plans = with_sets(plans, model.group, hf_config, model_path)
     sets: dict[str, HashWeights] = {}
     encoders: dict[int, Encoder] = {}
     problems: list[Problem] = []

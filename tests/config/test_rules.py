@@ -27,16 +27,16 @@ def only(mapping, setting) -> tuple[str, str]:
     return problems[setting]
 
 
+def plans(mapping):
+    return HataConfig.parse(mapping).resolve(8, 4096)
+
+
 @pytest.mark.parametrize("method", method_names(trained=True))
-def test_trained_methods_need_weights(method):
-    expected, found = only({"method": method, "budget": 256}, "weights")
-    assert f"trained weights for method {method}:" in expected
-    assert "hata-sglang weights" in expected
-    assert found == "nothing"
-
-
-def test_hata_with_null_weights_is_hata_without():
-    assert list(settings({**HATA, "weights": None})) == ["weights"]
+@pytest.mark.parametrize("weights", [{}, {"weights": None}, {"weights": "auto"}])
+def test_weights_of_trained_methods_are_found_by_themselves(method, weights):
+    found = plans({"method": method, "budget": 256, **weights})
+    assert {plan.weights for plan in found if not plan.dense} == {"auto"}
+    assert {plan.bits for plan in found if not plan.dense} == {None}
 
 
 @pytest.mark.parametrize("base", [EXACT, RANDOM, STREAMING])
@@ -122,19 +122,18 @@ def test_an_override_that_has_to_choose_needs_a_token_more():
     assert settings({**STREAMING, "budget": 81, **override}) == {}
 
 
-def test_override_with_another_trained_method_needs_its_own_weights():
-    layers = {"5": {"method": "asymmetric"}}
-    expected, found = only({**HATA, "layers": layers}, "layers.5.weights")
-    assert "trained weights for method asymmetric" in expected
-    assert found == "nothing"
-    layers = {"5": {"method": "asymmetric", "weights": "x"}, "6": {"method": "hata"}}
-    assert settings({**HATA, "layers": layers}) == {}
+def test_an_override_with_another_trained_method_has_its_own_weights():
+    layers = {"5": {"method": "asymmetric"}, "6": {"method": "hata"}, "7": {"weights": "auto"}}
+    found = plans({**HATA, "layers": layers})
+    assert {plan.layer: plan.weights for plan in found[4:]} == {
+        4: HATA["weights"], 5: "auto", 6: HATA["weights"], 7: "auto",
+    }  # fmt: skip
 
 
 def test_override_with_wrong_method_settings():
     layers = {"5": {"method": "hata"}, "6": {"weights": "x"}, "7": {"bits": 64}}
     problems = settings({**EXACT, "layers": layers})
-    assert list(problems) == ["layers.5.weights", "layers.6.weights", "layers.7.bits"]
+    assert list(problems) == ["layers.6.weights", "layers.7.bits"]
 
 
 def test_override_may_change_the_method():

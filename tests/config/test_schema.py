@@ -79,8 +79,8 @@ def test_required(key):
         (RANDOM, "bits", 128.0, "a multiple of 32 from 32 to 1024", "128.0"),
         (RANDOM, "seed", -1, "an integer, 0 to 2**32 - 1", "-1"),
         (RANDOM, "seed", True, "an integer, 0 to 2**32 - 1", "True"),
-        (HATA, "weights", "", "a path or the name of shipped weights", "''"),
-        (HATA, "weights", 7, "a path or the name of shipped weights", "7"),
+        (HATA, "weights", "", "auto, a path, or the name of shipped weights", "''"),
+        (HATA, "weights", 7, "auto, a path, or the name of shipped weights", "7"),
         (EXACT, "budget", 0, "a number of tokens (integer, 1 to 2**31 - 1) or", "0"),
         (EXACT, "budget", -5, "a number of tokens (integer, 1 to 2**31 - 1) or", "-5"),
         (EXACT, "budget", True, "a number of tokens (integer, 1 to 2**31 - 1) or", "True"),
@@ -229,8 +229,8 @@ def test_long_values_are_cut():
 
 
 def test_direct_construction_is_checked_as_well():
-    with pytest.raises(Refusal, match="weights: expected trained weights for method hata"):
-        HataConfig(method="hata", budget=256)
+    with pytest.raises(Refusal, match="weights: expected no weights with method exact"):
+        HataConfig(method="exact", budget=256, weights="x")
     with pytest.raises(Refusal, match="did you mean 'budget'"):
         HataConfig.model_validate({"method": "exact", "budgets": 256})
 

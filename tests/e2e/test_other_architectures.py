@@ -21,7 +21,6 @@ SHAPE = {
     "max_position_embeddings": 2048,
 }
 MODELS = {
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
     "gemma3": (
         "Gemma3TextConfig",

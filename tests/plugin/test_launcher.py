@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hata_sglang.config import HataConfig
 from hata_sglang.demo import model as demo_model
 from hata_sglang.errors import Refusal
 from hata_sglang.seams import cpu_preview, launch, refusing
@@ -134,10 +135,20 @@ def test_a_launch_that_is_refused_ends_with_code_2(monkeypatch, capsys):
     assert "--model-path: expected a folder, found none" in capsys.readouterr().err
 
 
-def test_own_model_needs_its_own_config():
-    """The demo's weights are of no use to another model: SGLang's side refuses."""
-    flags = pairs(complete_arguments(["--model-path", "mine"], on_cpu=False)[0])
-    assert set(flags) == {"--model-path", "--attention-backend"}
+def test_another_model_gets_settings_that_fit_any():
+    argv, notes = complete_arguments(["--model-path", "mine"], on_cpu=False)
+    flags = pairs(argv)
+    assert set(flags) == {"--model-path", "--attention-backend", "--hata-config"}
+    config = HataConfig.load(flags["--hata-config"])
+    assert {plan.weights for plan in config.resolve(32, 131072) if not plan.dense} == {"auto"}
+    assert any("no YAML named: method asymmetric, bits 128, weights auto" in note for note in notes)
+
+
+def test_another_backend_gets_no_settings():
+    argv, _ = complete_arguments(
+        ["--model-path", "mine", "--attention-backend", "fa3"], on_cpu=False
+    )
+    assert "--hata-config" not in argv
 
 
 def test_own_config_with_the_demo_model(monkeypatch):

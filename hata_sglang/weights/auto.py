@@ -1,0 +1,185 @@
+"""``weights: auto``: a shipped set that fits the model, else one in the cache, else a new one.
+
+A new one is calibrated before the server starts, by ``hata-sglang train`` with the package's own
+texts, and is there for the next start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hata_sglang.config.plan import LayerPlan
+from hata_sglang.config.schema import AUTO
+from hata_sglang.errors import HataError, Refusal
+from hata_sglang.files import default_cache_dir, model_revision
+from hata_sglang.methods import methods
+from hata_sglang.weights.card import CARD_FILE, Fingerprint
+from hata_sglang.weights.store import read_card, shipped_weights
+
+logger = logging.getLogger(__name__)
+
+#: More arguments of ``hata-sglang train``, such as ``--data FILE`` for other texts.
+MORE_ENV = "HATA_CALIBRATION"
+#: Disk that captures of a calibration take at most, in GB; larger models run more than once.
+CAPTURES_GB = 16
+#: Bytes of a weights file that tell one from another of the same names and shapes.
+SAMPLE_BYTES, SAMPLES = 2**16, 16
+
+
+class Wanted(NamedTuple):
+    """A set of weights by what it is for: ``bits`` per token and KV head."""
+
+    method: str
+    bits: int
+
+
+def checkpoint(model_path: str | Path) -> Path:
+    """The folder of a model that a path or a name on a hub means; SGLang finds the same one."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(str(model_path), allow_patterns=wanted))
+
+
+@lru_cache(maxsize=8)
+def checkpoint_digest(folder: Path) -> str:
+    """Tell a checkpoint from others: by its config, and samples of its weights' files."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(size * number // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def cached_set(folder: Path, wanted: Wanted) -> Path:
+    """Where the cache keeps a set for the checkpoint in `folder`, whether it is there or not."""
+    name = f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
+    return default_cache_dir() / "weights" / name / f"{wanted.method}-{wanted.bits}b"
+
+
+def find_set(folder: Path, hf_config: Any, wanted: Wanted) -> str | None:
+    """A set that ships and was made for this very checkpoint, else one in the cache, else None."""
+    fingerprint = Fingerprint.of(hf_config)
+    for name in shipped_weights():
+        card = read_card(name)
+        same = (card.method, card.bits, card.fingerprint) == (*wanted, fingerprint)
+        if same and card.revision == model_revision(folder):
+            return name
+    path = cached_set(folder, wanted)
+    return str(path) if (path / CARD_FILE).is_file() else None
+
+
+def wanted_by(plans: Iterable[LayerPlan], group: int) -> dict[LayerPlan, Wanted]:
+    """What the plans with ``weights: auto`` ask for."""
+    return {
+        plan: Wanted(plan.method, methods()[plan.method].resolve_bits(plan.bits, group))
+        for plan in plans
+        if plan.weights == AUTO
+    }
+
+
+def missing_sets(
+    plans: Iterable[LayerPlan], group: int, hf_config: Any, model_path: str | Path
+) -> list[Wanted]:
+    """What ``weights: auto`` asks for and nobody has made; arguments as of `with_sets`."""
+    asked = dict.fromkeys(wanted_by(plans, group).values())
+    return [own for own in asked if find_set(checkpoint(model_path), hf_config, own) is None]
+
+
+def with_sets(
+    plans: Sequence[LayerPlan], group: int, hf_config: Any, model_path: str | Path
+) -> tuple[LayerPlan, ...]:
+    """Name the set of every plan whose weights are ``auto``.
+
+    Parameters
+    ----------
+    plans : sequence of LayerPlan
+    group : int
+        Query heads per KV head of the model.
+    hf_config : transformers.PretrainedConfig
+    model_path : str or Path
+
+    Raises
+    ------
+    Refusal
+        If there is none yet; a server calibrates it before it starts.
+    """
+    asked = wanted_by(plans, group)
+    found = {}
+    for wanted in dict.fromkeys(asked.values()):
+        found[wanted] = find_set(checkpoint(model_path), hf_config, wanted)
+        if found[wanted] is None:
+            expected = f"a set of {wanted.method}, {wanted.bits} bits, that ships or is cached"
+            raise Refusal.of(
+                "weights: auto", expected, f"none for {model_path} yet; a server makes it"
+            )
+    return tuple(
+        replace(plan, weights=found[asked[plan]]) if plan in asked else plan for plan in plans
+    )
+
+
+def make_missing(
+    plans: Sequence[LayerPlan], group: int, hf_config: Any, model_path: str | Path, device: str
+) -> None:
+    """Calibrate what ``weights: auto`` asks for and is not there.
+
+    Parameters
+    ----------
+    plans, group, hf_config, model_path
+        As in `with_sets`.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    HataError
+        If calibration failed; it has said why, and left nothing in the cache.
+    """
+    for wanted in missing_sets(plans, group, hf_config, model_path):
+        _calibrate(checkpoint(model_path), wanted, device)
+
+
+def _calibrate(folder: Path, wanted: Wanted, device: str) -> None:
+    target = cached_set(folder, wanted)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logger.warning(
+        "hata: no hash weights for %s yet: calibrating %s codes of %d bits, once; they will be in "
+        "%s. Captures take up to %d GB of disk in %s.",
+        folder.name, wanted.method, wanted.bits, target, CAPTURES_GB, tempfile.gettempdir(),
+    )  # fmt: skip
+    # A process of its own: it ends with what it took of the GPU.
+    command = [sys.executable, "-m", "hata_sglang.cli", "train", "--model", str(folder)]
+    command += ["--method", wanted.method, "--bits", str(wanted.bits), "--device", device]
+    command += ["--max-disk", str(CAPTURES_GB), "--description", "calibrated at a server's start"]
+    command += shlex.split(os.environ.get(MORE_ENV, ""))
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as part:
+        made = Path(part) / target.name
+        done = subprocess.run([*command, "--out", str(made)], stdout=2)
+        if done.returncode != 0:
+            raise HataError(
+                f"weights: auto: expected `{' '.join(command)}` to make a set, found exit code "
+                f"{done.returncode}; what it said stands above. Name weights in the YAML, or take "
+                "a method without weights."
+            )
+        # Whole, or not at all; another server may have been faster.
+        if not (target / CARD_FILE).is_file():
+            os.rename(made, target)

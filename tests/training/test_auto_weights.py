@@ -1,0 +1,132 @@
+"""``weights: auto``: what ships, what is cached, what is made, and what is left behind."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hata_sglang.config import HataConfig
+from hata_sglang.errors import HataError, Refusal
+from hata_sglang.shape import AttentionShape
+from hata_sglang.training.checkpoint import read_config
+from hata_sglang.weights import auto, load_weights
+from hata_sglang.weights.encoders import load_encoders
+
+SHAPE = AttentionShape(4, 2, 16)
+WANTED = auto.Wanted("hata", 32)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HATA_CACHE", str(tmp_path / "cache"))
+    auto.checkpoint_digest.cache_clear()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def plans():
+    settings = {"method": "hata", "bits": 32, "budget": 64, "sink": 2, "recent": 2}
+    return HataConfig.parse(settings | {"dense_layers": [0]}).resolve(2, 512)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Commands that calibration ran, of few steps and short sequences."""
+    seen = []
+    run = subprocess.run
+    monkeypatch.setenv("HATA_CALIBRATION", "--steps 6 --sequence-length 120 --own-tokens 240")
+    monkeypatch.setattr(
+        auto.subprocess, "run", lambda command, **more: seen.append(command) or run(command, **more)
+    )
+    return seen
+
+
+@pytest.mark.slow
+def test_a_set_is_made_once_and_then_found(model_dir, cache, plans, trainings):
+    config = read_config(model_dir)
+    where = (SHAPE.group, config, model_dir)
+    assert auto.missing_sets(plans, *where) == [WANTED]
+    with pytest.raises(Refusal, match=r"weights: auto: expected a set of hata, 32 bits, .*server"):
+        auto.with_sets(plans, *where)
+    auto.make_missing(plans, *where, "cpu")
+    auto.make_missing(plans, *where, "cpu")
+    assert len(trainings) == 1
+    assert auto.missing_sets(plans, *where) == []
+    dense, sparse = auto.with_sets(plans, *where)
+    assert dense.weights is None
+    card = load_weights(sparse.weights).card
+    assert (card.method, card.bits, card.model) == ("hata", 32, "tiny-llama")
+    assert "texts of hata-sglang" in card.training_data.description
+    assert "(MIT)" in card.training_data.description
+    assert list(load_encoders(plans, SHAPE, config, model_dir).encoders) == [1]
+    assert [path.name for path in Path(sparse.weights).parent.iterdir()] == ["hata-32b"]
+
+
+def test_a_failed_calibration_leaves_nothing_behind(model_dir, cache, plans, monkeypatch):
+    def fail(command, **_):
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        (out / "hash.safetensors").write_bytes(b"half")
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(auto.subprocess, "run", fail)
+    with pytest.raises(HataError, match=r"weights: auto: expected `.* train --model .*code 2"):
+        auto.make_missing(plans, SHAPE.group, read_config(model_dir), model_dir, "cpu")
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_an_interrupted_calibration_leaves_nothing_behind(model_dir, cache, plans, monkeypatch):
+    def interrupt(command, **_):
+        Path(command[command.index("--out") + 1]).mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto.subprocess, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        auto.make_missing(plans, SHAPE.group, read_config(model_dir), model_dir, "cpu")
+    assert not auto.cached_set(model_dir, WANTED).exists()
+    assert [path.name for path in cache.rglob("*") if "part" in path.name] == []
+
+
+def test_a_shipped_set_serves_its_own_checkpoint(demo_model, cache):
+    config = read_config(demo_model)
+    for method, bits in (("asymmetric", 128), ("asymmetric", 64), ("hata", 128)):
+        found = auto.find_set(demo_model, config, auto.Wanted(method, bits))
+        assert found == f"smollm2-135m-instruct-{method}-{bits}b"
+    assert auto.find_set(demo_model, config, auto.Wanted("asymmetric", 96)) is None
+
+
+def test_a_shipped_set_is_not_for_a_model_of_its_shape(demo_model, cache, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in demo_model.iterdir():
+        if path.name != "hata-demo-model.json" and path.suffix != ".safetensors":
+            shutil.copy(path, other)
+    (other / "model.safetensors").write_bytes(os.urandom(1000))
+    assert auto.find_set(other, read_config(other), auto.Wanted("asymmetric", 128)) is None
+
+
+def test_checkpoints_that_differ_anywhere_have_sets_of_their_own(model_dir, cache, tmp_path):
+    def digest(change=None):
+        folder = tmp_path / "copy"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model_dir, folder)
+        if change is not None:
+            change(folder)
+        auto.checkpoint_digest.cache_clear()
+        return auto.cached_set(folder, WANTED)
+
+    def change_weights(folder):
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+
+    def change_config(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
+
+    assert digest() == digest()
+    assert len({digest(), digest(change_weights), digest(change_config)}) == 3
