@@ -136,18 +136,13 @@ def _load(model_dir: str, device: str, max_tokens: int) -> Any:
     from hata_sglang.seams import cpu_preview
 
     cpu_preview.enable()
-    from sglang.benchmark import one_batch
-    from sglang.srt.entrypoints.engine import _set_envs_and_config
-    from sglang.srt.server_args import PortArgs, prepare_server_args
+    from sglang.srt.server_args import prepare_server_args
+
+    from hata_sglang.seams import versions
 
     arguments = ["--model-path", model_dir, "--device", device, "--disable-radix-cache"]
     arguments += ["--max-total-tokens", str(max_tokens + 64), "--max-running-requests", "1"]
     arguments += [f"--cuda-graph-backend-{phase}=disabled" for phase in ("decode", "prefill")]
     if device == "cpu":
         arguments += ["--attention-backend", "torch_native"]
-    # Sequences come as numbers, and a checkpoint may have no tokenizer.
-    one_batch.get_tokenizer = lambda *_, **__: None
-    server_args = prepare_server_args(arguments)
-    _set_envs_and_config(server_args)
-    runner, _ = one_batch.load_model(server_args, PortArgs.init_new(server_args), 0, 0)
-    return runner.torch_runner
+    return versions.load_runner(prepare_server_args(arguments))

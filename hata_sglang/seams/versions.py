@@ -131,3 +131,35 @@ def decode_graph_max_bs(server_args: Any) -> int:
         return 0
     decode = resolved(server_args).cuda_graph_config.decode
     return max(decode.bs or [decode.max_bs or 0])
+
+
+def load_runner(server_args: Any) -> Any:
+    """Load a model into this process, as SGLang's one-batch benchmark does in ``latency_test``.
+
+    Parameters
+    ----------
+    server_args : sglang.srt.server_args.ServerArgs
+
+    Returns
+    -------
+    sglang.srt.model_executor.model_runner.ModelRunner
+    """
+    from sglang.benchmark import one_batch
+    from sglang.srt.entrypoints.engine import _set_envs_and_config
+    from sglang.srt.server_args import PortArgs
+
+    # Sequences come as numbers, and a checkpoint may have no tokenizer.
+    one_batch.get_tokenizer = lambda *_, **__: None
+    if _resolves_once():
+        server_args.resolve_once()
+    _set_envs_and_config(server_args)
+    if _resolves_once():
+        ranks = one_batch.SpawnRanks(world_rank=0, gpu_id=0)
+        one_batch.publish(server_args, role="scheduler", ranks=ranks)
+        one_batch._init_process_global_configs()
+    else:
+        one_batch.initialize_moe_config(server_args)
+        one_batch.initialize_fp8_gemm_config(server_args)
+        one_batch.initialize_fp4_gemm_config(server_args)
+    runner, _ = one_batch.load_model(server_args, PortArgs.init_new(server_args), 0, 0)
+    return runner.torch_runner
