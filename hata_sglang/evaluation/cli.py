@@ -112,9 +112,9 @@ def _grade(
     *flags: str,
 ) -> int:
     """Grade every server of the command line: into `args.out`, with the columns of a kind."""
-    from hata_sglang.evaluation.progress import bars
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.serving import servers
+    from hata_sglang.progress import bars
 
     console = Console()
     results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)

@@ -16,10 +16,10 @@ from rich.progress import Progress
 from hata_sglang.config.budget import Budget
 from hata_sglang.evaluation.budgets import yaml_budget
 from hata_sglang.evaluation.offline_rows import Result
-from hata_sglang.evaluation.progress import bars
 from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import loki_channels, make_selectors
 from hata_sglang.evaluation.selectors import AttentionCase, KeyStatistics, Selector
+from hata_sglang.progress import bars
 from hata_sglang.seams.model_process import ModelProcess
 from hata_sglang.training.capture import Capture, CaptureStore, Sampling, capture_jobs
 from hata_sglang.training.checkpoint import load_tokenizer

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn, TimeElapsedColumn
 
 from hata_sglang.errors import Refusal
 from hata_sglang.files import model_revision
 from hata_sglang.methods import Recipe, trainable
+from hata_sglang.progress import bars as bars_on
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.capture import join
 from hata_sglang.training.captures import (
@@ -108,7 +109,11 @@ def train(
     results: dict[int, LayerResult] = {}
     reused = 0
     console = console or Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="hata-captures-") as temporary, _bars(console) as bars:
+    columns = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with (
+        tempfile.TemporaryDirectory(prefix="hata-captures-") as temporary,
+        bars_on(console, *columns) as bars,
+    ):
         folder = Path(work_dir or temporary)
         finished = FinishedLayers(
             folder / "layers", digest, method, bits, recipe, options, fingerprint
@@ -119,8 +124,12 @@ def train(
         bars.console.print(describe_splits(splits), soft_wrap=True)
         tokens = sum(map(total_tokens, splits.values()))
         layers = bars.add_task("layers", total=len(plan.trained), note="")
+        size = together(device, per_layer)
         for members in groups:
-            pending = [layer for layer in members if layer not in finished]
+            parts = [members[n : n + size] for n in range(0, len(members), size)]
+            # Layers that are trained together need the captures of all of them.
+            unfinished = [part for part in parts if any(layer not in finished for layer in part)]
+            pending = [layer for part in unfinished for layer in part]
             reused += len(members) - len(pending)
             if pending:
                 task = bars.add_task("capture q and k (tokens)", total=tokens, note="")
@@ -136,19 +145,17 @@ def train(
                     device=device,
                     advance=lambda done, task=task: bars.update(task, completed=done),
                 )
-            size = together(device, per_layer)
-            for chosen in (members[n : n + size] for n in range(0, len(members), size)):
-                if not set(chosen).isdisjoint(pending):
-                    captures = {
-                        split: [
-                            join([store.read(layer, index) for layer in chosen])
-                            for index in range(len(splits[split]))
-                        ]
-                        for split, store in stores.items()
-                    }
-                    found = train_layers(captures, chosen, method, bits, recipe, options, bars)
-                    for layer, result in found.items():
-                        finished.write(layer, result)
+            for part in unfinished:
+                captures = {
+                    split: [
+                        join([store.read(layer, index) for layer in part])
+                        for index in range(len(splits[split]))
+                    ]
+                    for split, store in stores.items()
+                }
+                found = train_layers(captures, part, method, bits, recipe, options, bars)
+                for layer, result in found.items():
+                    finished.write(layer, result)
             for layer in members:
                 results[layer] = finished.read(layer)
                 line = results[layer].summary(options.budgets[0])
@@ -174,14 +181,3 @@ def train(
     )
     encoders = {layer: result.encoder for layer, result in results.items()}
     return save_weights(out, card, encoders, getattr(torch, options.dtype))
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )

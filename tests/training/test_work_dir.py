@@ -177,3 +177,19 @@ def test_layers_can_be_trained_together(model_dir, text_file, tmp_path, calls, m
     exact = [card.held_out[0].per_layer["exact"] for card in (alone, both)]
     assert exact[0] == pytest.approx(exact[1], abs=1e-3)
     assert both.held_out[0].mean["hata"] > both.held_out[0].mean["streaming"]
+
+
+def test_a_group_of_which_one_layer_was_finished_is_captured_and_trained_whole(
+    model_dir, text_file, tmp_path, calls, monkeypatch
+):
+    monkeypatch.setattr(train_module, "together", lambda *_: 2)
+    work = tmp_path / "work"
+    whole = run(model_dir, text_file, tmp_path / "a", work)
+    # Cut off between two layers of a group, with captures that a later group replaced.
+    next(work.glob("layers/*/layer-001.safetensors")).unlink()
+    (work / "captures.json").unlink()
+    calls.clear()
+    again = run(model_dir, text_file, tmp_path / "b", work)
+    assert calls == [("capture", (0, 1)), ("train", 0), ("train", 1)]
+    assert (again.sha256, again.held_out) == (whole.sha256, whole.held_out)
+    assert again.created_by["layers_from_earlier_run"] == "0"
