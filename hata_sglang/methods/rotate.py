@@ -63,12 +63,12 @@ class RotateRecipe:
 
 
 class RotateTrainer:
-    """Makes the weights of one layer, all KV heads at once, of its keys' mean and size.
+    """Makes the weights of all KV heads of their keys' mean and size.
 
     Parameters
     ----------
     data : list of SequenceData
-        Captures of the layer; only their keys are looked at.
+        Captures, of one layer or of several with all their heads; only their keys are looked at.
     bits : int
     recipe : RotateRecipe
     seed : int

@@ -108,7 +108,7 @@ def _tokenize(path: Path, tokenizer: Any) -> Iterator[tuple[str, Sequence[int], 
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a UTF-8 text file, found {error}") from error
     if path.suffix != ".jsonl":
-        yield path.name, _encode(path.name, tokenizer, content), False
+        yield path.name, _text_tokens(path.name, tokenizer, content), False
         return
     for number, line in enumerate(content.splitlines(), start=1):
         source = f"{path.name}:{number}"
@@ -118,7 +118,7 @@ def _tokenize(path: Path, tokenizer: Any) -> Iterator[tuple[str, Sequence[int], 
         except (ValueError, AttributeError) as error:
             raise DataError(f"{source}: expected a JSON object, found {line[:40]!r}") from error
         if isinstance(text, str):
-            yield source, _encode(source, tokenizer, text), False
+            yield source, _text_tokens(source, tokenizer, text), False
         elif isinstance(tokens, list):
             if not all(type(token) is int for token in tokens):
                 raise DataError(f"{source}: expected integers in 'tokens', found other values")
@@ -127,7 +127,7 @@ def _tokenize(path: Path, tokenizer: Any) -> Iterator[tuple[str, Sequence[int], 
             if tokenizer is None or tokenizer.chat_template is None:
                 raise DataError(f"{source}: expected a tokenizer with a chat template, found none")
             chat = tokenizer.apply_chat_template(messages, tokenize=False)
-            yield source, _encode(source, tokenizer, chat), True
+            yield source, _text_tokens(source, tokenizer, chat), True
         else:
             raise DataError(
                 f"{source}: expected 'text', 'messages' or 'tokens', found {sorted(row)}"
@@ -167,12 +167,17 @@ def _check_range(source: str, tokens: Sequence[int], vocab_size: int) -> None:
         )
 
 
-def _encode(source: str, tokenizer: Any, text: str) -> Sequence[int]:
+def _text_tokens(source: str, tokenizer: Any, text: str) -> Sequence[int]:
     if tokenizer is None:
         raise DataError(
             f"{source}: expected a tokenizer in the model's folder, found none. Add its files, or "
             "give token numbers (.npy, .safetensors, or .jsonl rows with 'tokens')."
         )
+    return encode(tokenizer, text)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The numbers of a text, without special tokens, however long it is."""
     # verbose=False: texts longer than the model's context are cut afterwards.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 

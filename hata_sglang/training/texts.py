@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hata_sglang.training.data import DataError, TokenSequence
+from hata_sglang.training.data import DataError, TokenSequence, encode
 from hata_sglang.training.generated import chats, problems, records
 
 Split = Literal["train", "test"]
@@ -225,7 +225,7 @@ def training_sequences(
             # Long enough for one sequence of any tokenizer each, except of single bytes.
             wanted = {"count": per_kind, "characters": max(60_000, 5 * length)}
             texts = kind_texts(kind, split, seed=seed, **wanted)
-            found = _pieces(rng, [(t.source, _encode(tokenizer, t.plain())) for t in texts], length)
+            found = _pieces(rng, [(t.source, encode(tokenizer, t.plain())) for t in texts], length)
         if len(found) < per_kind:
             raise DataError(
                 f"{kind} ({split}): expected text for {per_kind} sequences of {length} tokens, "
@@ -263,7 +263,7 @@ def _chat_tokens(
     for attempt in range(16):
         rng = random.Random(f"chats {split} {seed} {number} {attempt}")
         text = _generate("chats", split, rng, number, characters)
-        source, tokens = text.source, _encode(tokenizer, _templated(tokenizer, text))
+        source, tokens = text.source, encode(tokenizer, _templated(tokenizer, text))
         if 0.8 * length <= len(tokens) <= length:
             break
         # A short chat is its turns, which fewer characters of passages do not make fewer.
@@ -275,11 +275,6 @@ def _templated(tokenizer: Any, text: Text) -> str:
     if tokenizer.chat_template is None:
         return text.plain()
     return tokenizer.apply_chat_template(list(text.messages), tokenize=False)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    # verbose=False: texts longer than the model's context are cut afterwards.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _rows(args: argparse.Namespace, kind: str) -> Iterator[dict[str, Any]]:
