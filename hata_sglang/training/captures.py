@@ -25,7 +25,7 @@ from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
 #: Queries and keys that training holds on a GPU at a time, at most, unless one layer has more.
-TRAINED_BYTES = 4 * 10**9
+TRAINED_BYTES = 10**9
 
 
 def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
@@ -82,6 +82,7 @@ def ensure_captures(
     sampling: Sampling,
     seed: int,
     device: torch.device,
+    arguments: Sequence[str],
     advance: Callable[[int], None],
 ) -> dict[str, CaptureStore]:
     """Capture all splits into `folder`, unless it holds the same captures already.
@@ -103,6 +104,8 @@ def ensure_captures(
     seed : int
     device : torch.device
         That SGLang runs the model on.
+    arguments : sequence of str
+        More of its server arguments.
     advance : callable
         Called with the number of tokens done.
 
@@ -135,7 +138,7 @@ def ensure_captures(
         )
     longest = max(len(sequence.tokens) for split in SPLITS for sequence in splits[split])
     before = 0
-    with ModelProcess(model_dir, device.type, longest) as model:
+    with ModelProcess(model_dir, device.type, longest, arguments) as model:
         for split in SPLITS:
             sequences = splits[split]
             jobs = capture_jobs(sequences, stores[split], sampling, seed)
@@ -156,7 +159,12 @@ def _holds(marker: Path, digest: str, layers: Sequence[int]) -> bool:
 
 
 def captures_digest(
-    revision: str, splits: Splits, sampling: Sampling, seed: int, device: torch.device
+    revision: str,
+    splits: Splits,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+    arguments: Sequence[str] = (),
 ) -> str:
     """SHA-256 over everything that decides a layer's captures.
 
@@ -168,6 +176,8 @@ def captures_digest(
     sampling : Sampling
     seed : int
     device : torch.device
+    arguments : sequence of str
+        More of the server arguments that SGLang loads the model with.
     """
     content: dict[str, Any] = {
         "revision": revision,
@@ -175,5 +185,6 @@ def captures_digest(
         "sampling": asdict(sampling),
         "seed": seed,
         "device": device.type,
+        "arguments": list(arguments),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from hata_sglang.errors import HataError
@@ -149,6 +150,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the weights' file (default float32)",
     )
     how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    how.add_argument(
+        "--sglang-args",
+        type=shlex.split,
+        default=[],
+        metavar="ARGS",
+        help="more server arguments for SGLang's run of the model, as one text, such as "
+        "'--quantization fp8'",
+    )
     how.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's)")
     how.add_argument(
         "--work-dir",
@@ -192,7 +201,8 @@ def run_train(args: argparse.Namespace) -> int:
     common = {"steps": args.steps, "learning_rate": args.learning_rate}
     texts = [f"{name}={value}" for name, value in common.items() if value is not None]
     recipe = make_recipe(methods()[args.method].recipe, texts + args.option)
-    context = text_config(read_config(args.model)).max_position_embeddings
+    config = read_config(args.model, args.sglang_args)
+    context = text_config(config).max_position_embeddings
     card = train(
         args.model,
         args.data,
@@ -212,6 +222,7 @@ def run_train(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             max_disk_gb=args.max_disk,
             description=args.description,
+            sglang_arguments=tuple(args.sglang_args),
         ),
         work_dir=args.work_dir,
     )

@@ -96,16 +96,18 @@ def train(
     if not isinstance(recipe, trained.recipe):
         raise Refusal.of("recipe", trained.recipe.__name__, type(recipe).__name__)
     model_dir, out = Path(model_dir), Path(out)
-    config = read_config(model_dir)
+    config = read_config(model_dir, options.sglang_arguments)
     plan, fingerprint = plan_layers(config), Fingerprint.of(config)
     bits = trained.resolve_bits(options.bits, fingerprint.shape.group)
     files = SplitFiles(train=data_files, validation=validation_files, held_out=held_out_files)
-    splits = read_splits(files, load_tokenizer(model_dir), options, fingerprint.vocab_size)
+    tokenizer = load_tokenizer(model_dir, options.sglang_arguments)
+    splits = read_splits(files, tokenizer, options, fingerprint.vocab_size)
     per_layer = layer_bytes(fingerprint, splits, options.sampling)
     max_bytes = None if options.max_disk_gb is None else options.max_disk_gb * 1e9
     groups = group_layers(plan.trained, per_layer, max_bytes)
     revision, device = model_revision(model_dir), torch.device(options.device)
-    digest = captures_digest(revision, splits, options.sampling, options.seed, device)
+    of_run = (options.sampling, options.seed, device, options.sglang_arguments)
+    digest = captures_digest(revision, splits, *of_run)
     results: dict[int, LayerResult] = {}
     reused = 0
     console = console or Console(stderr=True)
@@ -143,6 +145,7 @@ def train(
                     sampling=options.sampling,
                     seed=options.seed,
                     device=device,
+                    arguments=options.sglang_arguments,
                     advance=lambda done, task=task: bars.update(task, completed=done),
                 )
             for part in unfinished:

@@ -20,7 +20,7 @@ from hata_sglang.config.problems import shorten
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
 from hata_sglang.shape import ModelShape
-from hata_sglang.weights.auto import missing_sets
+from hata_sglang.weights.auto import ServedModel, missing_sets
 from hata_sglang.weights.card import Card
 from hata_sglang.weights.encoders import load_encoders
 from hata_sglang.weights.store import load_weights, shipped_weights
@@ -241,7 +241,7 @@ def run_check(args: argparse.Namespace) -> int:
     config = HataConfig.load(args.file)
     model = read_model(folder)
     asked = config.resolve(model.num_layers, model.context_len)
-    for own in missing_sets(asked, model.group, model.hf_config, folder):
+    for own in missing_sets(asked, model.group, ServedModel(model.hf_config, folder)):
         print(
             f"Weights auto: there is no set of {own.method}, {own.bits} bits, for this model yet. "
             "A server makes it before it starts, once; then this command shows what layers do."
