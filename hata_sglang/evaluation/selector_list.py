@@ -189,7 +189,7 @@ def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.de
     any_encoder = next(iter(here.values()))
 
     def scores(case: AttentionCase) -> torch.Tensor:
-        return dense_scores(here[case.layer], case.q, case.k)
+        return dense_scores(here[case.layer], case.q, case.k, case.positions)
 
     return Selector(name, method, str(8 * any_encoder.code_bytes), scores)
 

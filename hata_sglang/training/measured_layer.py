@@ -54,7 +54,9 @@ class MeasuredLayers:
 
     def mass(self, encoder: Encoder, budget: TopK) -> list[float]:
         """Mean attention mass that the codes of `encoder`, with all heads, keep."""
-        return self._mean(lambda part, _: dense_scores(encoder, part.q, part.k), budget)
+        return self._mean(
+            lambda part, _: dense_scores(encoder, part.q, part.k, part.positions), budget
+        )
 
     def exact(self, budget: TopK) -> list[float]:
         """Mean attention mass of exact top-k: the ceiling."""

@@ -143,7 +143,7 @@ def test_codes_are_ranked_by_what_serving_ranks_by():
     encoder = LinearEncoder.from_tensors(tensors, num_kv_heads=2, group=3, head_dim=16)
     selector = coded("mine", "random", {0: encoder}, torch.device("cpu"))
     assert selector.bits == "64"
-    assert torch.equal(selector.scores(case), dense_scores(encoder, case.q, case.k))
+    assert torch.equal(selector.scores(case), dense_scores(encoder, case.q, case.k, case.positions))
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many-ties", "few-ties"])
