@@ -93,7 +93,7 @@ class MeasuredLayers:
             seq_lens = part.positions + 1
             most = LeastSquares.ends(seq_lens)
             ends = TopK(len(part.k), min(budget.sink, most), min(budget.recent, most))
-            order = select(dense_scores(encoder, part.q, part.k), part.positions, ends)
+            order = select(dense_scores(encoder, part.q, part.k, part.positions), part.positions, ends)
             fit.add([*outputs(part, order, LeastSquares.counts(seq_lens))])
         return fit.weights().unflatten(0, (self.layers, -1))
 
@@ -120,7 +120,7 @@ class MeasuredLayers:
             kept = TopK(len(part.k), budget.sink, budget.recent)
             counts = [(part.positions + 1).clamp_max(budget.k)]
             (best,) = outputs(part, select(attention, part.positions, kept), counts)
-            scores = dense_scores(encoder, part.q, part.k)
+            scores = dense_scores(encoder, part.q, part.k, part.positions)
             (coded,) = outputs(part, select(scores, part.positions, kept), counts)
             found["exact"].append(best.error())
             found["codes"].append(coded.error())
