@@ -24,14 +24,18 @@ from hata_sglang.training.splits import SPLITS, Splits
 from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
-#: Queries and keys that training holds on a GPU at a time, at most, unless one layer has more.
+#: Captures that training holds on a GPU at a time, at most, unless one layer has more.
 TRAINED_BYTES = 10**9
+#: Splits whose values are kept, too: what the mean of those left out should weigh is measured on
+#: the first, and what it is worth on the second.
+WITH_VALUES = ("validation", "held_out")
 
 
 def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
     """Disk that the captures of one layer take, in bytes."""
     sequences = [sequence for split in SPLITS for sequence in splits[split]]
-    keys = total_tokens(sequences) * fingerprint.num_key_value_heads
+    valued = [sequence for split in WITH_VALUES for sequence in splits[split]]
+    keys = total_tokens([*sequences, *valued]) * fingerprint.num_key_value_heads
     queries = len(sequences) * sampling.queries * fingerprint.num_attention_heads
     return 2 * (keys + queries) * fingerprint.head_dim
 
@@ -141,7 +145,8 @@ def ensure_captures(
     with ModelProcess(model_dir, device.type, longest, arguments) as model:
         for split in SPLITS:
             sequences = splits[split]
-            jobs = capture_jobs(sequences, stores[split], sampling, seed)
+            values = split in WITH_VALUES
+            jobs = capture_jobs(sequences, stores[split], sampling, seed, values=values)
             for count in model.run(jobs, layers):
                 advance(before + total_tokens(sequences[:count]))
             before += total_tokens(sequences)
@@ -186,5 +191,6 @@ def captures_digest(
         "seed": seed,
         "device": device.type,
         "arguments": list(arguments),
+        "values": WITH_VALUES,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -78,7 +78,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="texts whose attention mass the card reports; looked at once, at the end (default: "
+        help="texts that the card reports on; looked at once, at the end (default: "
         "the last tenth of --data, which is not trained on then)",
     )
     need.add_argument(
@@ -87,7 +87,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="texts that choose each layer's step (default: a tenth of --data, likewise)",
+        help="texts that choose each layer's step, and that what a selection leaves out is weighed "
+        "on (default: a tenth of --data, likewise)",
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
     need.add_argument(
@@ -179,7 +180,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Run ``hata-sglang train``: train, write, and print the held-out attention mass.
+    """Run ``hata-sglang train``: train, write, and print what the held-out texts say.
 
     Returns
     -------
@@ -230,5 +231,7 @@ def run_train(args: argparse.Namespace) -> int:
     for held_out in card.held_out:
         masses = ", ".join(f"{name} {mass:.4f}" for name, mass in held_out.mean.items())
         print(f"held-out attention mass at k = {held_out.budget}: {masses}")
+        errors = ", ".join(f"{name} {error:.4f}" for name, error in held_out.output_error.items())
+        print(f"held-out error of the output at k = {held_out.budget}: {errors}")
     print(describe_cost(card.created_by))
     return 0

@@ -27,7 +27,7 @@ from hata_sglang.training.checkpoint import load_tokenizer, read_config
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.finished import FinishedLayers
 from hata_sglang.training.options import TrainOptions
-from hata_sglang.training.report import Cost, held_out_masses, training_data, versions
+from hata_sglang.training.report import Cost, held_out_measures, training_data, versions
 from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
 from hata_sglang.training.train_layer import LayerResult, train_layers
 from hata_sglang.weights import Card, Fingerprint, save_weights
@@ -134,7 +134,7 @@ def train(
             pending = [layer for part in unfinished for layer in part]
             reused += len(members) - len(pending)
             if pending:
-                task = bars.add_task("capture q and k (tokens)", total=tokens, note="")
+                task = bars.add_task("capture (tokens)", total=tokens, note="")
                 stores = ensure_captures(
                     folder,
                     model_dir,
@@ -178,9 +178,11 @@ def train(
         training_data=training_data(splits, files, options.description),
         seed=options.seed,
         recipe=recipe.card_entry() | {"steps_taken": sum(r.steps for r in results.values())},
-        held_out=held_out_masses(options.budgets, results),
+        held_out=held_out_measures(options.budgets, results),
+        left_out=True,
         sha256="",
         created_by=versions() | cost.entries(list(results.values()), reused),
     )
     encoders = {layer: result.encoder for layer, result in results.items()}
-    return save_weights(out, card, encoders, getattr(torch, options.dtype))
+    left_out = {layer: result.left_out for layer, result in results.items()}
+    return save_weights(out, card, encoders, getattr(torch, options.dtype), left_out)

@@ -142,6 +142,11 @@ def card_line(card: Card) -> str:
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
+        if measured.output_error:
+            errors = ", ".join(
+                f"{name} {e:.3f}" for name, e in sorted(measured.output_error.items())
+            )
+            line += f", error of the output: {errors}"
     if card.held_out:
         chose = card.training_data.step_chosen_on == "held_out"
         note = "flattered: these texts also chose the training step" if chose else "held-out texts"
