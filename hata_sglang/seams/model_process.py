@@ -33,12 +33,15 @@ class Job(NamedTuple):
         Called in the process, as ``write(layer, recording)`` for each layer; can be pickled.
     values : bool
         Whether v is wanted, too.
+    written : int
+        Tokens that the model writes behind the sequence; positions count them.
     """
 
     tokens: Sequence[int]
     positions: torch.Tensor
     write: Callable[[int, Recording], None]
     values: bool = True
+    written: int = 0
 
 
 class ModelProcess:
@@ -133,7 +136,8 @@ def _serve(
             return
         try:
             check_layers(runner.model, layers)
-            found = record(runner, job.tokens, job.positions, layers, job.values)
+            more = (job.values, job.written)
+            found = record(runner, job.tokens, job.positions, layers, *more)
             for layer, recording in found.items():
                 job.write(layer, recording)
         except (HataError, OSError) as error:

@@ -156,9 +156,9 @@ def capture_jobs(
     generator = torch.Generator().manual_seed(seed)
     jobs = []
     for index, sequence in enumerate(sequences):
-        positions = sampling.positions(len(sequence.tokens), generator)
+        positions = sampling.positions(len(sequence), generator)
         keep = partial(_keep, store, index, positions)
-        jobs.append(Job(sequence.tokens, positions, keep, values))
+        jobs.append(Job(sequence.tokens, positions, keep, values, sequence.written))
     return jobs
 
 

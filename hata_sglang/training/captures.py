@@ -140,7 +140,7 @@ def ensure_captures(
             f"{free / 1e9:.1f} GB. Give fewer or shorter texts, --work-dir on another disk, or "
             "--max-disk GB to capture layers in groups."
         )
-    longest = max(len(sequence.tokens) for split in SPLITS for sequence in splits[split])
+    longest = max(len(sequence) for split in SPLITS for sequence in splits[split])
     before = 0
     with ModelProcess(model_dir, device.type, longest, arguments) as model:
         for split in SPLITS:
@@ -186,7 +186,7 @@ def captures_digest(
     """
     content: dict[str, Any] = {
         "revision": revision,
-        "tokens": {split: [s.tokens for s in splits[split]] for split in SPLITS},
+        "tokens": {split: [(s.tokens, s.written) for s in splits[split]] for split in SPLITS},
         "sampling": asdict(sampling),
         "seed": seed,
         "device": device.type,

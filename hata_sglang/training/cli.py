@@ -16,6 +16,8 @@ from hata_sglang.training.recipe_options import make_recipe, option_lines
 LONGEST = {"cpu": 16_384, "cuda": 32_768}
 #: Tokens of each kind of the package's own texts, unless asked otherwise.
 OWN_TOKENS = {"cpu": 16_384, "cuda": 98_304}
+#: Tokens that the model writes at the end of one of them, of each kind.
+OWN_WRITTEN = {"cpu": 64, "cuda": 512}
 
 
 def parse_budget(text: str) -> TopK:
@@ -135,6 +137,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each kind of the package's own texts (default 98304, on a CPU 16384)",
     )
     how.add_argument(
+        "--own-written",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="that the model itself writes at the end of one of the package's own texts of each "
+        "kind (default 512, on a CPU 64)",
+    )
+    how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
     )
     how.add_argument(
@@ -203,6 +213,7 @@ def run_train(args: argparse.Namespace) -> int:
     common = {"steps": args.steps, "learning_rate": args.learning_rate}
     texts = [f"{name}={value}" for name, value in common.items() if value is not None]
     recipe = make_recipe(methods()[args.method].recipe, texts + args.option)
+    written = OWN_WRITTEN[args.device] if args.own_written is None else args.own_written
     config = read_config(args.model, args.sglang_args)
     context = text_config(config).max_position_embeddings
     card = train(
@@ -219,6 +230,7 @@ def run_train(args: argparse.Namespace) -> int:
             sequence_length=args.sequence_length or min(LONGEST[args.device], context),
             minimum_length=args.minimum_length,
             own_tokens=args.own_tokens or OWN_TOKENS[args.device],
+            own_written=written,
             budgets=tuple(args.budget),
             device=args.device,
             dtype=args.dtype,

@@ -29,10 +29,16 @@ class TokenSequence:
     source : str
         File name and row, for messages.
     tokens : tuple of int
+    written : int
+        How many more the model itself writes behind them.
     """
 
     source: str
     tokens: tuple[int, ...]
+    written: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens) + self.written
 
 
 def read_sequences(
@@ -184,4 +190,4 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def total_tokens(sequences: Iterable[TokenSequence]) -> int:
     """Tokens of all sequences together."""
-    return sum(len(sequence.tokens) for sequence in sequences)
+    return sum(map(len, sequences))

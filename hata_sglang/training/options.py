@@ -23,6 +23,9 @@ class TrainOptions:
         Tokens of a training sequence, at most and at least.
     own_tokens : int
         Of each kind of the package's own texts, where no others are given.
+    own_written : int
+        Tokens that the model itself writes at the end of one of the package's own texts of each
+        kind.
     sampling : Sampling
         Which queries are captured.
     budgets : tuple of TopK
@@ -50,6 +53,7 @@ class TrainOptions:
     sequence_length: int = 6144
     minimum_length: int = 2048
     own_tokens: int = 98_304
+    own_written: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     budgets: tuple[TopK, ...] = (TopK(256, 16, 64), TopK(96, 16, 16))
     evaluate_every: int = 100

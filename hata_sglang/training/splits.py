@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def own_splits(tokenizer: Any, options: TrainOptions) -> Splits:
     """Cut the package's own texts into the three splits.
 
     Of each kind one sequence validates, and one of the texts to evaluate by, which are from other
-    sources, is held out.
+    sources, is held out. Of those to train on, the end of one of each kind is what the model itself
+    writes in place of the text's: what decoding attends to.
 
     Raises
     ------
@@ -97,7 +98,13 @@ def own_splits(tokenizer: Any, options: TrainOptions) -> Splits:
     found = training_sequences(tokenizer, per_kind=count + 1, **limits)
     kept, validating = [], []
     for number, sequence in enumerate(found):
-        (validating if number % (count + 1) == count else kept).append(sequence)
+        if number % (count + 1) == count:
+            validating.append(sequence)
+        elif number % (count + 1) == 0 and options.own_written:
+            tokens = sequence.tokens[: -options.own_written]
+            kept.append(replace(sequence, tokens=tokens, written=options.own_written))
+        else:
+            kept.append(sequence)
     held_out = training_sequences(tokenizer, per_kind=1, split="test", **limits)
     return {"train": kept, "validation": validating, "held_out": held_out}
 
@@ -144,4 +151,5 @@ def describe_splits(splits: Splits) -> str:
         f"{len(splits[split])} {word} ({total_tokens(splits[split]):,} tokens)"
         for split, word in words.items()
     )
-    return f"sequences: {', '.join(parts)}"
+    written = sum(sequence.written for sequence in splits["train"])
+    return f"sequences: {', '.join(parts)}; {written:,} of the tokens are written by the model"

@@ -34,14 +34,18 @@ class TransformersModel:
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         q, k, v = (x[0].transpose(0, 1).to(torch.bfloat16) for x in (query, key, value))
-        self.seen[module.layer_idx] = Recording(q, k, v, scale)
+        self.seen[module.layer_idx] = Recording((), q, k, v, scale)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
     @torch.no_grad()
     def run(self, jobs, layers):
         for count, job in enumerate(jobs, 1):
-            assert len(job.tokens) <= self.max_tokens
-            self.model.get_decoder()(input_ids=torch.tensor([job.tokens]), use_cache=False)
+            tokens = list(job.tokens)
+            for _ in range(job.written):
+                logits = self.model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+                tokens.append(int(logits.softmax(-1).multinomial(1)))
+            assert len(tokens) <= self.max_tokens
+            self.model.get_decoder()(input_ids=torch.tensor([tokens]), use_cache=False)
             for layer in layers:
                 seen = self.seen[layer]
                 v = seen.v if job.values else None

@@ -1,5 +1,7 @@
 """Queries, keys and values of a model in SGLang are those that transformers' attention gets."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 import tiny_models as tiny
 from hata_sglang.errors import HataError
 from hata_sglang.seams import recording
-from hata_sglang.seams.model_process import ModelProcess
+from hata_sglang.seams.model_process import Job, ModelProcess
 from hata_sglang.training.architectures import plan_layers
 from hata_sglang.training.capture import CaptureStore, Sampling, capture_jobs
 from hata_sglang.training.checkpoint import read_config
@@ -32,6 +34,10 @@ def sequences(*lengths):
         TokenSequence("test", tuple(torch.randint(3, 256, (n,), generator=dice).tolist()))
         for n in lengths
     ]
+
+
+def keep(folder, layer, found):
+    torch.save(found._asdict(), folder / f"{layer}.pt")
 
 
 def run(make, folder, texts, layers, store):
@@ -79,6 +85,28 @@ def test_long_sequences_go_through_in_steps(tmp_path):
     for found, expected in ((ours.q, theirs.q), (ours.k, theirs.k), (ours.v, theirs.v)):
         assert distance(found, expected) < 0.08
         assert distance(found[-90:], expected[-90:]) < 0.08
+
+
+@pytest.mark.slow
+def test_what_the_model_writes_is_recorded_as_if_it_had_been_given(tmp_path):
+    folder = save("qwen3", tmp_path / "qwen3")
+    (text,) = sequences(60)
+    positions = torch.tensor([40, 61, 62, 70])
+    with ModelProcess(folder, "cpu", 72) as model:
+        job = Job(text.tokens, positions, partial(keep, tmp_path), written=12)
+        assert list(model.run([job], [0, 1])) == [1]
+    ours = {layer: torch.load(tmp_path / f"{layer}.pt") for layer in (0, 1)}
+    tokens = ours[0]["tokens"]
+    assert (len(tokens), tokens[:60]) == (72, text.tokens)
+    assert len(set(tokens[60:])) > 1
+    given = [TokenSequence("written", tokens)]
+    theirs = run(TransformersModel, folder, given, [0, 1], CaptureStore(tmp_path / "b"))
+    for layer, found in ours.items():
+        expected = theirs.read(layer, 0)
+        assert len(found["q"]) == len(positions)
+        assert distance(found["k"], expected.k) < 0.08
+        assert distance(found["k"][60:], expected.k[60:]) < 0.08
+        assert distance(found["v"][60:], expected.v[60:]) < 0.08
 
 
 @pytest.mark.slow
