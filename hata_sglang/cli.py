@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "bench": (
         "hata_sglang.bench.cli:add_bench_arguments",
-        "measure speed: a sparse layer on a GPU, a server, and plots",
+        "measure speed: a sparse layer on a GPU, or a server",
     ),
     "demo-model": (
         "hata_sglang.demo.model:add_demo_model_arguments",

@@ -79,17 +79,15 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
     nll.add_argument("--continuation", type=read_count, default=1000, help="tokens counted (1000)")
 
-    report = add("report", run_report, "Make tables and plots of CSV files of any of these.")
+    report = add("report", run_report, "Make tables of CSV files of any of these.")
     report.add_argument("csv", nargs="+", type=Path)
     report.add_argument("--out", type=Path, required=True, help="folder")
-    report.add_argument("--reference", default="dense", help="arm to compare with (dense)")
     report.add_argument(
         "--min-dense",
         type=float,
         default=0.5,
         help="leave out what dense itself scores below this at a length (0.5)",
     )
-    report.add_argument("--no-plots", action="store_true", help="tables alone, no matplotlib")
 
     offline = add("offline", run_offline, "Judge selectors on captured queries, keys and values.")
     add_offline_arguments(offline)
@@ -168,16 +166,8 @@ def run_nll_command(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """``eval report``: Markdown tables and PNG plots out of CSV files."""
+    """``eval report``: Markdown tables out of CSV files."""
     from hata_sglang.evaluation.report import write_report
 
-    written = write_report(
-        args.csv,
-        args.out,
-        reference=args.reference,
-        min_dense=args.min_dense,
-        plots=not args.no_plots,
-    )
-    for path in written:
-        print(path)
+    print(write_report(args.csv, args.out, min_dense=args.min_dense))
     return 0

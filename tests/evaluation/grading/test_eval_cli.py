@@ -57,7 +57,7 @@ def test_a_running_server_is_graded_and_the_report_made(fake, config, tmp_path, 
         "256",
     ]
     assert len(rows(out)) == 22
-    run("report", out, "--out", tmp_path / "report", "--min-dense", "0", "--no-plots")
+    run("report", out, "--out", tmp_path / "report", "--min-dense", "0")
     assert "| top-k |  | 256 | 11 |" in (tmp_path / "report" / "report.md").read_text()
 
 
