@@ -66,9 +66,9 @@ def serve_and_measure(
     console: Console,
 ) -> Measurement:
     """Start the server of one arm, measure, stop it; shows what it waits for."""
-    where = argparse.Namespace(model=model, config=args.hata_config, weights=None)
     waits = f"{arm}: reading {fact.tokens} tokens, answering, then timing steps"
-    with started(arm, None, where, flags, console) as (client, _), console.status(waits):
+    server = started(arm, model, args.hata_config, flags, console)
+    with server as (client, _), console.status(waits):
         return measure(client, fact, args.new_tokens)
 
 

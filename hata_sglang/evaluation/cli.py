@@ -12,31 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hata_sglang.errors import HataError
+from hata_sglang.errors import HataError, Refusal
 
 if TYPE_CHECKING:
     from hata_sglang.evaluation.client import Client
     from hata_sglang.evaluation.sparsity import Arm
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def _add_servers(parser: argparse.ArgumentParser) -> None:
     from hata_sglang.evaluation.arms import ARMS, arm_weights
     from hata_sglang.evaluation.budgets import read_budget, read_count
 
-    where = parser.add_argument_group("a server that runs already")
-    where.add_argument("--url", help="its root, such as http://127.0.0.1:30000")
-    where.add_argument("--arm", help="its name in the tables; `dense` for SGLang without hata")
-    start = parser.add_argument_group("servers to start, one after the other")
-    start.add_argument("--model", type=Path, help="the checkpoint's folder")
+    start = parser.add_argument_group("servers, started one after the other")
+    start.add_argument("--model", type=Path, required=True, help="the checkpoint's folder")
     start.add_argument("--config", type=Path, help="YAML of the sparse arms")
-    start.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     start.add_argument(
-        "--weights", nargs="+", type=arm_weights, metavar="ARM=WEIGHTS", help="of trained arms"
+        "--arms", nargs="+", required=True, choices=ARMS, metavar="ARM", help=", ".join(ARMS)
+    )
+    start.add_argument(
+        "--weights",
+        nargs="+",
+        type=arm_weights,
+        default=[],
+        metavar="ARM=WEIGHTS",
+        help="of trained arms",
     )
     start.add_argument(
         "--budgets",
         nargs="+",
         type=read_budget,
+        default=[None],
         metavar="BUDGET",
         help="tokens (256) or shares of the context (0.0156) (default: the YAML's)",
     )
@@ -66,14 +71,14 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         return sub
 
     server = add("server", run_server, "Score tasks through servers, one CSV row per sample.")
-    _add_where(server)
+    _add_servers(server)
     server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
 
     nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
-    _add_where(nll)
+    _add_servers(nll)
     nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
     nll.add_argument("--chunks", type=read_count, default=8, help="stretches of the text (8)")
     nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
@@ -93,13 +98,13 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_offline_arguments(offline)
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse unclear places before anything is started."""
-    from hata_sglang.evaluation.server import exit_on_sigterm
-    from hata_sglang.evaluation.serving import check_where
+def _tokenizer(model: Path) -> Any:
+    from hata_sglang.training.checkpoint import load_tokenizer
 
-    check_where(args)
-    exit_on_sigterm()
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None:
+        raise Refusal.of("--model", "a folder with a tokenizer", str(model))
+    return tokenizer
 
 
 def _grade(
@@ -111,9 +116,11 @@ def _grade(
 ) -> int:
     """Grade every server of the command line: into `args.out`, with the columns of a kind."""
     from hata_sglang.evaluation.results import ResultFile
+    from hata_sglang.evaluation.server import exit_on_sigterm
     from hata_sglang.evaluation.serving import servers
     from hata_sglang.progress import bars
 
+    exit_on_sigterm()
     console = Console()
     results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)
     for client, arm in servers(args, [*shlex.split(args.server_flags), *flags], console):
@@ -128,11 +135,9 @@ def _grade(
 def run_server(args: argparse.Namespace) -> int:
     """``eval server``: every task at every length through every server."""
     from hata_sglang.evaluation import run_tasks
-    from hata_sglang.evaluation.serving import tokenizer_of
     from hata_sglang.evaluation.tasks import TASKS
 
-    _check(args)
-    tokenizer = tokenizer_of(args)
+    tokenizer = _tokenizer(args.model)
     asked = []
     for name in run_tasks.task_names(args.tasks):
         for length in args.lengths:
@@ -153,11 +158,9 @@ def run_nll_command(args: argparse.Namespace) -> int:
     """``eval nll``: the same stretches of a text through every server."""
     from hata_sglang.evaluation import nll
     from hata_sglang.evaluation.forced import SERVER_FLAGS
-    from hata_sglang.evaluation.serving import tokenizer_of
 
-    _check(args)
-    name, text = nll.read_text(args.text)
-    chunks = nll.make_chunks(tokenizer_of(args), text, args.chunks, args.context, args.continuation)
+    (name, text), tokenizer = nll.read_text(args.text), _tokenizer(args.model)
+    chunks = nll.make_chunks(tokenizer, text, args.chunks, args.context, args.continuation)
 
     def grade(client: Client, arm: Arm, **options: Any) -> None:
         nll.run_nll(client, arm, chunks, name, **options)

@@ -165,7 +165,7 @@ def run_nll(
 
     def row(chunk: Chunk) -> dict[str, Any]:
         return {
-            **arm.columns(),
+            **arm._asdict(),
             "text": text,
             "chunk": chunk.index,
             "context": len(chunk.prompt) + 1,

@@ -99,7 +99,7 @@ def run_samples(
     def row(sample: Sample) -> dict[str, Any]:
         text = "\0".join((sample.prompt, sample.opening, *sample.references))
         return {
-            **arm.columns(),
+            **arm._asdict(),
             "task": sample.task,
             "length": length,
             "index": sample.index,
