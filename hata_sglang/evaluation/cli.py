@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hata_sglang.errors import HataError, Refusal
+from hata_sglang.errors import Refusal
 
 if TYPE_CHECKING:
-    from hata_sglang.evaluation.client import Client
-    from hata_sglang.evaluation.sparsity import Arm
+    from hata_sglang.evaluation.grading import Question
 
 
 def _add_servers(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
 
-    nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
+    nll = add("nll", run_nll, "Likelihood of a text, decoded step by step by servers.")
     _add_servers(nll)
     nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
     nll.add_argument("--chunks", type=read_count, default=8, help="stretches of the text (8)")
@@ -108,13 +107,10 @@ def _tokenizer(model: Path) -> Any:
 
 
 def _grade(
-    args: argparse.Namespace,
-    kind: ModuleType,
-    total: int,
-    grade: Callable[..., object],
-    *flags: str,
+    args: argparse.Namespace, kind: ModuleType, questions: Sequence[Question], *flags: str
 ) -> int:
     """Grade every server of the command line: into `args.out`, with the columns of a kind."""
+    from hata_sglang.evaluation.grading import grade
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.server import exit_on_sigterm
     from hata_sglang.evaluation.serving import servers
@@ -125,9 +121,9 @@ def _grade(
     results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)
     for client, arm in servers(args, [*shlex.split(args.server_flags), *flags], console):
         with bars(console) as progress:
-            bar = progress.add_task(arm.label, total=total)
+            bar = progress.add_task(arm.label, total=len(questions))
             done = partial(progress.advance, bar)
-            grade(client, arm, results=results, concurrency=args.concurrency, on_rows=done)
+            grade(client, arm, questions, results, concurrency=args.concurrency, on_rows=done)
     console.print(f"{args.out}: {len(results)} rows")
     return 0
 
@@ -137,35 +133,22 @@ def run_server(args: argparse.Namespace) -> int:
     from hata_sglang.evaluation import run_tasks
     from hata_sglang.evaluation.tasks import TASKS
 
-    tokenizer = _tokenizer(args.model)
-    asked = []
+    tokenizer, asked = _tokenizer(args.model), []
     for name in run_tasks.task_names(args.tasks):
         for length in args.lengths:
-            try:
-                samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
-            except HataError as error:
-                raise HataError(f"{name} at length {length}: {error}") from None
-            asked.append((samples, length))
-
-    def grade(client: Client, arm: Arm, **options: Any) -> None:
-        for samples, length in asked:
-            run_tasks.run_samples(client, arm, samples, length, args.seed, **options)
-
-    return _grade(args, run_tasks, sum(len(samples) for samples, _ in asked), grade)
+            samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
+            asked += run_tasks.questions(samples, length, args.seed)
+    return _grade(args, run_tasks, asked)
 
 
-def run_nll_command(args: argparse.Namespace) -> int:
+def run_nll(args: argparse.Namespace) -> int:
     """``eval nll``: the same stretches of a text through every server."""
     from hata_sglang.evaluation import nll
     from hata_sglang.evaluation.forced import SERVER_FLAGS
 
     (name, text), tokenizer = nll.read_text(args.text), _tokenizer(args.model)
     chunks = nll.make_chunks(tokenizer, text, args.chunks, args.context, args.continuation)
-
-    def grade(client: Client, arm: Arm, **options: Any) -> None:
-        nll.run_nll(client, arm, chunks, name, **options)
-
-    return _grade(args, nll, len(chunks), grade, *SERVER_FLAGS)
+    return _grade(args, nll, nll.questions(chunks, name), *SERVER_FLAGS)
 
 
 def run_report(args: argparse.Namespace) -> int:

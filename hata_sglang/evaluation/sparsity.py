@@ -96,7 +96,6 @@ def check_sparsity(
     before: dict[str, Any] | None,
     after: dict[str, Any] | None,
     steps: int,
-    what: str,
 ) -> str:
     """Make sure that what was decoded between two snapshots was decoded as `arm` says.
 
@@ -107,8 +106,6 @@ def check_sparsity(
         The server's counters.
     steps : int
         Decode steps that the answers took, summed over requests; 0 proves nothing.
-    what : str
-        Named in errors.
 
     Returns
     -------
@@ -123,12 +120,10 @@ def check_sparsity(
     """
     if not arm.sparse:
         if before is not None or after is not None:
-            raise HataError(f"{what}: the arm {arm.arm} is dense, but the server runs hata")
+            raise HataError(f"the arm {arm.arm} is dense, but the server runs hata")
         return ""
     if before is None or after is None:
-        raise HataError(
-            f"{what}: the arm {arm.label} was not sparse: the server has no counters of hata"
-        )
+        raise HataError(f"the arm {arm.label} was not sparse: the server has no counters of hata")
     if steps == 0:
         return ""
-    return f"{reading(before, after, f'{what}: the arm {arm.label}').share:.5f}"
+    return f"{reading(before, after, f'the arm {arm.label}').share:.5f}"
