@@ -48,7 +48,7 @@ def _row(sample: Sample, length: int, seed: int) -> dict[str, Any]:
         "task": sample.task,
         "length": length,
         "index": sample.index,
-        "depth": sample.info.get("depth", ""),
+        "depth": sample.depth,
         "reference": " | ".join(sample.references)[:TEXT_LIMIT],
         "seed": seed,
         # Pairs samples between files: an index may mean another prompt when --samples changes.

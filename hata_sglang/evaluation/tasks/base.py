@@ -1,9 +1,14 @@
-"""What a task is: a maker of samples, the same ones for every arm of a comparison."""
+"""What a task is: a maker of samples that fill a length, the same ones for every arm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.haystack import prompt_tokens
+from hata_sglang.evaluation.tasks.fit import largest
 
 
 @dataclass(frozen=True)
@@ -14,8 +19,6 @@ class Sample:
     ----------
     task : str
         Name in `hata_sglang.evaluation.tasks.TASKS`.
-    index : int
-        Place among the samples of one call, from 0.
     prompt : str
         What the user says. The server puts it into the model's chat template.
     references : tuple of str
@@ -24,20 +27,22 @@ class Sample:
         Tokens that the answer may have.
     opening : str
         Start of the assistant's answer, which the model goes on from. Default: none.
+    depth : float or str
+        Share of the text before the needle, 0 to 1; empty where there is no single one.
+    index : int
+        Place among the samples of one call, from 0.
     tokens : int
         Length of the prompt in the chat template, `opening` included.
-    info : dict
-        What else the results table says: ``depth``, ``length`` and so on.
     """
 
     task: str
-    index: int
     prompt: str
     references: tuple[str, ...]
     new_tokens: int
     opening: str = ""
+    depth: float | str = ""
+    index: int = 0
     tokens: int = 0
-    info: dict[str, str | int | float] = field(default_factory=dict)
 
     def score(self, answer: str) -> float:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""
@@ -45,14 +50,38 @@ class Sample:
         return sum(each.lower() in text for each in self.references) / len(self.references)
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A maker of samples; ours are frozen dataclasses whose fields are the task's settings."""
+class Task(ABC):
+    """A maker of samples.
+
+    Attributes
+    ----------
+    name : str
+    least : int
+        Units of haystack of the shortest prompt.
+    most : int or None
+        Units of haystack there are; None: any number.
+    """
 
     name: str
+    least: ClassVar[int] = 1
+    most: ClassVar[int | None] = None
+
+    @abstractmethod
+    def build(self, key: str, units: int, length: int) -> Sample:
+        """Make one sample, but for its index and tokens.
+
+        Parameters
+        ----------
+        key : str
+            Seeds every choice: what is hidden depends on nothing else, not on `units`.
+        units : int
+            Of haystack: lines, sentences or words.
+        length : int
+            Tokens that the sample is to fill.
+        """
 
     def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
-        """Make `count` samples; the same arguments give the same samples.
+        """Make samples that fill a length as far as whole units of haystack allow.
 
         Parameters
         ----------
@@ -62,14 +91,32 @@ class Task(Protocol):
         tokenizer : transformers tokenizer
             With a chat template.
         seed : int
-
-        Returns
-        -------
-        list of Sample
+            The same arguments give the same samples.
 
         Raises
         ------
         HataError
-            If a number is out of range, or `length` is too short for the task.
+            If `length` has no room for the least haystack, or all the haystack there is does not
+            fill it.
         """
-        ...
+        samples, units = [], 16
+        for index in range(count):
+            key = f"{self.name} {seed} {index}"
+
+            def measure(units: int, key: str = key) -> int:
+                sample = self.build(key, units, length)
+                return prompt_tokens(tokenizer, sample.prompt, sample.opening) + sample.new_tokens
+
+            units = largest(measure, length, least=self.least, most=self.most, start=units)
+            size = measure(max(units, self.least))
+            setting = f"length of task {self.name}"
+            if units < 0:
+                raise HataError(f"{setting}: expected at least {size} tokens, found {length}")
+            if units == self.most:
+                raise HataError(
+                    f"{setting}: expected fewer than {size} tokens, which take all the haystack "
+                    f"there is, found {length}"
+                )
+            sample = self.build(key, units, length)
+            samples.append(replace(sample, index=index, tokens=size - sample.new_tokens))
+        return samples

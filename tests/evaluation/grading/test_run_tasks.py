@@ -24,7 +24,7 @@ def make(count, text="Say {}."):
             references=(str(index),),
             new_tokens=8,
             tokens=9,
-            info={"depth": index / 10},
+            depth=index / 10,
         )
         for index in range(count)
     ]

@@ -60,8 +60,8 @@ def test_depth_is_the_share_of_the_haystack_before_the_needle(tokenizer):
     for sample in TASKS["niah_single_1"].samples(10, 3000, tokenizer, 0):
         before, after = NEEDLE.split(sample.prompt)[0], NEEDLE.split(sample.prompt)[-1]
         share = before.count(NOISE) / (before.count(NOISE) + after.count(NOISE))
-        assert share == pytest.approx(sample.info["depth"], abs=1e-3)
-    depths = {s.info["depth"] for s in TASKS["niah_single_2"].samples(40, 3000, tokenizer, 0)}
+        assert share == pytest.approx(sample.depth, abs=1e-3)
+    depths = {s.depth for s in TASKS["niah_single_2"].samples(40, 3000, tokenizer, 0)}
     assert min(depths) < 0.15
     assert max(depths) > 0.85
     assert len(depths) > 15
