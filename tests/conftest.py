@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -48,6 +49,20 @@ def demo_tokenizer(demo_model):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(demo_model)
+
+
+@pytest.fixture(scope="session")
+def make_prompt(demo_tokenizer):
+    """Function of (tokens, seed): that many ids of prose, whose sentences a seed puts in order."""
+    from hata_sglang.evaluation.tasks.prose import prose
+
+    def make(tokens: int, seed: int) -> list[int]:
+        sentences = prose(4000)
+        random.Random(seed).shuffle(sentences)
+        text = " ".join(sentences)[: 10 * tokens + 1000]
+        return demo_tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+
+    return make
 
 
 @pytest.fixture(scope="session")

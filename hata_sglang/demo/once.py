@@ -15,6 +15,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -23,12 +25,74 @@ from hata_sglang.config import HataConfig
 from hata_sglang.demo.model import ensure_demo_model
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.arms import demo_config
-from hata_sglang.evaluation.hidden_fact import HiddenFact, make_prompts
-from hata_sglang.evaluation.measurement import Measurement, measure
+from hata_sglang.evaluation.client import Client, Reply
 from hata_sglang.evaluation.server import exit_on_sigterm
 from hata_sglang.evaluation.serving import started
+from hata_sglang.evaluation.sparsity import Reading, reading
+from hata_sglang.evaluation.tasks import TASKS, Sample
 
 EXIT_FAILED = 2
+#: One number, hidden in a novel.
+TASK = "niah_single_2"
+#: What is asked where the length of the context shall not matter.
+SHORT_PROMPT = ({"role": "user", "content": "Tell me a story."},)
+
+
+class Measurement(NamedTuple):
+    """One prompt on one server: the answer, then decode speed on the same, now cached, prompt.
+
+    Attributes
+    ----------
+    answer, speed : Reply
+        The first reply includes the prefill of the whole prompt.
+    short : Reply
+        As many steps after a prompt of a few tokens.
+    right : bool
+        Whether `answer` has the hidden number.
+    read : Reading or None
+        Over `answer` and `speed`; None on a dense server.
+    """
+
+    answer: Reply
+    speed: Reply
+    short: Reply
+    right: bool
+    read: Reading | None
+
+    @property
+    def step_ms(self) -> float:
+        """Median latency of a decode step, in milliseconds."""
+        return median(self.speed.gaps_s) * 1e3
+
+    @property
+    def short_step_ms(self) -> float:
+        """The same after a few tokens: what a step takes that has next to nothing to attend to."""
+        return median(self.short.gaps_s) * 1e3
+
+    @property
+    def context_share(self) -> float:
+        """Share of a step that goes into its context, 0 to 1: what it takes beyond a short one."""
+        return max(0.0, 1 - self.short_step_ms / self.step_ms)
+
+
+def measure(client: Client, sample: Sample, new_tokens: int) -> Measurement:
+    """Ask for a hidden number, then time as many decode steps after it, and after a short prompt.
+
+    Raises
+    ------
+    HataError
+        If a reply is empty, or the server has hata's counters and they say that it did not decode
+        sparsely.
+    """
+    before = client.counters()
+    answer = sample.ask(client)
+    speed = sample.ask(client, new_tokens + 1, ignore_eos=True)
+    after = client.counters()
+    short = client.chat(SHORT_PROMPT, new_tokens + 1, ignore_eos=True)
+    if not (answer.times and speed.times and short.times):
+        raise HataError(f"{client.base_url}: expected text, found an empty reply")
+    read = reading(before, after) if before is not None and after is not None else None
+    return Measurement(answer, speed, short, sample.score(answer.text) == 1, read)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -62,14 +126,14 @@ def serve_and_measure(
     model: Path,
     args: argparse.Namespace,
     flags: list[str],
-    fact: HiddenFact,
+    sample: Sample,
     console: Console,
 ) -> Measurement:
     """Start the server of one arm, measure, stop it; shows what it waits for."""
-    waits = f"{arm}: reading {fact.tokens} tokens, answering, then timing steps"
+    waits = f"{arm}: reading {sample.tokens} tokens, answering, then timing steps"
     server = started(arm, model, args.hata_config, flags, console)
     with server as (client, _), console.status(waits):
-        return measure(client, fact, args.new_tokens)
+        return measure(client, sample, args.new_tokens)
 
 
 def describe(arm: str, result: Measurement, layers: int, console: Console) -> None:
@@ -130,19 +194,20 @@ def run(argv: Sequence[str] | None, console: Console) -> None:
     model = args.model_path or ensure_demo_model()
     from transformers import AutoConfig, AutoTokenizer
 
-    (fact,) = make_prompts(AutoTokenizer.from_pretrained(model), 1, args.tokens, documents=1)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    (sample,) = TASKS[TASK].samples(1, args.tokens, tokenizer, seed=0)
     layers = AutoConfig.from_pretrained(model).num_hidden_layers
-    question = fact.prompt.rsplit("\n\n", 1)[1]
+    question = sample.prompt.rsplit("\n", 1)[1]
     console.print(
-        f"A document of about {fact.tokens} tokens; {fact.depth:.0%} into it stands the magic "
-        f"number of {fact.subject}, {fact.answer}.\nQuestion: [bold]{question}[/]"
+        f"A document of about {sample.tokens} tokens; {sample.depth:.0%} into it stands the number "
+        f"that is asked for, {sample.references[0]}.\nQuestion: [bold]{question}[/]"
     )
     method = HataConfig.load(args.hata_config).method
-    hata = serve_and_measure(method, model, args, flags, fact, console)
+    hata = serve_and_measure(method, model, args, flags, sample, console)
     describe("hata", hata, layers, console)
     if hata.read is None:
         raise HataError("the run was not sparse: the server has no counters of hata")
-    dense = serve_and_measure("dense", model, args, flags, fact, console)
+    dense = serve_and_measure("dense", model, args, flags, sample, console)
     describe("dense", dense, layers, console)
     console.print(comparison(hata, dense))
     console.print(explain(hata, dense))

@@ -57,12 +57,7 @@ def _row(sample: Sample, length: int, seed: int) -> dict[str, Any]:
 
 
 def _ask(sample: Sample, client: Client) -> tuple[int, dict[str, Any]]:
-    # SGLang goes on from an assistant's message that is begun.
-    messages, more = [{"role": "user", "content": sample.prompt}], {}
-    if sample.opening:
-        messages.append({"role": "assistant", "content": sample.opening})
-        more["continue_final_message"] = True
-    reply = client.chat(messages, sample.new_tokens, **more)
+    reply = sample.ask(client)
     return reply.new_tokens, {
         "score": f"{sample.score(reply.text):.6g}",
         "prompt_tokens": reply.prompt_tokens,

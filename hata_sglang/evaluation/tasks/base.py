@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.haystack import prompt_tokens
 from hata_sglang.evaluation.tasks.fit import largest
+
+if TYPE_CHECKING:
+    from hata_sglang.evaluation.client import Client, Reply
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, opening: str = "") -> int:
+    """Length of what a server prefills: `prompt` in the chat template, then `opening`."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return len(tokenizer(text + opening, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,24 @@ class Sample:
     depth: float | str = ""
     index: int = 0
     tokens: int = 0
+
+    def ask(self, client: Client, new_tokens: int | None = None, **options: Any) -> Reply:
+        """Let a server answer.
+
+        Parameters
+        ----------
+        client : Client
+        new_tokens : int, optional
+            Tokens that the answer may have. Default: those of the sample.
+        **options
+            As in `Client.chat`, whose errors are raised.
+        """
+        messages = [{"role": "user", "content": self.prompt}]
+        if self.opening:
+            # SGLang goes on from an assistant's message that is begun.
+            messages.append({"role": "assistant", "content": self.opening})
+            options["continue_final_message"] = True
+        return client.chat(messages, new_tokens or self.new_tokens, **options)
 
     def score(self, answer: str) -> float:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""

@@ -3,8 +3,8 @@
 import pytest
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.haystack import prompt_tokens
 from hata_sglang.evaluation.tasks import TASKS, Sample, Task
+from hata_sglang.evaluation.tasks.base import prompt_tokens
 
 #: Published lengths of the answer (RULER, ``scripts/data/synthetic/constants.py``).
 NEW_TOKENS = {
