@@ -26,23 +26,17 @@ def provenance() -> dict[str, str]:
     -------
     dict of str to str
         The commit is ``$HATA_COMMIT`` if set (a copy of the tree without its git folder), else
-        what git says of the folder of the program or package, with ``+`` if files were changed.
+        what git says of the folder of the package, with ``+`` if files were changed.
     """
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": os.environ.get("HATA_COMMIT") or _commit(_program().parent),
+        "commit": os.environ.get("HATA_COMMIT") or _commit(),
         "device": _device(),
         "sglang": version("sglang"),
         "torch": version("torch"),
         "python": platform.python_version(),
         "command": _command(),
     }
-
-
-def _program() -> Path:
-    """The script that runs, or the package where that is the console script's."""
-    path = Path(sys.argv[0]).resolve()
-    return Path(hata_sglang.__file__) if path.name in CONSOLE_SCRIPT else path
 
 
 def _command() -> str:
@@ -52,21 +46,20 @@ def _command() -> str:
     return " ".join(["python", *sys.argv])
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(Path(hata_sglang.__file__).parent), *words]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git on this machine
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _commit(folder: Path) -> str:
-    commit = _git(folder, "rev-parse", "--short", "HEAD")
+def _commit() -> str:
+    commit = _git("rev-parse", "--short", "HEAD")
     if commit is None:
         return "unknown"
-    return commit + ("+" if _git(folder, "status", "--porcelain") else "")
+    return commit + ("+" if _git("status", "--porcelain") else "")
 
 
 def _device() -> str:
