@@ -67,14 +67,14 @@ def run_workload(
     LoadError
         If the server does not answer, or decodes with hata where the arm has none, or without.
     """
-    server.client.tell(f"/flush_cache?timeout={IDLE_S}")
+    server.client.request(f"/flush_cache?timeout={IDLE_S}", {})
     before = server.counters()
     if (before is not None) != (arm.backend == "hata"):
         raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
     read = send(server.base_url, [document], 1)[0].ttft if document else None
     result = speed(send(server.base_url, prompts, workload.output))
-    (state, *_) = server.client.server_info()["internal_states"]
+    state = server.client.state()
     result["prefill_s"] = result["ttft_max_s"] if read is None else read
     result["pool_tokens"] = state.get("memory_usage", {}).get("token_capacity")
     if before is not None:

@@ -58,7 +58,7 @@ class ServerProcess:
     timeout : float, default 900
         Seconds that the server may take to start.
     on_wait : callable, optional
-        Called about twice a second while the server starts, with the seconds so far.
+        Called every tenth of a second while the server starts, with the seconds so far.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class ServerProcess:
                 )
             if self.on_wait is not None:
                 self.on_wait(waited)
-            time.sleep(0.5)
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End the server and everything it spawned; returns when the server is gone."""

@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/flush_cache"):
             cache.clear()
-            return self.answer("")
+            return self.answer('"Cache flushed."')
         asked = json.loads(body or "{}")
         prompt, count = asked["input_ids"], asked["sampling_params"]["max_new_tokens"]
         assert asked["sampling_params"]["ignore_eos"] and asked["stream"]

@@ -65,10 +65,11 @@ def test_no_server_is_an_error():
         client.counters()
 
 
-def test_another_answer_than_json_is_an_error(client, fake):
-    fake.usage = None
-    with pytest.raises(ClientError, match="expected a JSON object, found 'data:"):
-        client.request("/v1/chat/completions", {"messages": MESSAGES})
+def test_another_answer_than_sglangs_is_an_error(client, monkeypatch):
+    for answer in ("<html>", {"status": "ok"}):
+        monkeypatch.setattr(client, "request", lambda path, answer=answer: answer)
+        with pytest.raises(ClientError, match="server_info: expected SGLang's, found"):
+            client.counters()
 
 
 def test_counters_tell_hata_from_dense(client, fake):
