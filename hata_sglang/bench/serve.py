@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hata_sglang.bench.load import LoadError, send, speed
@@ -14,7 +14,7 @@ from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.server import ServerProcess
 
 KEYS = ("arm", "model", "weights", "workload", "users", "prompt_tokens", "new_tokens")
-#: As `load.speed` and `run_workload` name them, with digits.
+#: What `run_workload` measures, with digits.
 MEASURED = {
     "ttft_p50_s": 4,
     "ttft_max_s": 4,
@@ -58,9 +58,10 @@ def run_workload(
     Returns
     -------
     dict
-        `MEASURED`: those of `load.speed`; ``prefill_s``, seconds until every prompt was read, or
-        the document of ``shared`` before the users came; ``pool_tokens`` of the KV cache;
-        ``share_read`` of the context by hata's sparse layers, None for the stock arm.
+        `MEASURED`, empty where there is nothing to measure, and ``note``. Those of `load.speed`;
+        ``prefill_s``: seconds until every prompt was read, or the document of ``shared`` before the
+        users came; ``pool_tokens``: of the KV cache; ``share_read``: of the context by hata's
+        sparse layers.
 
     Raises
     ------
@@ -84,24 +85,12 @@ def run_workload(
         if not context:
             raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
         result["share_read"] = attended / context
-    return result
-
-
-def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the CSV, without provenance.
-
-    Parameters
-    ----------
-    keys : mapping
-        `KEYS`.
-    arm : ServeArm
-    result : mapping
-        From `run_workload`; what it lacks stays empty.
-    """
-    row = {**keys, "backend": arm.backend, "inner_backend": arm.inner, **VERSIONS}
-    for name, digits in MEASURED.items():
-        value = result.get(name)
-        row[name] = "" if value is None else round(value, digits or None)
+    row: dict[str, Any] = dict.fromkeys(MEASURED, "")
+    row |= {
+        name: round(value, MEASURED[name] or None)
+        for name, value in result.items()
+        if value is not None
+    }
     no_steady = result["decode_tokens_per_s"] is None
     row["note"] = "no steady state: a user ended before the last one began" if no_steady else ""
     return row
@@ -151,9 +140,9 @@ def run_arms(
             with ServerProcess(arm.flags, log=log) as server:
                 warm_up(server, max(workload.prompt for workload in left))
                 for workload in left:
-                    result = run_workload(server, arm, workload, vocabulary)
-                    row = to_row(keys(workload), arm, result)
-                    results.append([row])
+                    row = keys(workload) | run_workload(server, arm, workload, vocabulary)
+                    row |= {"backend": arm.backend, "inner_backend": arm.inner}
+                    results.append([row | VERSIONS])
                     filled = (f"{name}={value}" for name, value in row.items() if value != "")
                     print(*filled, flush=True)
         except (HataError, OSError) as error:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hata_sglang.bench.shapes import SHAPES, read_shape, write_model
+from hata_sglang.bench.shapes import SHAPES, write_model
 from hata_sglang.bench.workloads import WORKLOADS, Workload, read_workload
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.budgets import read_count
@@ -21,9 +21,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench serve``."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (the demo model)")
-    model.add_argument(
-        "--shape", type=read_shape, metavar="NAME", help=f"dummy weights: {', '.join(SHAPES)}"
-    )
+    model.add_argument("--shape", type=str.lower, choices=SHAPES, help="dummy weights")
     parser.add_argument(
         "--config",
         nargs="+",
@@ -100,7 +98,7 @@ def run_serve(args: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="hata-bench-") as name:
         folder, configs = Path(name), args.config
         if args.shape:
-            model = write_model(args.shape, folder, serve_arms.context_length(workloads))
+            model = write_model(SHAPES[args.shape], folder, serve_arms.context_length(workloads))
             bits = dict.fromkeys(args.bits or [serve_arms.RANDOM_BITS])
             configs = configs or [serve_arms.random_codes(each, folder) for each in bits]
         else:

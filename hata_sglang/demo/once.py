@@ -195,7 +195,7 @@ def run(argv: Sequence[str] | None, console: Console) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    (sample,) = TASKS[TASK].samples(1, args.tokens, tokenizer, seed=0)
+    (sample,) = TASKS[TASK].samples(1, args.tokens, tokenizer, seed=5)
     layers = AutoConfig.from_pretrained(model).num_hidden_layers
     question = sample.prompt.rsplit("\n", 1)[1]
     console.print(

@@ -90,7 +90,7 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         log: str | Path | None = None,
         timeout: float = 900.0,
-        on_wait: Callable[[float], None] | None = None,
+        on_wait: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.port = free_port()
         start = list(command) if command is not None else [sys.executable, "-m", module]
@@ -135,23 +135,16 @@ class ServerProcess:
 
     def _wait(self) -> None:
         start = time.monotonic()
-        while True:
-            waited = time.monotonic() - start
-            code = self.process.poll()
-            if code is None and self.client.ready():
-                return
+        while not self.client.ready():
+            waited, code = time.monotonic() - start, self.process.poll()
             if code is not None or waited > self.timeout:
-                after = f"{self.timeout:.0f} s"
-                found = (
-                    f"was not ready after {after}"
-                    if code is None
-                    else f"ended with exit code {code}"
-                )
+                found = f"ended with exit code {code}"
+                if code is None:
+                    found = f"was not ready after {self.timeout:.0f} s"
                 raise ServerError(
                     f"the server {found}. The end of {self.log_path}:\n{self.log_tail()}"
                 )
-            if self.on_wait is not None:
-                self.on_wait(waited)
+            self.on_wait(waited)
             time.sleep(0.1)
 
     def stop(self) -> None:

@@ -145,7 +145,7 @@ def test_a_checkpoint_without_weights(tmp_path):
     ("argv", "words"),
     [
         (["--model", "m", "--shape", "tiny"], "not allowed with"),
-        (["--shape", "gpt"], "expected one of llama-3.1-8b"),
+        (["--shape", "gpt"], "argument --shape: invalid choice: 'gpt'"),
         (["--bits", "0"], "expected a whole number above 0"),
         (["--workloads", "one=5"], "expected NAME=USERSxTOKENS (8x32K), found 'one=5'"),
         (["--workloads", "many"], "expected one of one, unrelated, shared, short, found 'many'"),
