@@ -54,7 +54,7 @@ def demo_tokenizer(demo_model):
 @pytest.fixture(scope="session")
 def make_prompt(demo_tokenizer):
     """Function of (tokens, seed): that many ids of prose, whose sentences a seed puts in order."""
-    from hata_sglang.evaluation.tasks.prose import prose
+    from hata_sglang.evaluation.tasks.material import prose
 
     def make(tokens: int, seed: int) -> list[int]:
         sentences = prose(4000)

@@ -18,8 +18,7 @@ from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.grading import Question
-from hata_sglang.evaluation.tasks.prose import NOVEL
-from hata_sglang.evaluation.tasks.stored import unpack
+from hata_sglang.evaluation.tasks.material import NOVEL, unpack
 
 COLUMNS = (
     *("arm", "method", "bits", "budget", "text", "chunk"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hata_sglang.errors import HataError
-from hata_sglang.evaluation.tasks.fit import largest
 
 if TYPE_CHECKING:
     from hata_sglang.evaluation.client import Client, Reply
@@ -76,6 +76,53 @@ class Sample:
         """Share of the references that stand in an answer, whatever the case, as in RULER."""
         text = answer.lower()
         return sum(each.lower() in text for each in self.references) / len(self.references)
+
+
+def largest(
+    measure: Callable[[int], int], limit: int, *, least: int, most: int | None, start: int
+) -> int:
+    """Give the largest amount whose size is within a limit, by few measurements.
+
+    Sizes grow nearly evenly with the amount, so most steps interpolate; every third halves the
+    bracket, which bounds their number whatever the sizes do.
+
+    Parameters
+    ----------
+    measure : callable
+        Amount -> size; grows with the amount, up to noise of a few tokens.
+    limit : int
+        Of the size.
+    least, most : int
+        Amounts allowed; `most` may be None for any.
+    start : int
+        Amount to try first.
+
+    Returns
+    -------
+    int
+        Its size is within the limit for certain. -1 if that of `least` is not.
+    """
+    low, size_low = least, measure(least)
+    if size_low > limit:
+        return -1
+    high, size_high, steps, guess = None, 0, 0, start
+    while (high is None and low != most) or (high is not None and high - low > 1):
+        top = most if high is None else high - 1
+        guess = max(guess, low + 1) if top is None else min(max(guess, low + 1), top)
+        size = measure(guess)
+        if size <= limit:
+            rate = max((size - size_low) / (guess - low), 0.01)
+            low, size_low = guess, size
+        else:
+            high, size_high = guess, size
+        steps += 1
+        if high is None:
+            guess = low + max(1, int((limit - size_low) / rate))
+        elif steps % 3 == 0:
+            guess = (low + high) // 2
+        else:
+            guess = low + int((limit - size_low) * (high - low) / max(size_high - size_low, 1))
+    return low
 
 
 class Task(ABC):

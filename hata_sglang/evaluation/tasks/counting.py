@@ -7,8 +7,7 @@ import random
 import string
 
 from hata_sglang.evaluation.tasks.base import Sample, Task
-from hata_sglang.evaluation.tasks.stored import WORDING
-from hata_sglang.evaluation.tasks.words import letters, vocabulary
+from hata_sglang.evaluation.tasks.material import WORDING, letters, vocabulary
 
 #: Length from which `CommonWords` repeats words as often as RULER does; shorter lists would hold
 #: too few words.

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hata_sglang.evaluation.tasks.base import Sample, Task
-from hata_sglang.evaluation.tasks.prose import NOISE, prose
-from hata_sglang.evaluation.tasks.stored import WORDING
-from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
+from hata_sglang.evaluation.tasks.material import (
+    MOST_KEYS,
+    NOISE,
+    WORDING,
+    numbers,
+    prose,
+    uuids,
+    word_keys,
+)
 
 NEW_TOKENS = 128
 #: Shares of the prose before a needle: 40, evenly from none to all.

@@ -7,9 +7,7 @@ import string
 from itertools import pairwise
 
 from hata_sglang.evaluation.tasks.base import Sample, Task
-from hata_sglang.evaluation.tasks.prose import NOISE
-from hata_sglang.evaluation.tasks.stored import WORDING
-from hata_sglang.evaluation.tasks.words import letters
+from hata_sglang.evaluation.tasks.material import NOISE, WORDING, letters
 
 #: Variables of the chain: RULER's four hops.
 VARIABLES = 5

@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 
 from hata_sglang.evaluation.tasks import TASKS
-from hata_sglang.evaluation.tasks.prose import NOISE
-from hata_sglang.evaluation.tasks.words import letters, vocabulary
+from hata_sglang.evaluation.tasks.material import NOISE, letters, vocabulary
 
 
 def resolve(text: str, value: str) -> list[str]:
