@@ -140,7 +140,7 @@ class ServerProcess:
             if code is not None or waited > self.timeout:
                 found = f"ended with exit code {code}"
                 if code is None:
-                    found = f"was not ready after {self.timeout:.0f} s"
+                    found = f"was not ready after {self.timeout:g} s"
                 raise ServerError(
                     f"the server {found}. The end of {self.log_path}:\n{self.log_tail()}"
                 )

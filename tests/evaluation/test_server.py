@@ -38,7 +38,7 @@ def test_serves_within_the_block_and_not_after(fake_server):
 
 def test_waits_until_health_says_ready(fake_server):
     waits = []
-    with ServerProcess(["--busy-for", "1"], command=fake_server, on_wait=waits.append):
+    with ServerProcess(["--busy-for", "0.3"], command=fake_server, on_wait=waits.append):
         assert waits
         assert waits == sorted(waits)
 
@@ -78,8 +78,8 @@ def test_early_exit_shows_code_and_log(fake_server, tmp_path):
 
 
 def test_too_slow_is_an_error_and_ends_it(fake_server, tmp_path):
-    server = ServerProcess(["--deaf"], command=fake_server, log=tmp_path / "log", timeout=1)
-    with pytest.raises(ServerError, match=r"not ready after 1 s(?s:.*)reading no setting"), server:
+    server = ServerProcess(["--deaf"], command=fake_server, log=tmp_path / "log", timeout=0.3)
+    with pytest.raises(ServerError, match=r"not ready after 0\.3 s(?s:.*)reading no setting"), server:
         pass
     assert not is_running(server.process.pid)
 

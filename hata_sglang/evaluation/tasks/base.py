@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hata_sglang.errors import HataError
@@ -178,6 +179,7 @@ class Task(ABC):
         for index in range(count):
             key = f"{self.name} {seed} {index}"
 
+            @cache
             def measure(units: int, key: str = key) -> int:
                 sample = self.build(key, units, length)
                 return prompt_tokens(tokenizer, sample.prompt, sample.opening) + sample.new_tokens
