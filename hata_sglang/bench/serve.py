@@ -35,12 +35,6 @@ WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
 IDLE_S = 10
 
 
-def warm_up(server: ServerProcess, longest: int) -> None:
-    """Compile and load what the first requests would wait for."""
-    prompt = [FIRST_TOKEN + i % 64 for i in range(min(WARM_UP_TOKENS, longest))]
-    send(server.base_url, [prompt, prompt[: len(prompt) // 2 + 1]], WARM_UP_OUTPUT)
-
-
 def run_workload(
     server: ServerProcess, arm: ServeArm, workload: Workload, vocabulary: int
 ) -> dict[str, Any]:
@@ -69,7 +63,7 @@ def run_workload(
         If the server does not answer, or decodes with hata where the arm has none, or without.
     """
     server.client.request(f"/flush_cache?timeout={IDLE_S}", {})
-    before = server.counters()
+    before = server.client.counters()
     if (before is not None) != (arm.backend == "hata"):
         raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
@@ -138,7 +132,9 @@ def run_arms(
         print(f"{arm.name}: starting SGLang's server, log in {log}", flush=True)
         try:
             with ServerProcess(arm.flags, log=log) as server:
-                warm_up(server, max(workload.prompt for workload in left))
+                longest = min(WARM_UP_TOKENS, max(workload.prompt for workload in left))
+                prompt = [FIRST_TOKEN + i % 64 for i in range(longest)]
+                send(server.base_url, [prompt, prompt[: longest // 2 + 1]], WARM_UP_OUTPUT)
                 for workload in left:
                     row = keys(workload) | run_workload(server, arm, workload, vocabulary)
                     row |= {"backend": arm.backend, "inner_backend": arm.inner}

@@ -6,7 +6,6 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from hata_sglang.config import HataConfig
@@ -19,8 +18,6 @@ from hata_sglang.seams.cpu_preview import has_cuda_driver
 ARMS = ("dense", *method_names())
 #: YAML keys that belong to a method; all others are what arms have in common.
 METHOD_KEYS = ("method", "weights", "bits", "seed")
-
-NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 
 
 def demo_config() -> Path:
@@ -36,7 +33,7 @@ def dense_backend() -> str:
 def arm_settings(
     arm: str,
     config: str | Path,
-    weights: Mapping[str, str] = NO_WEIGHTS,
+    weights: Mapping[str, str] | None = None,
     budget: int | float | None = None,
 ) -> dict[str, Any]:
     """Settings of one sparse arm: those of a YAML file, with the arm's method.
@@ -52,7 +49,7 @@ def arm_settings(
         A method.
     config : path
         A YAML file of any method.
-    weights : mapping of str to str
+    weights : mapping of str to str, optional
         Arm -> a folder or shipped name of hash weights. A trained arm that is not in it has to be
         the method of the file.
     budget : int or float, optional
@@ -68,7 +65,7 @@ def arm_settings(
     Refusal
         If the file is not valid, or a trained arm has no weights.
     """
-    base = HataConfig.load(config)
+    weights, base = weights or {}, HataConfig.load(config)
     settings = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     layers: dict[str, dict] = settings.pop("layers", {})
     if arm != base.method or arm in weights:

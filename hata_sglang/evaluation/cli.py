@@ -61,6 +61,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """
     from hata_sglang.evaluation.budgets import read_count
     from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
+    from hata_sglang.evaluation.tasks import TASKS
 
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
@@ -71,7 +72,15 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
     server = add("server", run_server, "Score tasks through servers, one CSV row per sample.")
     _add_servers(server)
-    server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
+    names = ("ruler", *TASKS)
+    server.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["ruler"],
+        choices=names,
+        metavar="TASK",
+        help=", ".join(names),
+    )
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
@@ -113,17 +122,20 @@ def _grade(
     from hata_sglang.evaluation.grading import grade
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.server import exit_on_sigterm
-    from hata_sglang.evaluation.serving import servers
+    from hata_sglang.evaluation.serving import started
     from hata_sglang.progress import bars
 
     exit_on_sigterm()
-    console = Console()
+    console, weights = Console(), dict(args.weights)
+    more = [*shlex.split(args.server_flags), *flags]
     results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)
-    for client, arm in servers(args, [*shlex.split(args.server_flags), *flags], console):
-        with bars(console) as progress:
-            bar = progress.add_task(arm.label, total=len(questions))
-            done = partial(progress.advance, bar)
-            grade(client, arm, questions, results, concurrency=args.concurrency, on_rows=done)
+    for name in args.arms:
+        for budget in [None] if name == "dense" else args.budgets:
+            server = started(name, args.model, args.config, more, console, weights, budget)
+            with server as (client, arm), bars(console) as progress:
+                bar = progress.add_task(arm.label, total=len(questions))
+                done = partial(progress.advance, bar)
+                grade(client, arm, questions, results, concurrency=args.concurrency, on_rows=done)
     console.print(f"{args.out}: {len(results)} rows")
     return 0
 
@@ -134,7 +146,8 @@ def run_server(args: argparse.Namespace) -> int:
     from hata_sglang.evaluation.tasks import TASKS
 
     tokenizer, asked = _tokenizer(args.model), []
-    for name in run_tasks.task_names(args.tasks):
+    names = [name for word in args.tasks for name in (TASKS if word == "ruler" else [word])]
+    for name in dict.fromkeys(names):
         for length in args.lengths:
             samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
             asked += run_tasks.questions(samples, length, args.seed)

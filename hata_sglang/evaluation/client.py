@@ -38,11 +38,6 @@ class Reply:
     times: tuple[float, ...]
 
     @property
-    def first_token_s(self) -> float:
-        """Seconds until the first piece: queueing and prefill."""
-        return self.times[0]
-
-    @property
     def gaps_s(self) -> list[float]:
         """Seconds between pieces that follow one another: the latency of a decode step."""
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.grading import Question
-from hata_sglang.evaluation.tasks import TASKS, Sample
+from hata_sglang.evaluation.tasks import Sample
 
 COLUMNS = (
     *("arm", "method", "bits", "budget", "task", "length", "index", "depth", "score"),
@@ -18,23 +17,6 @@ COLUMNS = (
 )
 KEYS = ("arm", "method", "bits", "budget", "task", "length", "index", "seed", "sample")
 TEXT_LIMIT = 200
-
-
-def task_names(words: Iterable[str]) -> list[str]:
-    """Names of tasks out of names and ``ruler``, which stands for all, each once, in this order.
-
-    Raises
-    ------
-    Refusal
-        If a word is neither.
-    """
-    names: dict[str, None] = {}
-    for word in words:
-        if word not in TASKS and word != "ruler":
-            known = ", ".join(sorted({"ruler", *TASKS}))
-            raise Refusal.of("--tasks", f"some of {known}", repr(word))
-        names.update(dict.fromkeys(TASKS if word == "ruler" else [word]))
-    return list(names)
 
 
 def questions(samples: Iterable[Sample], length: int, seed: int) -> list[Question]:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.client import Client
@@ -103,10 +102,6 @@ class ServerProcess:
         self._keeps_log = log is not None
         self.log_path = None if log is None else Path(log)
 
-    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
-        """Last lines of the server's output."""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
-
     def __enter__(self) -> ServerProcess:
         if self.log_path is None:
             handle, name = tempfile.mkstemp(prefix="hata-server-", suffix=".log")
@@ -141,8 +136,9 @@ class ServerProcess:
                 found = f"ended with exit code {code}"
                 if code is None:
                     found = f"was not ready after {self.timeout:g} s"
+                log = self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
                 raise ServerError(
-                    f"the server {found}. The end of {self.log_path}:\n{self.log_tail()}"
+                    "\n".join([f"the server {found}. The end of {self.log_path}:", *log])
                 )
             self.on_wait(waited)
             time.sleep(0.1)
@@ -150,7 +146,3 @@ class ServerProcess:
     def stop(self) -> None:
         """End the server and everything it spawned; returns when the server is gone."""
         end_group(self.process)
-
-    def counters(self) -> dict[str, Any] | None:
-        """As `hata_sglang.evaluation.client.Client.counters`."""
-        return self.client.counters()

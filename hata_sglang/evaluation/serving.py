@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.arms import ARMS, NO_WEIGHTS, arm_settings, dense_backend
+from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_backend
 from hata_sglang.evaluation.budgets import budget_name
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
@@ -26,7 +25,7 @@ def arm_flags(
     arm: str,
     config: str | Path | None,
     folder: Path,
-    weights: Mapping[str, str] = NO_WEIGHTS,
+    weights: Mapping[str, str] | None = None,
     budget: int | float | None = None,
 ) -> tuple[Arm, list[str]]:
     """What one arm is called, and its flags of ``python -m hata_sglang.launch_server``.
@@ -82,7 +81,7 @@ def started(
     config: Path | None,
     flags: Sequence[str],
     console: Console,
-    weights: Mapping[str, str] = NO_WEIGHTS,
+    weights: Mapping[str, str] | None = None,
     budget: int | float | None = None,
 ) -> Iterator[tuple[Client, Arm]]:
     """Start the server of one arm for the length of a ``with`` block.
@@ -110,28 +109,3 @@ def started(
             with ServerProcess(arguments, on_wait=show) as server:
                 status.stop()  # rich shows one of these at a time, and progress bars follow
                 yield server.client, described
-
-
-def servers(
-    args: Namespace, flags: Sequence[str], console: Console
-) -> Iterator[tuple[Client, Arm]]:
-    """Give every server that the command line names, one after the other.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        With model, config, arms, weights and budgets.
-    flags, console
-        As in `started`.
-
-    Yields
-    ------
-    (Client, Arm)
-        A server ends when the next one is asked for.
-    """
-    for arm in args.arms:
-        for budget in [None] if arm == "dense" else args.budgets:
-            with started(
-                arm, args.model, args.config, flags, console, dict(args.weights), budget
-            ) as server:
-                yield server

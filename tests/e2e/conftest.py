@@ -68,7 +68,7 @@ class Client:
         raise AssertionError("the server is not idle after 10 s")
 
     def counters(self):
-        return self.server.counters()
+        return self.server.client.counters()
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from hata_sglang.demo import once as demo
+from hata_sglang.demo import __main__ as demo
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.client import Reply
 from hata_sglang.evaluation.server import ServerError, ServerProcess

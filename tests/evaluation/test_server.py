@@ -79,7 +79,8 @@ def test_early_exit_shows_code_and_log(fake_server, tmp_path):
 
 def test_too_slow_is_an_error_and_ends_it(fake_server, tmp_path):
     server = ServerProcess(["--deaf"], command=fake_server, log=tmp_path / "log", timeout=0.3)
-    with pytest.raises(ServerError, match=r"not ready after 0\.3 s(?s:.*)reading no setting"), server:
+    late = r"not ready after 0\.3 s(?s:.*)reading no setting"
+    with pytest.raises(ServerError, match=late), server:
         pass
     assert not is_running(server.process.pid)
 
@@ -87,7 +88,7 @@ def test_too_slow_is_an_error_and_ends_it(fake_server, tmp_path):
 def test_log_and_environment(fake_server, tmp_path):
     log = tmp_path / "log"
     with ServerProcess(command=fake_server, log=log, env={"FAKE_SETTING": "mine"}) as server:
-        assert server.log_tail() == "reading mine"
+        assert log.read_text() == "reading mine\n"
     assert log.exists()
     with ServerProcess(command=fake_server) as server:
         own = server.log_path
@@ -98,7 +99,7 @@ def test_log_and_environment(fake_server, tmp_path):
 @pytest.mark.parametrize(("flags", "expected"), [([], None), (["--counters", COUNTERS], 9)])
 def test_counters(fake_server, flags, expected):
     with ServerProcess(flags, command=fake_server) as server:
-        counters = server.counters()
+        counters = server.client.counters()
     assert (counters and counters["tokens_encoded"]) == expected
 
 

@@ -99,7 +99,8 @@ def check_covering(serve, make_prompt, inner: str, *flags: str) -> None:
 
     def answers(server: ServerProcess) -> tuple[dict, dict | None]:
         with server:
-            return {n: generate(server, ids) for n, ids in prompts.items()}, server.counters()
+            given = {n: generate(server, ids) for n, ids in prompts.items()}
+            return given, server.client.counters()
 
     servers = (
         serve(None, "--attention-backend", inner, *flags),
@@ -133,7 +134,7 @@ def test_eager_sparse_steps(serve, facts, record_property, inner):
     record_property("inner", inner)
     with serve(settings(inner_backend=inner), *EAGER) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
+        check_share(server.client.counters())
 
 
 @pytest.fixture(scope="module", params=INNER)
@@ -153,7 +154,7 @@ def inner(sparse, record_property):
 @pytest.mark.usefixtures("inner")
 def test_hidden_facts_are_found_and_little_is_read(sparse, facts):
     assert hits(sparse, facts) >= 9
-    counters = sparse.counters()
+    counters = sparse.client.counters()
     check_share(counters)
     assert (counters["method"], counters["bits"], counters["layers"]) == ("asymmetric", 128, "2-29")
     assert "hata is on: method asymmetric, 128 bits" in sparse.log_path.read_text()
@@ -161,9 +162,9 @@ def test_hidden_facts_are_found_and_little_is_read(sparse, facts):
 
 @pytest.mark.usefixtures("inner")
 def test_counters_of_one_request(sparse, make_prompt):
-    before = sparse.counters()
+    before = sparse.client.counters()
     generate(sparse, make_prompt(3000, 7), 16)
-    after = sparse.counters()
+    after = sparse.client.counters()
     steps = after["decode_steps"] - before["decode_steps"]
     # The first token is the prefill's; the overlap scheduler may begin a step too many.
     assert steps in (15, 16)
@@ -179,9 +180,9 @@ def test_counters_of_one_request(sparse, make_prompt):
 def test_cached_prefix_keeps_its_codes(sparse, make_prompt):
     ids = make_prompt(4000, 8)
     cold = generate(sparse, ids)
-    middle = sparse.counters()["tokens_encoded"]
+    middle = sparse.client.counters()["tokens_encoded"]
     cached = generate(sparse, ids)
-    assert sparse.counters()["tokens_encoded"] - middle <= 1 + 32
+    assert sparse.client.counters()["tokens_encoded"] - middle <= 1 + 32
     assert cached["meta_info"]["cached_tokens"] >= 3990
     _, worst, margin = compare(cold, cached)
     assert max(worst, margin) < ROUNDING
@@ -199,8 +200,8 @@ def test_method_in_a_server(serve, facts, make_prompt, model_log_probabilities, 
     with serve(yaml.safe_dump(base | {"method": method} | METHODS[method])) as server:
         score = hits(server, facts)
         print(f"{method}: {score} of {len(facts)}")
-        check_share(server.counters())
-        assert server.counters()["method"] == method
+        check_share(server.client.counters())
+        assert server.client.counters()["method"] == method
         if method in ("exact", "asymmetric"):
             assert score >= 9
         # Long requests leave nothing behind that a short one, which the budget covers, would see.
@@ -215,8 +216,8 @@ def test_method_in_a_server(serve, facts, make_prompt, model_log_probabilities, 
 def test_attention_by_flashinfer(serve, facts, flags):
     with serve(settings(attend="flashinfer"), *flags) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
-        assert server.counters()["attend"] == "flashinfer"
+        check_share(server.client.counters())
+        assert server.client.counters()["attend"] == "flashinfer"
 
 
 LAUNCHERS = {
@@ -231,4 +232,4 @@ def test_launch_line_of_the_readme(serve, facts, module):
     """SGLang's defaults: it chooses the inner backend, graphs of prefill and decode, the memory."""
     with serve(settings(), *LAUNCHERS[module], shared=False, module=module) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
+        check_share(server.client.counters())

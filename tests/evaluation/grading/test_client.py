@@ -26,7 +26,6 @@ def test_asks_greedily_through_the_chat_api(client, fake):
 
 def test_reply_times_leave_the_prefill_out():
     reply = Reply("a b c", prompt_tokens=9, new_tokens=3, times=(10.0, 10.5, 11.0))
-    assert reply.first_token_s == 10.0
     assert reply.gaps_s == [0.5, 0.5]
     assert reply.tokens_per_s == 2.0
 

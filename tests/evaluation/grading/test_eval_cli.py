@@ -12,6 +12,7 @@ from hata_sglang.evaluation.budgets import read_budget
 from hata_sglang.evaluation.cli import add_eval_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.evaluation.tasks import TASKS, Task
 
 YAML = "method: exact\nbudget: 256\n"
 
@@ -66,6 +67,18 @@ def test_arms_are_graded_and_the_report_made(config, tmp_path, capsys):
     ]
     run("report", out, "--out", tmp_path / "report", "--min-dense", "0")
     assert "| exact |  | 256 | 11 |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_ruler_stands_for_all_tasks_each_once(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(Task, "samples", lambda self, *_: asked.append(self.name) or [])
+    where = ("--model", "m", "--arms", "dense", "--out", tmp_path / "rows.csv")
+    run("server", *where, "--tasks", "vt", "ruler", "vt")
+    assert asked == ["vt", *(name for name in TASKS if name != "vt")]
+    assert len(TASKS) == 11
+    with pytest.raises(SystemExit):
+        run("server", *where, "--tasks", "other")
+    assert "invalid choice: 'other' (choose from" in capsys.readouterr().err
 
 
 def test_likelihoods_of_a_file(tmp_path):
