@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hata_sglang.bench.load import LoadError, send, speed
+from hata_sglang.bench.load import send, speed
 from hata_sglang.bench.serve_arms import ServeArm
 from hata_sglang.bench.versions import VERSIONS
 from hata_sglang.bench.workloads import FIRST_TOKEN, Workload
@@ -59,13 +59,13 @@ def run_workload(
 
     Raises
     ------
-    LoadError
+    HataError
         If the server does not answer, or decodes with hata where the arm has none, or without.
     """
     server.client.request(f"/flush_cache?timeout={IDLE_S}", {})
     before = server.client.counters()
     if (before is not None) != (arm.backend == "hata"):
-        raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
+        raise HataError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
     read = send(server.base_url, [document], 1)[0].ttft if document else None
     result = speed(send(server.base_url, prompts, workload.output))
@@ -77,7 +77,7 @@ def run_workload(
             state["hata"][key] - before[key] for key in ("tokens_attended", "tokens_in_context")
         )
         if not context:
-            raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
+            raise HataError(f"{workload}: hata's counters say that it decoded nothing")
         result["share_read"] = attended / context
     row: dict[str, Any] = dict.fromkeys(MEASURED, "")
     row |= {

@@ -20,10 +20,6 @@ HOST = "127.0.0.1"
 LOG_TAIL_LINES = 40
 
 
-class ServerError(HataError):
-    """A server did not start, or did not start in time; the message has its log's tail."""
-
-
 def free_port() -> int:
     """A TCP port of this machine that nobody listens on now."""
     with socket.socket() as probe:
@@ -71,7 +67,7 @@ class ServerProcess:
 
     Raises
     ------
-    ServerError
+    HataError
         On entry, if the process ends or `timeout` passes before it is ready.
 
     Examples
@@ -137,7 +133,7 @@ class ServerProcess:
                 if code is None:
                     found = f"was not ready after {self.timeout:g} s"
                 log = self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-                raise ServerError(
+                raise HataError(
                     "\n".join([f"the server {found}. The end of {self.log_path}:", *log])
                 )
             self.on_wait(waited)
