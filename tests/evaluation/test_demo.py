@@ -1,5 +1,6 @@
 import io
 import json
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -85,6 +86,26 @@ def test_counters_that_stand_still_and_empty_replies_are_refused(fake_server):
             demo.measure(server.client, SAMPLE, 32)
         with pytest.raises(HataError, match="expected text, found an empty reply"):
             demo.measure(server.client, SAMPLE, 1)
+
+
+def test_both_servers_are_asked_and_a_dense_one_is_not_called_sparse(monkeypatch, demo_model):
+    results = {"asymmetric": HATA, "dense": DENSE}
+
+    @contextmanager
+    def started(arm, *_):
+        yield arm, None
+
+    monkeypatch.setattr(demo, "started", started)
+    monkeypatch.setattr(demo, "measure", lambda arm, sample, new_tokens: results[arm])
+    console = Console(width=200, record=True, file=io.StringIO())
+    argv = ["--model-path", str(demo_model), "--tokens", "900"]
+    demo.run(argv, console)
+    text = console.export_text()
+    assert "Question: What is the special magic number for" in text
+    assert "hata decodes at 2.00x the speed of dense" in text
+    results["asymmetric"] = DENSE
+    with pytest.raises(HataError, match="not sparse: the server has no counters"):
+        demo.run(argv, console)
 
 
 def test_failure_is_a_message_and_exit_code_2(monkeypatch, capsys):
