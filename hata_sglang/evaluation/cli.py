@@ -125,6 +125,8 @@ def _grade(
     from hata_sglang.evaluation.serving import started
     from hata_sglang.progress import bars
 
+    if args.config is None and set(args.arms) != {"dense"}:
+        raise Refusal.of("--config", "a YAML file for the sparse arms", "nothing")
     exit_on_sigterm()
     console, weights = Console(), dict(args.weights)
     more = [*shlex.split(args.server_flags), *flags]

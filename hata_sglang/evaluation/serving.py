@@ -51,8 +51,6 @@ def arm_flags(
         raise Refusal.of("arm", choice(ARMS), repr(arm))
     if arm == "dense":
         return Arm(arm), ["--attention-backend", dense_backend()]
-    if config is None:
-        raise Refusal.of("--config", "a YAML file for the sparse arms", "nothing")
     settings = arm_settings(arm, config, weights, budget)
     # A budget below sink + recent is refused here, not by a server.
     described = describe(arm, HataConfig.parse(settings))

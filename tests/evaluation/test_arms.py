@@ -142,8 +142,6 @@ def test_weights_of_arms_on_a_command_line():
             arm_weights(text)
 
 
-def test_unknown_arms_and_sparse_ones_without_a_file_are_refused(flags):
+def test_unknown_arms_are_refused(flags):
     with pytest.raises(Refusal, match="arm: expected dense, asymmetric,"):
         flags("best", demo_config())
-    with pytest.raises(Refusal, match="--config: expected a YAML file"):
-        flags("exact", None)

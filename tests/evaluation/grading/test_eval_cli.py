@@ -97,6 +97,14 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path, monkeypatch):
         run("server", "--model", "m", "--arms", "dense", "--out", tmp_path / "rows.csv")
 
 
+def test_sparse_arms_without_a_file_are_refused_before_a_server_starts(tmp_path, fake):
+    out = tmp_path / "rows.csv"
+    with pytest.raises(Refusal, match="--config: expected a YAML file for the sparse arms"):
+        run("server", "--model", "m", "--arms", "dense", "exact", "--out", out, *SMALL)
+    assert fake.requests == []
+    assert not out.exists()
+
+
 def test_an_arm_gets_a_server_of_its_own(config, tmp_path, monkeypatch):
     asked = []
 
