@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ settings.load_profile("hata")
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
+import prompts  # noqa: E402
 import validation  # noqa: E402
 
 
@@ -53,13 +54,10 @@ def demo_tokenizer(demo_model):
 
 @pytest.fixture(scope="session")
 def make_prompt(demo_tokenizer):
-    """Function of (tokens, seed): that many ids of prose, whose sentences a seed puts in order."""
-    from hata_sglang.evaluation.tasks.material import prose
+    """Function of (tokens, seed): that many ids of prose."""
 
     def make(tokens: int, seed: int) -> list[int]:
-        sentences = prose(4000)
-        random.Random(seed).shuffle(sentences)
-        text = " ".join(sentences)[: 10 * tokens + 1000]
+        text = " ".join(islice(prompts.sentences(seed), tokens // 8 + 8))
         return demo_tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
 
     return make

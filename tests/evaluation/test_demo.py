@@ -1,6 +1,8 @@
 import io
 import json
+import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -88,8 +90,14 @@ def test_counters_that_stand_still_and_empty_replies_are_refused(fake_server):
             demo.measure(server.client, SAMPLE, 1)
 
 
-def test_both_servers_are_asked_and_a_dense_one_is_not_called_sparse(monkeypatch, demo_model):
+def test_both_servers_are_asked_and_a_dense_one_is_not_called_sparse(monkeypatch, tokenizer):
     results = {"asymmetric": HATA, "dense": DENSE}
+    config = SimpleNamespace(num_hidden_layers=30)
+    transformers = SimpleNamespace(
+        AutoTokenizer=SimpleNamespace(from_pretrained=lambda model: tokenizer),
+        AutoConfig=SimpleNamespace(from_pretrained=lambda model: config),
+    )
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
 
     @contextmanager
     def started(arm, *_):
@@ -98,7 +106,7 @@ def test_both_servers_are_asked_and_a_dense_one_is_not_called_sparse(monkeypatch
     monkeypatch.setattr(demo, "started", started)
     monkeypatch.setattr(demo, "measure", lambda arm, sample, new_tokens: results[arm])
     console = Console(width=200, record=True, file=io.StringIO())
-    argv = ["--model-path", str(demo_model), "--tokens", "900"]
+    argv = ["--model-path", "m", "--tokens", "900"]
     demo.run(argv, console)
     text = console.export_text()
     assert "Question: What is the special magic number for" in text
