@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "bench": (
         "hata_sglang.bench.cli:add_bench_arguments",
-        "measure speed: a sparse layer on a GPU, a server, and plots",
+        "measure speed: a sparse layer on a GPU, or a server",
     ),
     "demo-model": (
         "hata_sglang.demo.model:add_demo_model_arguments",
@@ -43,42 +43,28 @@ COMMANDS = {
 }
 
 
-def _run(name: str, argv: Sequence[str]) -> int:
-    place, summary = COMMANDS[name]
-    module, _, declare = place.partition(":")
-    parser = argparse.ArgumentParser(
-        prog=f"hata-sglang {name}", description=f"{summary[0].upper()}{summary[1:]}."
-    )
-    getattr(import_module(module), declare)(parser)
-    args = parser.parse_args(argv)
-    return args.action(args)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The top-level parser: which sub-command, whose own parser reads the rest.
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line: only the sub-command that it names has arguments.
 
     Returns
     -------
     argparse.ArgumentParser
-        Its namespaces have the attributes `name` and `rest`.
+        Its namespaces have the attribute `action`, which runs the sub-command.
     """
     parser = argparse.ArgumentParser(
         prog="hata-sglang", description="HATA, hash-aware top-k attention for SGLang."
     )
     parser.add_argument("--version", action="version", version=f"hata-sglang {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    groups = {}
-    for name, (_, summary) in COMMANDS.items():
-        group, _, action = name.rpartition(" ")
-        if group and group not in groups:
-            words = commands.add_parser(group, help="work with YAML configurations")
-            groups[group] = words.add_subparsers(metavar="ACTION", required=True)
-        # The sub-command's own parser owns every argument after its name, --help included.
-        sub = (groups[group] if group else commands).add_parser(
-            action, help=summary, add_help=False, prefix_chars="\0"
-        )
-        sub.add_argument("rest", nargs=argparse.REMAINDER)
-        sub.set_defaults(name=name)
+    config = commands.add_parser("config", help="work with YAML configurations")
+    groups = {"config": config.add_subparsers(metavar="ACTION", required=True)}
+    for name, (place, summary) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        described = f"{summary[0].upper()}{summary[1:]}."
+        sub = groups.get(group, commands).add_parser(last, help=summary, description=described)
+        if name.split() == list(argv[: len(name.split())]):
+            module, _, declare = place.partition(":")
+            getattr(import_module(module), declare)(sub)
     return parser
 
 
@@ -95,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0, or 2 after printing why the command refused.
     """
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
     try:
-        return _run(args.name, args.rest)
+        return args.action(args)
     except HataError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED

@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ settings.load_profile("hata")
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
+import prompts  # noqa: E402
 import validation  # noqa: E402
 
 
@@ -48,6 +50,17 @@ def demo_tokenizer(demo_model):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(demo_model)
+
+
+@pytest.fixture(scope="session")
+def make_prompt(demo_tokenizer):
+    """Function of (tokens, seed): that many ids of prose."""
+
+    def make(tokens: int, seed: int) -> list[int]:
+        text = " ".join(islice(prompts.sentences(seed), tokens // 8 + 8))
+        return demo_tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""``hata-sglang bench``: its sub-commands, and the arguments of ``op`` and ``plot``."""
+"""``hata-sglang bench``: its sub-commands, and the arguments of ``op``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hata_sglang.bench.scenarios import PRESETS
-from hata_sglang.errors import Problem, Refusal
+from hata_sglang.errors import Refusal
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +31,6 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     serve = actions.add_parser("serve", help=summary, description=summary)
     add_serve_arguments(serve)
     serve.set_defaults(action=run_serve)
-    summary = "Draw the CSV files of both."
-    plot = actions.add_parser("plot", help=summary, description=summary)
-    plot.add_argument("csv", nargs="+", type=Path)
-    plot.add_argument("--out", type=Path, required=True, help="folder")
-    plot.set_defaults(action=run_plot)
 
 
 def run_op(args: argparse.Namespace) -> int:
@@ -64,15 +59,3 @@ def run_op(args: argparse.Namespace) -> int:
     from hata_sglang.evaluation.results import ResultFile
 
     return 1 if run_scenarios(scenarios, ResultFile(args.out, COLUMNS, KEYS)) else 0
-
-
-def run_plot(args: argparse.Namespace) -> int:
-    """``bench plot``: PNG files out of CSV files."""
-    missing = [path for path in args.csv if not path.is_file()]
-    if missing:
-        raise Refusal([Problem("csv", "a file", f"{path}: no such file") for path in missing])
-    from hata_sglang.bench.plots import write_plots
-
-    for path in write_plots(args.csv, args.out):
-        print(path)
-    return 0

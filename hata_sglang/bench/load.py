@@ -30,10 +30,6 @@ SETTINGS = {
 }
 
 
-class LoadError(HataError):
-    """A server did not answer a request, or not with as many tokens as it was asked for."""
-
-
 def send(base_url: str, prompts: Sequence[list[int]], output: int) -> list[RequestFuncOutput]:
     """Send prompts together with the client of ``sglang.benchmark.serving``; wait for all.
 
@@ -53,7 +49,7 @@ def send(base_url: str, prompts: Sequence[list[int]], output: int) -> list[Reque
 
     Raises
     ------
-    LoadError
+    HataError
         If an answer is missing or short.
     """
     from sglang.benchmark import serving
@@ -83,7 +79,7 @@ def send(base_url: str, prompts: Sequence[list[int]], output: int) -> list[Reque
     for answer in answers:
         if not (answer.success and answer.ttft and answer.output_len == output):
             found = answer.error[-2000:] or f"{answer.output_len}, {answer.generated_text[:80]!r}"
-            raise LoadError(f"{base_url}/generate: expected {output} tokens, found {found}")
+            raise HataError(f"{base_url}/generate: expected {output} tokens, found {found}")
     return answers
 
 

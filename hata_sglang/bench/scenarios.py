@@ -8,6 +8,7 @@ from itertools import product
 from hata_sglang.bench.shapes import SHAPES, Shape
 
 KILO = 1024
+METHODS = ("asymmetric", "hata")
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,18 @@ class Scenario:
 def headline() -> list[Scenario]:
     """The sizes of the README with both methods; narrow codes."""
     llama, mha = SHAPES["llama-3.1-8b"], SHAPES["llama-2-7b"]
-    single, eight = [(1, 32, 512), (1, 128, 2048)], [(8, 32, 512), (8, 128, 2048)]
-    made = [
-        Scenario(llama, batch, context * KILO, k, method)
-        for method in ("asymmetric", "hata")
-        for batch, context, k in (*single, *eight, (32, 32, 512))
+    sizes = [(1, 32 * KILO, 512), (1, 128 * KILO, 2048), (8, 32 * KILO, 512), (8, 128 * KILO, 2048)]
+    wide = [*sizes, (32, 32 * KILO, 512)]
+    return [
+        *(Scenario(llama, *size, method) for method in METHODS for size in wide),
+        *(Scenario(llama, *size, bits=64) for size in sizes),
+        *(Scenario(mha, 8, 32 * KILO, 512, method) for method in METHODS),
+        *(Scenario(mha, 8, 32 * KILO, 512, bits=bits) for bits in (64, 32)),
+        *(
+            Scenario(llama, users, 97 * KILO, 1536, method, shared=96 * KILO)
+            for users, method in product((32, 128), METHODS)
+        ),
     ]
-    made += [
-        Scenario(llama, batch, context * KILO, k, bits=64)
-        for batch, context, k in (*single, *eight)
-    ]
-    made += [
-        Scenario(mha, 8, 32 * KILO, 512, method, bits)
-        for method, bits in (
-            ("asymmetric", 128),
-            ("hata", 128),
-            ("asymmetric", 64),
-            ("asymmetric", 32),
-        )
-    ]
-    made += [
-        Scenario(llama, users, 97 * KILO, 1536, method, shared=96 * KILO)
-        for users, method in product((32, 128), ("asymmetric", "hata"))
-    ]
-    return made
 
 
 def scaling() -> list[Scenario]:
@@ -84,26 +73,25 @@ def scaling() -> list[Scenario]:
     k is 1 / 64 of the context but for lines against the budget.
     """
     llama, contexts = SHAPES["llama-3.1-8b"], [2**i * KILO for i in range(3, 10)]
+    others = [SHAPES[name] for name in ("qwen2.5-7b", "llama-2-7b", "smollm2-135m")]
     made = [
-        Scenario(llama, batch, context, context // 64, bits=bits)
-        for bits, batch, context in product((128, 64), (1, 8), contexts)
-    ]
-    made += [
-        Scenario(llama, 2**i, 32 * KILO, 512, method)
-        for method, i in product(("asymmetric", "hata"), range(7))
-    ]
-    made += [
-        Scenario(llama, batch, 128 * KILO, k)
-        for batch, k in product((1, 8), (512, 1024, 2048, 4096))
-    ]
-    made += [Scenario(llama, batch, 128 * KILO, 2048, bits=256) for batch in (1, 8)]
-    made += [
-        Scenario(shape, batch, context, context // 64)
-        for shape, batch, context in product(
-            (SHAPES[name] for name in ("qwen2.5-7b", "llama-2-7b", "smollm2-135m")),
-            (1, 8),
-            (8 * KILO, 32 * KILO),
-        )
+        *(
+            Scenario(llama, batch, context, context // 64, bits=bits)
+            for bits, batch, context in product((128, 64), (1, 8), contexts)
+        ),
+        *(
+            Scenario(llama, 2**i, 32 * KILO, 512, method)
+            for method, i in product(METHODS, range(7))
+        ),
+        *(
+            Scenario(llama, batch, 128 * KILO, k)
+            for batch, k in product((1, 8), (512, 1024, 2048, 4096))
+        ),
+        *(Scenario(llama, batch, 128 * KILO, 2048, bits=256) for batch in (1, 8)),
+        *(
+            Scenario(shape, batch, context, context // 64)
+            for shape, batch, context in product(others, (1, 8), (8 * KILO, 32 * KILO))
+        ),
     ]
     return list(dict.fromkeys(made))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from hata_sglang.bench.load import LoadError, send, speed
+from hata_sglang.bench.load import send, speed
 from hata_sglang.bench.serve_arms import ServeArm
 from hata_sglang.bench.versions import VERSIONS
 from hata_sglang.bench.workloads import FIRST_TOKEN, Workload
@@ -14,7 +14,7 @@ from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.server import ServerProcess
 
 KEYS = ("arm", "model", "weights", "workload", "users", "prompt_tokens", "new_tokens")
-#: As `load.speed` and `run_workload` name them, with digits.
+#: What `run_workload` measures, with digits.
 MEASURED = {
     "ttft_p50_s": 4,
     "ttft_max_s": 4,
@@ -35,12 +35,6 @@ WARM_UP_TOKENS, WARM_UP_OUTPUT = 2048, 8
 IDLE_S = 10
 
 
-def warm_up(server: ServerProcess, longest: int) -> None:
-    """Compile and load what the first requests would wait for."""
-    prompt = [FIRST_TOKEN + i % 64 for i in range(min(WARM_UP_TOKENS, longest))]
-    send(server.base_url, [prompt, prompt[: len(prompt) // 2 + 1]], WARM_UP_OUTPUT)
-
-
 def run_workload(
     server: ServerProcess, arm: ServeArm, workload: Workload, vocabulary: int
 ) -> dict[str, Any]:
@@ -58,23 +52,24 @@ def run_workload(
     Returns
     -------
     dict
-        `MEASURED`: those of `load.speed`; ``prefill_s``, seconds until every prompt was read, or
-        the document of ``shared`` before the users came; ``pool_tokens`` of the KV cache;
-        ``share_read`` of the context by hata's sparse layers, None for the stock arm.
+        `MEASURED`, empty where there is nothing to measure, and ``note``. Those of `load.speed`;
+        ``prefill_s``: seconds until every prompt was read, or the document of ``shared`` before the
+        users came; ``pool_tokens``: of the KV cache; ``share_read``: of the context by hata's
+        sparse layers.
 
     Raises
     ------
-    LoadError
+    HataError
         If the server does not answer, or decodes with hata where the arm has none, or without.
     """
-    server.client.tell(f"/flush_cache?timeout={IDLE_S}")
-    before = server.counters()
+    server.client.request(f"/flush_cache?timeout={IDLE_S}", {})
+    before = server.client.counters()
     if (before is not None) != (arm.backend == "hata"):
-        raise LoadError(f"arm {arm.name}: expected hata's counters in its server alone")
+        raise HataError(f"arm {arm.name}: expected hata's counters in its server alone")
     document, prompts = workload.prompts(vocabulary)
     read = send(server.base_url, [document], 1)[0].ttft if document else None
     result = speed(send(server.base_url, prompts, workload.output))
-    (state, *_) = server.client.server_info()["internal_states"]
+    state = server.client.state()
     result["prefill_s"] = result["ttft_max_s"] if read is None else read
     result["pool_tokens"] = state.get("memory_usage", {}).get("token_capacity")
     if before is not None:
@@ -82,26 +77,14 @@ def run_workload(
             state["hata"][key] - before[key] for key in ("tokens_attended", "tokens_in_context")
         )
         if not context:
-            raise LoadError(f"{workload}: hata's counters say that it decoded nothing")
+            raise HataError(f"{workload}: hata's counters say that it decoded nothing")
         result["share_read"] = attended / context
-    return result
-
-
-def to_row(keys: Mapping[str, Any], arm: ServeArm, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the CSV, without provenance.
-
-    Parameters
-    ----------
-    keys : mapping
-        `KEYS`.
-    arm : ServeArm
-    result : mapping
-        From `run_workload`; what it lacks stays empty.
-    """
-    row = {**keys, "backend": arm.backend, "inner_backend": arm.inner, **VERSIONS}
-    for name, digits in MEASURED.items():
-        value = result.get(name)
-        row[name] = "" if value is None else round(value, digits or None)
+    row: dict[str, Any] = dict.fromkeys(MEASURED, "")
+    row |= {
+        name: round(value, MEASURED[name] or None)
+        for name, value in result.items()
+        if value is not None
+    }
     no_steady = result["decode_tokens_per_s"] is None
     row["note"] = "no steady state: a user ended before the last one began" if no_steady else ""
     return row
@@ -149,11 +132,13 @@ def run_arms(
         print(f"{arm.name}: starting SGLang's server, log in {log}", flush=True)
         try:
             with ServerProcess(arm.flags, log=log) as server:
-                warm_up(server, max(workload.prompt for workload in left))
+                longest = min(WARM_UP_TOKENS, max(workload.prompt for workload in left))
+                prompt = [FIRST_TOKEN + i % 64 for i in range(longest)]
+                send(server.base_url, [prompt, prompt[: longest // 2 + 1]], WARM_UP_OUTPUT)
                 for workload in left:
-                    result = run_workload(server, arm, workload, vocabulary)
-                    row = to_row(keys(workload), arm, result)
-                    results.append([row])
+                    row = keys(workload) | run_workload(server, arm, workload, vocabulary)
+                    row |= {"backend": arm.backend, "inner_backend": arm.inner}
+                    results.append([row | VERSIONS])
                     filled = (f"{name}={value}" for name, value in row.items() if value != "")
                     print(*filled, flush=True)
         except (HataError, OSError) as error:

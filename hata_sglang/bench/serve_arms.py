@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -16,18 +16,6 @@ from hata_sglang.evaluation.arms import arm_settings
 STOCK = "stock"
 #: Bits of the random codes of a model without weights, where the command line says nothing else.
 RANDOM_BITS = 128
-#: Flags that tell arms apart, or that this command sets by its own.
-OWN_FLAGS = (
-    "--attention-backend",
-    "--decode-attention-backend",
-    "--prefill-attention-backend",
-    "--hata-config",
-    "--model-path",
-    "--model",
-    "--context-length",
-    "--device",
-    "--load-format",
-)
 #: Slots beyond those of the workloads, for the warm-up and for what SGLang allocates ahead.
 SPARE_SLOTS = 4096
 #: Tokens of a context beyond the longest request; SGLang keeps some for itself.
@@ -52,8 +40,7 @@ def random_codes(bits: int, folder: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class ServeArm:
+class ServeArm(NamedTuple):
     """One server.
 
     Attributes
@@ -64,27 +51,14 @@ class ServeArm:
         What ``--attention-backend`` says.
     inner : str
         The backend that does prefill and dense layers; the stock arm's own.
-    flags : tuple of str
+    flags : list of str
         Of SGLang, all of them.
     """
 
     name: str
     backend: str
     inner: str
-    flags: tuple[str, ...]
-
-
-def check_server_args(words: Sequence[str]) -> None:
-    """Refuse flags that this command sets.
-
-    Raises
-    ------
-    Refusal
-    """
-    found = sorted({flag for word in words if (flag := word.partition("=")[0]) in OWN_FLAGS})
-    if found:
-        expected = "flags that all arms have in common (the others have options of their own)"
-        raise Refusal.of("--server-args", expected, ", ".join(found))
+    flags: list[str]
 
 
 def context_length(workloads: Sequence[Workload]) -> int:
@@ -149,14 +123,13 @@ def make_arms(
     names = [STOCK, *(path.stem for path in configs)]
     if len(set(names)) < len(names):
         raise Refusal.of("--config", f"files of different names, none of {STOCK}", str(names[1:]))
-    arms = [ServeArm(STOCK, stock, stock, (*common, "--attention-backend", stock))]
-    for name, path in zip(names[1:], configs, strict=True):
+    arms = [ServeArm(STOCK, stock, stock, [*common, "--attention-backend", stock])]
+    for path in configs:
         settings = arm_settings(HataConfig.load(path).method, path)
         if settings.get("inner_backend", "auto") == "auto":
             settings["inner_backend"] = stock
-        HataConfig.parse(settings)
-        completed = folder / f"{name}-completed.yaml"
+        completed = folder / f"{path.stem}-completed.yaml"
         completed.write_text(yaml.safe_dump(settings, sort_keys=False))
-        flags = (*common, "--attention-backend", "hata", "--hata-config", str(completed))
-        arms.append(ServeArm(name, "hata", settings["inner_backend"], flags))
+        flags = [*common, "--attention-backend", "hata", "--hata-config", str(completed)]
+        arms.append(ServeArm(path.stem, "hata", settings["inner_backend"], flags))
     return arms

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hata_sglang.bench.shapes import SHAPES, read_shape, write_model
+from hata_sglang.bench.shapes import SHAPES, write_model
 from hata_sglang.bench.workloads import WORKLOADS, Workload, read_workload
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.budgets import read_count
@@ -21,9 +21,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench serve``."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (the demo model)")
-    model.add_argument(
-        "--shape", type=read_shape, metavar="NAME", help=f"dummy weights: {', '.join(SHAPES)}"
-    )
+    model.add_argument("--shape", type=str.lower, choices=SHAPES, help="dummy weights")
     parser.add_argument(
         "--config",
         nargs="+",
@@ -48,11 +46,6 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output-tokens", type=read_count, metavar="N", help=f"of every request ({OUTPUT})"
-    )
-    parser.add_argument(
-        "--attention-backend",
-        metavar="NAME",
-        help="of the stock arm, and inside of hata (flashinfer; on a CPU torch_native)",
     )
     parser.add_argument(
         "--server-args",
@@ -85,57 +78,36 @@ def make_workloads(args: argparse.Namespace, *, small: bool) -> list[Workload]:
     return list(dict.fromkeys(made))
 
 
-def check_model(folder: Path, needed: int) -> int:
-    """Make sure that a checkpoint takes contexts of `needed` tokens; gives its vocabulary's size.
-
-    Raises
-    ------
-    Refusal
-        If it has no ``config.json``, or requests are longer than the model's context.
-    """
-    from hata_sglang.weights.check import read_model
-
-    model = read_model(folder)
-    if needed > model.context_len:
-        expected = f"requests of at most {model.context_len} tokens, the context of the model"
-        raise Refusal.of("--workloads", expected, str(needed))
-    return model.hf_config.vocab_size
-
-
 def run_serve(args: argparse.Namespace) -> int:
     """``bench serve``: every workload through every arm; 1 if an arm failed."""
     from hata_sglang.bench import serve_arms
     from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
     from hata_sglang.demo.model import ensure_demo_model
-    from hata_sglang.evaluation.arms import demo_config
+    from hata_sglang.evaluation.arms import demo_config, dense_backend
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.server import exit_on_sigterm
     from hata_sglang.seams.cpu_preview import has_cuda_driver
+    from hata_sglang.training.checkpoint import read_config
 
-    more = shlex.split(args.server_args)
-    serve_arms.check_server_args(more)
     if args.model is not None and args.config is None:
         raise Refusal.of("--config", "a YAML file for this model", "none")
     if args.bits and (args.shape is None or args.config is not None):
         raise Refusal.of("--bits", "--shape without --config", "another model's codes")
     on_cpu = not has_cuda_driver()
-    demo = args.model is None and args.shape is None
-    workloads = make_workloads(args, small=on_cpu or demo)
-    needed = serve_arms.context_length(workloads)
+    workloads = make_workloads(args, small=on_cpu or not (args.model or args.shape))
     with TemporaryDirectory(prefix="hata-bench-") as name:
-        folder = Path(name)
-        configs = args.config
+        folder, configs = Path(name), args.config
         if args.shape:
-            model = write_model(args.shape, folder, needed)
+            model = write_model(SHAPES[args.shape], folder, serve_arms.context_length(workloads))
             bits = dict.fromkeys(args.bits or [serve_arms.RANDOM_BITS])
             configs = configs or [serve_arms.random_codes(each, folder) for each in bits]
         else:
             model = (args.model or ensure_demo_model()).resolve()
             configs = configs or [demo_config()]
-        vocabulary, dummy = check_model(model, needed), args.shape is not None
+        vocabulary, dummy = read_config(model).vocab_size, args.shape is not None
+        more = shlex.split(args.server_args)
         flags = serve_arms.common_flags(model, workloads, on_cpu=on_cpu, dummy=dummy, more=more)
-        stock = args.attention_backend or ("torch_native" if on_cpu else "flashinfer")
-        arms = serve_arms.make_arms(flags, stock, configs, folder)
+        arms = serve_arms.make_arms(flags, dense_backend(), configs, folder)
         exit_on_sigterm()
         failed = run_arms(
             arms,

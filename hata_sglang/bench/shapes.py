@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Sizes of a model.
 
     Attributes
@@ -73,19 +70,6 @@ SHAPES = {
         Shape("tiny", 4, 2, 32, 3, 128, 128, 4096),
     )
 }
-
-
-def read_shape(text: str) -> Shape:
-    """Read a shape's name, in any case; the type of an argument of argparse.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If there is none of that name.
-    """
-    if text.lower() not in SHAPES:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(SHAPES)}, found {text!r}")
-    return SHAPES[text.lower()]
 
 
 def write_model(shape: Shape, folder: Path, context: int) -> Path:

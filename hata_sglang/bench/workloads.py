@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 from dataclasses import dataclass
 
 #: What each is; its usual sizes, users and tokens of each; and those for a CPU or the demo model,
@@ -105,8 +106,7 @@ def read_workload(text: str) -> tuple[str, tuple[int, int] | None]:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(WORKLOADS)}, found {name!r}")
     if not sign:
         return name, None
-    users, _, tokens = size.upper().partition("X")
-    digits, factor = (tokens[:-1], 1024) if tokens.endswith("K") else (tokens, 1)
-    if not (users.isdecimal() and digits.isdecimal() and int(users) and int(digits)):
+    match = re.fullmatch(r"([1-9]\d*)X([1-9]\d*)(K?)", size.upper(), re.ASCII)
+    if match is None:
         raise argparse.ArgumentTypeError(f"expected NAME=USERSxTOKENS (8x32K), found {text!r}")
-    return name, (int(users), int(digits) * factor)
+    return name, (int(match[1]), int(match[2]) * (1024 if match[3] else 1))

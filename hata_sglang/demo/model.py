@@ -264,12 +264,6 @@ def model_folder(given: Path) -> Path:
 def add_demo_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang demo-model`` on `parser`."""
     parser.set_defaults(action=run_demo_model)
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=None,
-        help="parent of the model's folder (default: $HATA_CACHE or ~/.cache/hata-sglang)",
-    )
 
 
 def run_demo_model(args: argparse.Namespace) -> int:
@@ -280,5 +274,5 @@ def run_demo_model(args: argparse.Namespace) -> int:
     int
         Exit code 0. Failures raise `DemoModelError`.
     """
-    print(ensure_demo_model(args.cache_dir))
+    print(ensure_demo_model())
     return 0

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
-
-import yaml
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
+from hata_sglang.evaluation.budgets import yaml_budget
 from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
@@ -22,8 +18,6 @@ from hata_sglang.seams.cpu_preview import has_cuda_driver
 ARMS = ("dense", *method_names())
 #: YAML keys that belong to a method; all others are what arms have in common.
 METHOD_KEYS = ("method", "weights", "bits", "seed")
-
-NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 
 
 def demo_config() -> Path:
@@ -39,8 +33,8 @@ def dense_backend() -> str:
 def arm_settings(
     arm: str,
     config: str | Path,
-    weights: Mapping[str, str] = NO_WEIGHTS,
-    budget: int | Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
+    budget: int | float | None = None,
 ) -> dict[str, Any]:
     """Settings of one sparse arm: those of a YAML file, with the arm's method.
 
@@ -55,11 +49,11 @@ def arm_settings(
         A method.
     config : path
         A YAML file of any method.
-    weights : mapping of str to str
+    weights : mapping of str to str, optional
         Arm -> a folder or shipped name of hash weights. A trained arm that is not in it has to be
         the method of the file.
-    budget : int or mapping, optional
-        What the YAML key ``budget`` takes, for every sparse layer, instead of the file's.
+    budget : int or float, optional
+        Tokens, or a share of the context, for every sparse layer, instead of the file's budgets.
 
     Returns
     -------
@@ -71,7 +65,7 @@ def arm_settings(
     Refusal
         If the file is not valid, or a trained arm has no weights.
     """
-    base = HataConfig.load(config)
+    weights, base = weights or {}, HataConfig.load(config)
     settings = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     layers: dict[str, dict] = settings.pop("layers", {})
     if arm != base.method or arm in weights:
@@ -88,7 +82,7 @@ def arm_settings(
             settings["bits"] = dropped["bits"]
         layers = {key: _without(own, METHOD_KEYS) for key, own in layers.items()}
     if budget is not None:
-        settings["budget"] = budget if isinstance(budget, int) else dict(budget)
+        settings["budget"] = yaml_budget(budget, base.sink + base.recent)
         layers = {key: _without(own, ("budget",)) for key, own in layers.items()}
     # An override that is left without a setting would be refused.
     if layers := {key: own for key, own in layers.items() if own}:
@@ -98,55 +92,6 @@ def arm_settings(
 
 def _without(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in keys}
-
-
-@contextmanager
-def arm_arguments(
-    arm: str,
-    model: str | Path,
-    config: str | Path,
-    weights: Mapping[str, str] = NO_WEIGHTS,
-    budget: int | Mapping[str, Any] | None = None,
-) -> Iterator[list[str]]:
-    """Flags of ``python -m hata_sglang.launch_server`` for one arm.
-
-    All sparse arms have the budget, sink, recent and dense layers of one file; only the method
-    differs.
-
-    Parameters
-    ----------
-    arm : str
-        One of `ARMS`.
-    model : path
-        Checkpoint folder.
-    config, weights, budget
-        As in `arm_settings`; dense takes no part of them.
-
-    Yields
-    ------
-    list of str
-        They may name a temporary file, which is gone after the ``with`` block.
-
-    Raises
-    ------
-    Refusal
-        If `arm` is not in `ARMS`, or as `arm_settings`.
-    """
-    if arm not in ARMS:
-        raise Refusal.of("arm", choice(ARMS), repr(arm))
-    base = ["--model-path", str(model)]
-    if arm == "dense":
-        yield [*base, "--attention-backend", dense_backend()]
-        return
-    if arm not in weights and budget is None and HataConfig.load(config).method == arm:
-        yield [*base, "--hata-config", str(config)]
-        return
-    settings = arm_settings(arm, config, weights, budget)
-    HataConfig.parse(settings)  # a budget below sink + recent is refused here, not by a server
-    with TemporaryDirectory(prefix="hata-arm-") as folder:
-        path = Path(folder) / f"{arm}.yaml"
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
-        yield [*base, "--hata-config", str(path)]
 
 
 def arm_weights(text: str) -> tuple[str, str]:

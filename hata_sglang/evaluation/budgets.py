@@ -28,7 +28,7 @@ def read_budget(text: str) -> int | float:
     return value
 
 
-def yaml_budget(value: int | float | None, kept: int) -> int | dict[str, Any] | None:
+def yaml_budget(value: int | float, kept: int) -> int | dict[str, Any]:
     """What the YAML says for a budget of the command line.
 
     A share has at least one token to choose beside the `kept` ones, ``sink + recent``: so many

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,31 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hata_sglang.errors import HataError
+from hata_sglang.errors import Refusal
 
 if TYPE_CHECKING:
-    from hata_sglang.evaluation.client import Client
-    from hata_sglang.evaluation.sparsity import Arm
+    from hata_sglang.evaluation.grading import Question
 
 
-def _add_where(parser: argparse.ArgumentParser) -> None:
+def _add_servers(parser: argparse.ArgumentParser) -> None:
     from hata_sglang.evaluation.arms import ARMS, arm_weights
     from hata_sglang.evaluation.budgets import read_budget, read_count
 
-    where = parser.add_argument_group("a server that runs already")
-    where.add_argument("--url", help="its root, such as http://127.0.0.1:30000")
-    where.add_argument("--arm", help="its name in the tables; `dense` for SGLang without hata")
-    start = parser.add_argument_group("servers to start, one after the other")
-    start.add_argument("--model", type=Path, help="the checkpoint's folder")
+    start = parser.add_argument_group("servers, started one after the other")
+    start.add_argument("--model", type=Path, required=True, help="the checkpoint's folder")
     start.add_argument("--config", type=Path, help="YAML of the sparse arms")
-    start.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     start.add_argument(
-        "--weights", nargs="+", type=arm_weights, metavar="ARM=WEIGHTS", help="of trained arms"
+        "--arms", nargs="+", required=True, choices=ARMS, metavar="ARM", help=", ".join(ARMS)
+    )
+    start.add_argument(
+        "--weights",
+        nargs="+",
+        type=arm_weights,
+        default=[],
+        metavar="ARM=WEIGHTS",
+        help="of trained arms",
     )
     start.add_argument(
         "--budgets",
         nargs="+",
         type=read_budget,
+        default=[None],
         metavar="BUDGET",
         help="tokens (256) or shares of the context (0.0156) (default: the YAML's)",
     )
@@ -57,6 +61,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     """
     from hata_sglang.evaluation.budgets import read_count
     from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
+    from hata_sglang.evaluation.tasks import TASKS
 
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
@@ -66,63 +71,73 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         return sub
 
     server = add("server", run_server, "Score tasks through servers, one CSV row per sample.")
-    _add_where(server)
-    server.add_argument("--tasks", nargs="+", default=["ruler"], help="names or groups (ruler)")
+    _add_servers(server)
+    names = ("ruler", *TASKS)
+    server.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["ruler"],
+        choices=names,
+        metavar="TASK",
+        help=", ".join(names),
+    )
     server.add_argument("--lengths", nargs="+", type=int, default=[4096], help="tokens (4096)")
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
 
-    nll = add("nll", run_nll_command, "Likelihood of a text, decoded step by step by servers.")
-    _add_where(nll)
+    nll = add("nll", run_nll, "Likelihood of a text, decoded step by step by servers.")
+    _add_servers(nll)
     nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
     nll.add_argument("--chunks", type=read_count, default=8, help="stretches of the text (8)")
     nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
     nll.add_argument("--continuation", type=read_count, default=1000, help="tokens counted (1000)")
 
-    report = add("report", run_report, "Make tables and plots of CSV files of any of these.")
+    report = add("report", run_report, "Make tables of CSV files of any of these.")
     report.add_argument("csv", nargs="+", type=Path)
     report.add_argument("--out", type=Path, required=True, help="folder")
-    report.add_argument("--reference", default="dense", help="arm to compare with (dense)")
     report.add_argument(
         "--min-dense",
         type=float,
         default=0.5,
         help="leave out what dense itself scores below this at a length (0.5)",
     )
-    report.add_argument("--no-plots", action="store_true", help="tables alone, no matplotlib")
 
     offline = add("offline", run_offline, "Judge selectors on captured queries, keys and values.")
     add_offline_arguments(offline)
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse unclear places before anything is started."""
-    from hata_sglang.evaluation.server import exit_on_sigterm
-    from hata_sglang.evaluation.serving import check_where
+def _tokenizer(model: Path) -> Any:
+    from hata_sglang.training.checkpoint import load_tokenizer
 
-    check_where(args)
-    exit_on_sigterm()
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None:
+        raise Refusal.of("--model", "a folder with a tokenizer", str(model))
+    return tokenizer
 
 
 def _grade(
-    args: argparse.Namespace,
-    kind: ModuleType,
-    total: int,
-    grade: Callable[..., object],
-    *flags: str,
+    args: argparse.Namespace, kind: ModuleType, questions: Sequence[Question], *flags: str
 ) -> int:
     """Grade every server of the command line: into `args.out`, with the columns of a kind."""
+    from hata_sglang.evaluation.grading import grade
     from hata_sglang.evaluation.results import ResultFile
-    from hata_sglang.evaluation.serving import servers
+    from hata_sglang.evaluation.server import exit_on_sigterm
+    from hata_sglang.evaluation.serving import started
     from hata_sglang.progress import bars
 
-    console = Console()
+    if args.config is None and set(args.arms) != {"dense"}:
+        raise Refusal.of("--config", "a YAML file for the sparse arms", "nothing")
+    exit_on_sigterm()
+    console, weights = Console(), dict(args.weights)
+    more = [*shlex.split(args.server_flags), *flags]
     results = ResultFile(args.out, kind.COLUMNS, kind.KEYS)
-    for client, arm in servers(args, [*shlex.split(args.server_flags), *flags], console):
-        with bars(console) as progress:
-            bar = progress.add_task(arm.label, total=total)
-            done = partial(progress.advance, bar)
-            grade(client, arm, results=results, concurrency=args.concurrency, on_rows=done)
+    for name in args.arms:
+        for budget in [None] if name == "dense" else args.budgets:
+            server = started(name, args.model, args.config, more, console, weights, budget)
+            with server as (client, arm), bars(console) as progress:
+                bar = progress.add_task(arm.label, total=len(questions))
+                done = partial(progress.advance, bar)
+                grade(client, arm, questions, results, concurrency=args.concurrency, on_rows=done)
     console.print(f"{args.out}: {len(results)} rows")
     return 0
 
@@ -130,54 +145,30 @@ def _grade(
 def run_server(args: argparse.Namespace) -> int:
     """``eval server``: every task at every length through every server."""
     from hata_sglang.evaluation import run_tasks
-    from hata_sglang.evaluation.serving import tokenizer_of
     from hata_sglang.evaluation.tasks import TASKS
 
-    _check(args)
-    tokenizer = tokenizer_of(args)
-    asked = []
-    for name in run_tasks.task_names(args.tasks):
+    tokenizer, asked = _tokenizer(args.model), []
+    names = [name for word in args.tasks for name in (TASKS if word == "ruler" else [word])]
+    for name in dict.fromkeys(names):
         for length in args.lengths:
-            try:
-                samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
-            except HataError as error:
-                raise HataError(f"{name} at length {length}: {error}") from None
-            asked.append((samples, length))
-
-    def grade(client: Client, arm: Arm, **options: Any) -> None:
-        for samples, length in asked:
-            run_tasks.run_samples(client, arm, samples, length, args.seed, **options)
-
-    return _grade(args, run_tasks, sum(len(samples) for samples, _ in asked), grade)
+            samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
+            asked += run_tasks.questions(samples, length, args.seed)
+    return _grade(args, run_tasks, asked)
 
 
-def run_nll_command(args: argparse.Namespace) -> int:
+def run_nll(args: argparse.Namespace) -> int:
     """``eval nll``: the same stretches of a text through every server."""
     from hata_sglang.evaluation import nll
     from hata_sglang.evaluation.forced import SERVER_FLAGS
-    from hata_sglang.evaluation.serving import tokenizer_of
 
-    _check(args)
-    name, text = nll.read_text(args.text)
-    chunks = nll.make_chunks(tokenizer_of(args), text, args.chunks, args.context, args.continuation)
-
-    def grade(client: Client, arm: Arm, **options: Any) -> None:
-        nll.run_nll(client, arm, chunks, name, **options)
-
-    return _grade(args, nll, len(chunks), grade, *SERVER_FLAGS)
+    (name, text), tokenizer = nll.read_text(args.text), _tokenizer(args.model)
+    chunks = nll.make_chunks(tokenizer, text, args.chunks, args.context, args.continuation)
+    return _grade(args, nll, nll.questions(chunks, name), *SERVER_FLAGS)
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """``eval report``: Markdown tables and PNG plots out of CSV files."""
+    """``eval report``: Markdown tables out of CSV files."""
     from hata_sglang.evaluation.report import write_report
 
-    written = write_report(
-        args.csv,
-        args.out,
-        reference=args.reference,
-        min_dense=args.min_dense,
-        plots=not args.no_plots,
-    )
-    for path in written:
-        print(path)
+    print(write_report(args.csv, args.out, min_dense=args.min_dense))
     return 0

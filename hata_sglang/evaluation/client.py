@@ -38,11 +38,6 @@ class Reply:
     times: tuple[float, ...]
 
     @property
-    def first_token_s(self) -> float:
-        """Seconds until the first piece: queueing and prefill."""
-        return self.times[0]
-
-    @property
     def gaps_s(self) -> list[float]:
         """Seconds between pieces that follow one another: the latency of a decode step."""
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
@@ -71,31 +66,20 @@ class Client:
             base_url=f"{self.base_url}/v1", api_key="none", timeout=timeout, max_retries=0
         )
 
-    def request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def request(self, path: str, body: dict[str, Any] | None = None, **options: Any) -> Any:
         """POST `body` as JSON to a path of SGLang's own, or GET without one.
+
+        Parameters
+        ----------
+        path : str
+        body : dict, optional
+        **options
+            Of the request, such as ``timeout`` in seconds.
 
         Returns
         -------
-        dict
-            The answer's JSON.
-
-        Raises
-        ------
-        ClientError
-            If there is no server, it refuses, or the answer is no JSON.
-        """
-        url = self.base_url + path
-        with _errors(url):
-            if body is None:
-                answer = self._openai.get(url, cast_to=object)
-            else:
-                answer = self._openai.post(url, cast_to=object, body=body)
-        if not isinstance(answer, dict):
-            raise ClientError(f"{url}: expected a JSON object, found {str(answer)[:300]!r}")
-        return answer
-
-    def tell(self, path: str, body: dict[str, Any] | None = None) -> None:
-        """POST to a path of SGLang's own, with `body` as JSON if there is one; any answer will do.
+        dict or str
+            The answer: an object where it is JSON.
 
         Raises
         ------
@@ -104,26 +88,35 @@ class Client:
         """
         url = self.base_url + path
         with _errors(url):
-            self._openai.post(url, cast_to=str, body=body)
+            if body is None:
+                return self._openai.get(url, cast_to=object, options=options)
+            return self._openai.post(url, cast_to=object, body=body, options=options)
 
     def ready(self) -> bool:
         """Whether the server takes requests."""
-        url = f"{self.base_url}/health"
         try:
-            with _errors(url):
-                self._openai.get(url, cast_to=str, options={"timeout": 30})
+            self.request("/health", timeout=30)
         except ClientError:  # not listening, or 503
             return False
         return True
 
-    def server_info(self) -> dict[str, Any]:
-        """SGLang's own settings and state."""
-        return self.request("/server_info")
+    def state(self) -> dict[str, Any]:
+        """Of SGLang's scheduler, hata's counters among it.
+
+        Raises
+        ------
+        ClientError
+            As `request`, or if the server is none of SGLang's.
+        """
+        info = self.request("/server_info")
+        if not isinstance(info, dict) or "internal_states" not in info:
+            found = str(info)[:300]
+            raise ClientError(f"{self.base_url}/server_info: expected SGLang's, found {found!r}")
+        return info["internal_states"][0]
 
     def counters(self) -> dict[str, Any] | None:
         """Facts and totals of hata (`hata_sglang.metrics.Metrics`), or None without hata."""
-        (state, *_) = self.server_info()["internal_states"]
-        return state.get("hata")
+        return self.state().get("hata")
 
     def chat(self, messages: Sequence[dict[str, str]], max_tokens: int, **options: Any) -> Reply:
         """Let the server answer through OpenAI's chat API, greedily, and time the reply.

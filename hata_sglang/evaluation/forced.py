@@ -35,8 +35,10 @@ from hata_sglang.errors import HataError
 if TYPE_CHECKING:
     from hata_sglang.evaluation.client import Client
 
-#: What a server needs to take the requests of `forced_request`.
+#: What a server needs to take the requests of `decode_logprobs`.
 SERVER_FLAGS = ("--enable-custom-logit-processor", "--disable-overlap-schedule")
+#: Two tokens, as one of them may be forced.
+CARRIERS = [0, 1]
 
 
 class ForceTokens:
@@ -84,76 +86,41 @@ def decode_logprobs(client: Client, prompt: Sequence[int], force: Sequence[int])
     Returns
     -------
     list of float
-        One per token of `force`; the first is the prefill's.
+        Natural logarithms, one per token of `force`; the first is the prefill's.
 
     Raises
     ------
     HataError
         If the server does not decode these tokens.
     """
-    reply = client.request("/generate", forced_request(prompt, force))
-    try:
-        return forced_logprobs(reply["meta_info"], force)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise HataError(f"{client.base_url}/generate: {error}") from None
-
-
-def forced_request(prompt: Sequence[int], force: Sequence[int]) -> dict[str, Any]:
-    """Body for SGLang's ``/generate`` that decodes `force` after `prompt`.
-
-    Parameters
-    ----------
-    prompt : sequence of int
-        Token ids, prefilled.
-    force : sequence of int
-        Token ids. The first comes out of the prefill, each other out of a decode step.
-    """
-    carriers = [0, 1]
-    return {
+    body = {
         "input_ids": list(prompt),
         "sampling_params": {
             "temperature": 0,
             "max_new_tokens": len(force),
             "ignore_eos": True,
-            "custom_params": {"force": list(force), "carriers": carriers},
+            "custom_params": {"force": list(force), "carriers": CARRIERS},
         },
         # By reference, as SGLang's own classes are sent: the server imports this module.
         "custom_logit_processor": json.dumps({"callable": pickle.dumps(ForceTokens).hex()}),
         "return_logprob": True,
-        "token_ids_logprob": carriers,
+        "token_ids_logprob": CARRIERS,
     }
-
-
-def forced_logprobs(meta: dict[str, Any], force: Sequence[int]) -> list[float]:
-    """Log-probabilities of the forced tokens out of an answer's ``meta_info``.
-
-    Parameters
-    ----------
-    meta : dict
-        With ``output_token_logprobs`` and ``output_token_ids_logprobs``, one entry a token.
-    force : sequence of int
-
-    Returns
-    -------
-    list of float
-        Natural logarithms, one per forced token.
-
-    Raises
-    ------
-    ValueError
-        If the server decoded other tokens.
-    """
-    tokens = meta["output_token_logprobs"]
-    decoded = [token for _, token, *_ in tokens]
-    if decoded != list(force):
-        pairs = enumerate(zip(decoded, force, strict=False))
-        wrong = next((n for n, (a, b) in pairs if a != b), min(len(decoded), len(force)))
-        raise ValueError(
-            f"expected the {len(force)} forced tokens, found {len(decoded)} of which number "
-            f"{wrong} is another; the server needs {' '.join(SERVER_FLAGS)}"
-        )
-    result = []
-    for (value, token, *_), carried in zip(tokens, meta["output_token_ids_logprobs"], strict=True):
-        carrier = next(other for other, each, *_ in carried if each != token)
-        result.append(carrier - value + 1.0)
-    return result
+    try:
+        meta = client.request("/generate", body)["meta_info"]
+        tokens, carried = meta["output_token_logprobs"], meta["output_token_ids_logprobs"]
+        decoded = [token for _, token, *_ in tokens]
+        if decoded != list(force):
+            pairs = enumerate(zip(decoded, force, strict=False))
+            wrong = next((n for n, (a, b) in pairs if a != b), min(len(decoded), len(force)))
+            raise ValueError(
+                f"expected the {len(force)} forced tokens, found {len(decoded)} of which number "
+                f"{wrong} is another; the server needs {' '.join(SERVER_FLAGS)}"
+            )
+        result = []
+        for (value, token, *_), others in zip(tokens, carried, strict=True):
+            carrier = next(other for other, each, *_ in others if each != token)
+            result.append(carrier - value + 1.0)
+        return result
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise HataError(f"{client.base_url}/generate: {error}") from None

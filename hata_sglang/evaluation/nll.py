@@ -9,39 +9,25 @@ predicted by a decode step whose context is at least the asked one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hata_sglang.errors import Refusal
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.forced import decode_logprobs
-from hata_sglang.evaluation.grading import grade
-from hata_sglang.evaluation.results import ResultFile
-from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.evaluation.tasks.prose import NOVEL
-from hata_sglang.evaluation.tasks.stored import unpack
+from hata_sglang.evaluation.grading import Question
+from hata_sglang.evaluation.tasks.material import NOVEL, unpack
 
 COLUMNS = (
-    "arm",
-    "method",
-    "bits",
-    "budget",
-    "text",
-    "chunk",
-    "context",
-    "continuation",
-    "nll",
-    "read",
-    "sample",
+    *("arm", "method", "bits", "budget", "text", "chunk"),
+    *("context", "continuation", "nll", "read", "sample"),
 )
 KEYS = ("arm", "method", "bits", "budget", "text", "context", "continuation", "chunk", "sample")
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A stretch of a text.
 
     Attributes
@@ -92,7 +78,7 @@ def make_chunks(
     text : str
     count : int
     context : int
-        Tokens before the first counted one, at least 2.
+        Tokens before the first counted one, at least 3.
     continuation : int
         Tokens that are counted, at least 1.
 
@@ -103,15 +89,10 @@ def make_chunks(
     Raises
     ------
     Refusal
-        If the text is too short, or a number out of range.
+        If the text or the context is too short.
     """
-    for name, value, least in (
-        ("--chunks", count, 1),
-        ("--context", context, 3),
-        ("--continuation", continuation, 1),
-    ):
-        if value < least:
-            raise Refusal.of(name, f"at least {least}", str(value))
+    if context < 3:
+        raise Refusal.of("--context", "at least 3", str(context))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     # What the tokenizer puts before any text (Llama's and Gemma's first token), and nothing else.
     first = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1]
@@ -130,48 +111,24 @@ def make_chunks(
     return chunks
 
 
-def run_nll(
-    client: Client,
-    arm: Arm,
-    chunks: Sequence[Chunk],
-    text: str,
-    results: ResultFile,
-    **options: Any,
-) -> int:
-    """Measure the chunks that are not in `results` yet.
+def questions(chunks: Iterable[Chunk], text: str) -> list[Question]:
+    """Rows to be of chunks of a text of this name.
 
-    Parameters
-    ----------
-    client, arm
-        As in `hata_sglang.evaluation.grading.grade`, whose errors are raised; the server has the
-        flags `hata_sglang.evaluation.forced.SERVER_FLAGS`.
-    chunks : sequence of Chunk
-    text : str
-        Name of the text.
-    results : ResultFile
-        With `COLUMNS`; gets one row a chunk.
-    **options
-        ``concurrency`` and ``on_rows`` of `grade`.
-
-    Returns
-    -------
-    int
-        Chunks measured.
+    The server has the flags `hata_sglang.evaluation.forced.SERVER_FLAGS`.
     """
+    return [Question(_row(chunk, text), partial(_ask, chunk)) for chunk in chunks]
 
-    def ask(chunk: Chunk) -> tuple[int, dict[str, Any]]:
-        values = decode_logprobs(client, chunk.prompt, chunk.force)
-        return len(chunk.force), {"nll": f"{-sum(values[1:]) / len(values[1:]):.6f}"}
 
-    def row(chunk: Chunk) -> dict[str, Any]:
-        return {
-            **arm.columns(),
-            "text": text,
-            "chunk": chunk.index,
-            "context": len(chunk.prompt) + 1,
-            "continuation": len(chunk.force) - 1,
-            "sample": chunk.sample,
-        }
+def _row(chunk: Chunk, text: str) -> dict[str, Any]:
+    return {
+        "text": text,
+        "chunk": chunk.index,
+        "context": len(chunk.prompt) + 1,
+        "continuation": len(chunk.force) - 1,
+        "sample": chunk.sample,
+    }
 
-    questions = [(row(chunk), partial(ask, chunk)) for chunk in chunks]
-    return grade(client, arm, questions, results, "nll", **options)
+
+def _ask(chunk: Chunk, client: Client) -> tuple[int, dict[str, Any]]:
+    values = decode_logprobs(client, chunk.prompt, chunk.force)
+    return len(chunk.force), {"nll": f"{-sum(values[1:]) / len(values[1:]):.6f}"}

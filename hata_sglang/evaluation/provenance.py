@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import os
 import platform
@@ -13,60 +12,39 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hata_sglang
+import pandas as pd
 
-#: How ``sys.argv`` begins for the console script, and for ``python -m hata_sglang.cli``.
-CONSOLE_SCRIPT = ("hata-sglang", "cli.py")
+import hata_sglang
 
 
 def provenance() -> dict[str, str]:
-    """Date, commit, device, versions and command of the running program.
+    """Date, commit, device, versions and command of the console script that runs.
 
     Returns
     -------
     dict of str to str
         The commit is ``$HATA_COMMIT`` if set (a copy of the tree without its git folder), else
-        what git says of the folder of the program or package, with ``+`` if files were changed.
+        what git says of the folder of the package, with ``+`` if files were changed.
     """
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": os.environ.get("HATA_COMMIT") or _commit(_program().parent),
+        "commit": os.environ.get("HATA_COMMIT") or _commit(),
         "device": _device(),
         "sglang": version("sglang"),
         "torch": version("torch"),
         "python": platform.python_version(),
-        "command": _command(),
+        "command": " ".join(["hata-sglang", *sys.argv[1:]]),
     }
 
 
-def _program() -> Path:
-    """The script that runs, or the package where that is the console script's."""
-    path = Path(sys.argv[0]).resolve()
-    return Path(hata_sglang.__file__) if path.name in CONSOLE_SCRIPT else path
-
-
-def _command() -> str:
-    """The command line; a console script goes by its name, wherever it is installed."""
-    if Path(sys.argv[0]).name in CONSOLE_SCRIPT:
-        return " ".join(["hata-sglang", *sys.argv[1:]])
-    return " ".join(["python", *sys.argv])
-
-
-def _git(folder: Path, *words: str) -> str | None:
+def _commit() -> str:
+    command = ["git", "-C", str(Path(hata_sglang.__file__).parent), "describe"]
+    command += ["--always", "--dirty=+", "--exclude=*"]  # whatever tags there are
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git on this machine
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _commit(folder: Path) -> str:
-    commit = _git(folder, "rev-parse", "--short", "HEAD")
-    if commit is None:
         return "unknown"
-    return commit + ("+" if _git(folder, "status", "--porcelain") else "")
+    return done.stdout.strip() or "unknown"
 
 
 def _device() -> str:
@@ -92,9 +70,5 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     rows : sequence of mapping
         All with the same keys; at least one.
     """
-    stamp = provenance()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*rows[0], *stamp])
-        writer.writeheader()
-        writer.writerows({**row, **stamp} for row in rows)
+    pd.DataFrame(rows).assign(**provenance()).to_csv(path, index=False)

@@ -1,21 +1,20 @@
-"""What tables and plots are made of: the rows of CSV files, grouped by arm."""
+"""What tables are made of: the rows of CSV files, by arm."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
 
 from hata_sglang.errors import HataError, Problem, refuse_any
 
-Row = dict[str, str]
-#: Scores by group (a task at a length, a text) and sample.
-Scores = dict[tuple, dict[tuple, float]]
+#: Columns that are text, whatever they look like: empty where an arm has none of it.
+TEXT = dict.fromkeys(("arm", "selector", "bits", "budget", "sample"), str)
 
 
-@dataclass(frozen=True, order=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a table: an arm or selector, with what it costs.
 
     Attributes
@@ -37,8 +36,11 @@ class Entry:
         return (float(self.budget or 0), self.name, float(self.bits or 0))
 
 
-@dataclass(frozen=True)
-class Kind:
+#: Numbers by entry, in the order of the tables: a column per measure, rows by group and sample.
+Scores = dict[Entry, pd.DataFrame]
+
+
+class Kind(NamedTuple):
     """One kind of CSV file, and how its numbers are shown.
 
     Attributes
@@ -46,10 +48,10 @@ class Kind:
     name : str
     entry : str
         Column with the name of an `Entry`.
-    group, sample : tuple of str
+    group, sample : list of str
         Columns that averages are taken over first, and that tell rows of a group apart.
-    values : dict of str to str
-        Columns with numbers, by heading; the first is what arms are compared by.
+    values : list of str
+        Columns with numbers; the first is what arms are compared by.
     counted : str
         What a row is, for the heading.
     factor : float
@@ -60,37 +62,33 @@ class Kind:
 
     name: str
     entry: str
-    group: tuple[str, ...]
-    sample: tuple[str, ...]
-    values: dict[str, str]
+    group: list[str]
+    sample: list[str]
+    values: list[str]
     counted: str
-    factor: float
-    digits: int
+    factor: float = 1.0
+    digits: int = 4
 
     @property
     def columns(self) -> set[str]:
         """Columns that a file of this kind has."""
-        own = (self.entry, "bits", "budget", *self.group, *self.sample, *self.values.values())
-        return set(own)
+        return {self.entry, "bits", "budget", *self.group, *self.sample, *self.values}
 
 
 TASKS = Kind(
-    *("tasks", "arm", ("task", "length"), ("seed", "sample", "index")),
-    *({"average": "score"}, "samples", 100.0, 1),
+    *("tasks", "arm", ["task", "length"], ["seed", "sample", "index"], ["score"], "samples"),
+    factor=100.0,
+    digits=1,
 )
 NLL = Kind(
-    *("nll", "arm", ("text", "context", "continuation"), ("chunk", "sample")),
-    *({"NLL": "nll"}, "chunks", 1.0, 4),
+    *("nll", "arm", ["text", "context", "continuation"], ["chunk", "sample"], ["nll"], "chunks")
 )
-OFFLINE = Kind(
-    *("offline", "selector", ("model", "length"), ("layer", "head")),
-    {name.replace("_", " "): name for name in ("relative_mass", "mass", "recall", "output_error")},
-    *("heads", 1.0, 4),
-)
+MEASURES = ["relative_mass", "mass", "recall", "output_error"]
+OFFLINE = Kind("offline", "selector", ["model", "length"], ["layer", "head"], MEASURES, "heads")
 KINDS = (TASKS, NLL, OFFLINE)
 
 
-def read_rows(paths: Iterable[Path]) -> dict[str, list[Row]]:
+def read_rows(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
     """Rows of CSV files by the name of their kind; each of `KINDS` is there, if only empty.
 
     Raises
@@ -98,29 +96,26 @@ def read_rows(paths: Iterable[Path]) -> dict[str, list[Row]]:
     Refusal
         If a file is missing, or of none of the kinds.
     """
-    rows: dict[str, list[Row]] = {kind.name: [] for kind in KINDS}
+    found: dict[str, list[pd.DataFrame]] = {kind.name: [] for kind in KINDS}
     problems = []
     for path in paths:
         try:
-            with path.open(newline="", encoding="utf-8") as stream:
-                reader = csv.DictReader(stream)
-                columns, content = set(reader.fieldnames or ()), list(reader)
-        except (OSError, UnicodeDecodeError) as error:
+            rows = pd.read_csv(path, dtype=TEXT, keep_default_na=False)
+        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
             problems.append(Problem(str(path), "a readable CSV file", str(error)))
             continue
-        kind = next((kind for kind in KINDS if kind.columns <= columns), None)
+        kind = next((kind for kind in KINDS if kind.columns <= set(rows.columns)), None)
         if kind is None:
             expected = "the columns of `eval server`, `eval nll` or `eval offline`"
-            found = ", ".join(sorted(columns)) or "an empty file"
-            problems.append(Problem(str(path), expected, found))
+            problems.append(Problem(str(path), expected, ", ".join(sorted(rows.columns))))
         else:
-            rows[kind.name] += content
+            found[kind.name].append(rows)
     refuse_any(problems)
-    return rows
+    return {name: pd.concat(own) if own else pd.DataFrame() for name, own in found.items()}
 
 
-def scores(rows: Sequence[Row], kind: Kind, column: str) -> dict[Entry, Scores]:
-    """One column of files of a kind, by entry, group and sample.
+def scores(rows: pd.DataFrame, kind: Kind) -> Scores:
+    """Numbers of files of a kind, by entry.
 
     Layers that serving leaves dense are left out of offline files.
 
@@ -129,36 +124,16 @@ def scores(rows: Sequence[Row], kind: Kind, column: str) -> dict[Entry, Scores]:
     HataError
         If a sample of an entry is there twice, or a value is no number.
     """
-    found: dict[Entry, Scores] = {}
-    for row in rows:
-        if kind is OFFLINE and row["dense"] == "1":
-            continue
-        entry = Entry(row[kind.entry], row["bits"], row["budget"])
-        parts = (row[name] for name in kind.group)
-        group = tuple(int(part) if part.isdecimal() else part for part in parts)
-        sample = tuple(row[name] for name in kind.sample)
-        own = found.setdefault(entry, {}).setdefault(group, {})
-        if sample in own:
-            raise HataError(
-                f"{entry.name}: expected each sample once, found {sample} twice in {group}"
-            )
-        try:
-            own[sample] = float(row[column])
-        except (TypeError, ValueError):
-            raise HataError(
-                f"column {column}: expected a number, found {row[column]!r} in {row}"
-            ) from None
-    return found
-
-
-def by_method(rows: Sequence[Row]) -> list[Row]:
-    """Rows of offline files whose selectors go by their method, so that its bits make one line.
-
-    Selectors that only their own name tells apart (two sets of one method with as many bits) keep
-    it.
-    """
-    names: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        names.setdefault((row["method"], row["bits"]), set()).add(row["selector"])
-    shared = {method for (method, _), own in names.items() if len(own) > 1}
-    return [row if row["method"] in shared else row | {"selector": row["method"]} for row in rows]
+    if kind is OFFLINE:
+        rows = rows[rows["dense"] != 1]
+    entry, index = [kind.entry, "bits", "budget"], kind.group + kind.sample
+    twice = rows.loc[rows.duplicated(entry + index), entry + index]
+    if len(twice):
+        raise HataError(f"expected each sample once, found twice: {twice.iloc[0].to_dict()}")
+    try:
+        rows = rows.astype(dict.fromkeys(kind.values, float)).set_index(index)
+    except ValueError as error:
+        expected = f"columns {', '.join(kind.values)}: expected numbers"
+        raise HataError(f"{expected}, found: {error}") from None
+    parts = {Entry(*key): own[kind.values] for key, own in rows.groupby(entry, sort=False)}
+    return dict(sorted(parts.items(), key=lambda part: part[0].sort_key))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hata_sglang.evaluation.provenance import provenance
 
 
 class ResultFile:
-    """Rows with provenance, appended to a CSV and flushed; threads may share one.
+    """Rows with provenance, appended to a CSV.
 
     Parameters
     ----------
@@ -35,7 +34,6 @@ class ResultFile:
         self.columns = tuple(columns)
         self.keys = tuple(keys)
         self._stamp = provenance()
-        self._lock = threading.Lock()
         self._header = [*self.columns, *self._stamp]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._done: set[tuple[str, ...]] = set()
@@ -69,7 +67,7 @@ class ResultFile:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows behind the others; they are on disk when this returns."""
-        with self._lock, self.path.open("a", newline="", encoding="utf-8") as stream:
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._header)
             for row in rows:
                 writer.writerow({**row, **self._stamp})

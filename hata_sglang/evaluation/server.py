@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hata_sglang.errors import HataError
 from hata_sglang.evaluation.client import Client
@@ -19,10 +18,6 @@ from hata_sglang.processes import end_group
 
 HOST = "127.0.0.1"
 LOG_TAIL_LINES = 40
-
-
-class ServerError(HataError):
-    """A server did not start, or did not start in time; the message has its log's tail."""
 
 
 def free_port() -> int:
@@ -58,7 +53,7 @@ class ServerProcess:
     timeout : float, default 900
         Seconds that the server may take to start.
     on_wait : callable, optional
-        Called about twice a second while the server starts, with the seconds so far.
+        Called every tenth of a second while the server starts, with the seconds so far.
 
     Attributes
     ----------
@@ -72,7 +67,7 @@ class ServerProcess:
 
     Raises
     ------
-    ServerError
+    HataError
         On entry, if the process ends or `timeout` passes before it is ready.
 
     Examples
@@ -90,7 +85,7 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         log: str | Path | None = None,
         timeout: float = 900.0,
-        on_wait: Callable[[float], None] | None = None,
+        on_wait: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.port = free_port()
         start = list(command) if command is not None else [sys.executable, "-m", module]
@@ -102,10 +97,6 @@ class ServerProcess:
         self.on_wait = on_wait
         self._keeps_log = log is not None
         self.log_path = None if log is None else Path(log)
-
-    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
-        """Last lines of the server's output."""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> ServerProcess:
         if self.log_path is None:
@@ -135,29 +126,19 @@ class ServerProcess:
 
     def _wait(self) -> None:
         start = time.monotonic()
-        while True:
-            waited = time.monotonic() - start
-            code = self.process.poll()
-            if code is None and self.client.ready():
-                return
+        while not self.client.ready():
+            waited, code = time.monotonic() - start, self.process.poll()
             if code is not None or waited > self.timeout:
-                after = f"{self.timeout:.0f} s"
-                found = (
-                    f"was not ready after {after}"
-                    if code is None
-                    else f"ended with exit code {code}"
+                found = f"ended with exit code {code}"
+                if code is None:
+                    found = f"was not ready after {self.timeout:g} s"
+                log = self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+                raise HataError(
+                    "\n".join([f"the server {found}. The end of {self.log_path}:", *log])
                 )
-                raise ServerError(
-                    f"the server {found}. The end of {self.log_path}:\n{self.log_tail()}"
-                )
-            if self.on_wait is not None:
-                self.on_wait(waited)
-            time.sleep(0.5)
+            self.on_wait(waited)
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End the server and everything it spawned; returns when the server is gone."""
         end_group(self.process)
-
-    def counters(self) -> dict[str, Any] | None:
-        """As `hata_sglang.evaluation.client.Client.counters`."""
-        return self.client.counters()

@@ -1,24 +1,62 @@
-"""Servers to be graded, one after the other: started here, or running already."""
+"""Servers to be graded, started one after the other."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
+import yaml
 from rich.console import Console
 
 from hata_sglang.config import HataConfig
-from hata_sglang.errors import Problem, Refusal, refuse_any
-from hata_sglang.evaluation.arms import arm_arguments
-from hata_sglang.evaluation.budgets import budget_name, yaml_budget
+from hata_sglang.errors import Refusal
+from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_backend
+from hata_sglang.evaluation.budgets import budget_name
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
 from hata_sglang.evaluation.sparsity import Arm
-from hata_sglang.methods import methods
+from hata_sglang.methods import choice, methods
 from hata_sglang.weights import read_card
+
+
+def arm_flags(
+    arm: str,
+    config: str | Path | None,
+    folder: Path,
+    weights: Mapping[str, str] | None = None,
+    budget: int | float | None = None,
+) -> tuple[Arm, list[str]]:
+    """What one arm is called, and its flags of ``python -m hata_sglang.launch_server``.
+
+    All sparse arms have the budget, sink, recent and dense layers of one file; only the method
+    differs.
+
+    Parameters
+    ----------
+    arm : str
+        One of `ARMS`.
+    config, weights, budget
+        As in `hata_sglang.evaluation.arms.arm_settings`; dense takes no part of them.
+    folder : Path
+        Gets the YAML file of a sparse arm.
+
+    Raises
+    ------
+    Refusal
+        If `arm` is not in `ARMS`, or as `arm_settings`.
+    """
+    if arm not in ARMS:
+        raise Refusal.of("arm", choice(ARMS), repr(arm))
+    if arm == "dense":
+        return Arm(arm), ["--attention-backend", dense_backend()]
+    settings = arm_settings(arm, config, weights, budget)
+    # A budget below sink + recent is refused here, not by a server.
+    described = describe(arm, HataConfig.parse(settings))
+    path = folder / f"{arm}.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return described, ["--hata-config", str(path)]
 
 
 def describe(name: str, config: HataConfig) -> Arm:
@@ -34,106 +72,38 @@ def describe(name: str, config: HataConfig) -> Arm:
     return Arm(name, config.method, bits, budget_name(config.budget))
 
 
-def check_where(args: Namespace) -> None:
-    """Refuse command lines that say neither or both of what runs and what to start.
-
-    Raises
-    ------
-    Refusal
-        With every problem.
-    """
-    problems = []
-    if args.url and args.arms:
-        problems.append(Problem("--arms", "no --url beside it, or --arm NAME", "both"))
-    if args.url and not args.arm:
-        problems.append(Problem("--arm", "the name of what --url serves", "nothing"))
-    if args.url and args.arm and args.arm != "dense" and not args.config:
-        expected = "the YAML of the server, for its method, bits and budget"
-        problems.append(Problem("--config", expected, "nothing"))
-    if not args.url:
-        if args.arm:
-            problems.append(Problem("--arm", "--url beside it, or --arms NAMES", "no --url"))
-        if not args.arms:
-            problems.append(Problem("--url or --arms", "one of them", "neither"))
-        if not args.model:
-            problems.append(Problem("--model", "the checkpoint's folder", "nothing"))
-        if not args.config and any(arm != "dense" for arm in args.arms or ()):
-            problems.append(Problem("--config", "a YAML file for the sparse arms", "nothing"))
-    elif args.budgets:
-        problems.append(Problem("--budgets", "no --url beside it", "both"))
-    refuse_any(problems)
-
-
 @contextmanager
 def started(
     arm: str,
-    budget: int | float | None,
-    args: Namespace,
+    model: Path,
+    config: Path | None,
     flags: Sequence[str],
     console: Console,
+    weights: Mapping[str, str] | None = None,
+    budget: int | float | None = None,
 ) -> Iterator[tuple[Client, Arm]]:
-    """Start the server of one arm for the length of a ``with`` block."""
-    config = HataConfig.load(args.config) if arm != "dense" else None
-    wanted = yaml_budget(budget, config.sink + config.recent) if config is not None else None
-    # dense takes no part of the YAML file, and needs none.
-    path = args.config or ""
-    with arm_arguments(arm, args.model, path, dict(args.weights or ()), wanted) as arguments:
-        described = Arm(arm)
-        if "--hata-config" in arguments:
-            file = Path(arguments[arguments.index("--hata-config") + 1])
-            described = describe(arm, HataConfig.load(file))
-        with console.status(f"{described.label}: starting SGLang's server") as status:
-
-            def show(seconds: float) -> None:
-                status.update(f"{described.label}: starting SGLang's server, {seconds:.0f} s")
-
-            with ServerProcess([*arguments, *flags], on_wait=show) as server:
-                status.stop()  # rich shows one of these at a time, and progress bars follow
-                yield server.client, described
-
-
-def servers(
-    args: Namespace, flags: Sequence[str], console: Console
-) -> Iterator[tuple[Client, Arm]]:
-    """Give every server that the command line names, one after the other.
+    """Start the server of one arm for the length of a ``with`` block.
 
     Parameters
     ----------
-    args : argparse.Namespace
-        With url, arm, model, config, arms, weights and budgets.
+    arm, config, weights, budget
+        As in `arm_flags`, whose errors are raised.
+    model : Path
+        The checkpoint's folder.
     flags : sequence of str
-        For the servers that are started.
+        More flags of the server.
     console : Console
         Shows what is waited for.
-
-    Yields
-    ------
-    (Client, Arm)
-        A server ends when the next one is asked for.
     """
-    if args.url:
-        config = HataConfig.load(args.config) if args.arm != "dense" else None
-        yield Client(args.url), Arm("dense") if config is None else describe(args.arm, config)
-        return
-    for arm in args.arms:
-        for budget in [None] if arm == "dense" else args.budgets or [None]:
-            with started(arm, budget, args, flags, console) as server:
-                yield server
+    with TemporaryDirectory(prefix="hata-arm-") as folder:
+        described, own = arm_flags(arm, config, Path(folder), weights, budget)
+        waits = f"{described.label}: starting SGLang's server"
+        with console.status(waits) as status:
 
+            def show(seconds: float) -> None:
+                status.update(f"{waits}, {seconds:.0f} s")
 
-def tokenizer_of(args: Namespace) -> Any:
-    """The tokenizer of the checkpoint, or of the server that runs already.
-
-    Raises
-    ------
-    Refusal
-        If there is none.
-    """
-    from transformers import AutoTokenizer
-
-    path = str(args.model) if args.model else Client(args.url).server_info()["tokenizer_path"]
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise Refusal.of("--model", "a folder with a tokenizer", reason) from None
+            arguments = ["--model-path", str(model), *own, *flags]
+            with ServerProcess(arguments, on_wait=show) as server:
+                status.stop()  # rich shows one of these at a time, and progress bars follow
+                yield server.client, described

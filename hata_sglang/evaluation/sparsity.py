@@ -5,20 +5,18 @@ A dense run must never be reported as sparse: no row is written before `check_sp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hata_sglang.errors import HataError
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What a server runs, as the tables name it.
+class Arm(NamedTuple):
+    """What a server runs: the columns that tell arms apart.
 
     Attributes
     ----------
-    name : str
-        ``dense``, or any name for a sparse one.
+    arm : str
+        ``dense``, or a method.
     method : str
         Of the YAML; ``dense`` for the stock backend.
     bits : str
@@ -27,7 +25,7 @@ class Arm:
         Share of the context or number of tokens; empty for dense.
     """
 
-    name: str
+    arm: str
     method: str = "dense"
     bits: str = ""
     budget: str = ""
@@ -40,20 +38,10 @@ class Arm:
     @property
     def label(self) -> str:
         """For people: name and budget."""
-        return f"{self.name} at {self.budget}" if self.sparse else self.name
-
-    def columns(self) -> dict[str, str]:
-        """The columns that tell arms apart."""
-        return {
-            "arm": self.name,
-            "method": self.method,
-            "bits": self.bits,
-            "budget": self.budget,
-        }
+        return f"{self.arm} at {self.budget}" if self.sparse else self.arm
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What one decode step reads in one sparse layer, averaged over steps.
 
     Attributes
@@ -108,7 +96,6 @@ def check_sparsity(
     before: dict[str, Any] | None,
     after: dict[str, Any] | None,
     steps: int,
-    what: str,
 ) -> str:
     """Make sure that what was decoded between two snapshots was decoded as `arm` says.
 
@@ -119,8 +106,6 @@ def check_sparsity(
         The server's counters.
     steps : int
         Decode steps that the answers took, summed over requests; 0 proves nothing.
-    what : str
-        Named in errors.
 
     Returns
     -------
@@ -135,12 +120,10 @@ def check_sparsity(
     """
     if not arm.sparse:
         if before is not None or after is not None:
-            raise HataError(f"{what}: the arm {arm.name} is dense, but the server runs hata")
+            raise HataError(f"the arm {arm.arm} is dense, but the server runs hata")
         return ""
     if before is None or after is None:
-        raise HataError(
-            f"{what}: the arm {arm.label} was not sparse: the server has no counters of hata"
-        )
+        raise HataError(f"the arm {arm.label} was not sparse: the server has no counters of hata")
     if steps == 0:
         return ""
-    return f"{reading(before, after, f'{what}: the arm {arm.label}').share:.5f}"
+    return f"{reading(before, after, f'the arm {arm.label}').share:.5f}"

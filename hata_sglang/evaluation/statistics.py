@@ -1,4 +1,4 @@
-"""Averages with bootstrap intervals, and differences between arms on the same samples.
+"""Averages with bootstrap intervals.
 
 An average here is the mean of group means: a task counts as much as another, however many
 samples each has. The bootstrap draws samples anew within each group and reads the interval off
@@ -9,19 +9,16 @@ not cover other tasks or models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+#: Share of the draws inside an interval.
 LEVEL = 0.95
-RESAMPLES = 10_000
-#: Draws that are held at once, to bound the memory.
-BLOCK = 2_000_000
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """An average and its interval.
 
     Attributes
@@ -29,27 +26,20 @@ class Estimate:
     mean : float
     low, high : float or None
         Bounds of the interval; None if some group has a single sample.
-    count : int
-        Samples, over all groups.
     """
 
     mean: float
     low: float | None
     high: float | None
-    count: int
 
     @property
     def has_zero(self) -> bool:
         """Whether the interval has zero inside (or is unknown): no claim then."""
-        return self.low is None or self.high is None or self.low <= 0 <= self.high
+        return self.low is None or self.low <= 0 <= self.high
 
 
 def estimate(
-    groups: Sequence[Sequence[float]],
-    *,
-    seed: int = 0,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    groups: Sequence[Sequence[float]], *, seed: int = 0, resamples: int = 10_000
 ) -> Estimate:
     """Mean of group means with its percentile bootstrap interval.
 
@@ -59,13 +49,7 @@ def estimate(
         Scores, or differences of paired scores, by group.
     seed : int, default 0
         The same seed gives the same interval.
-    level : float, default 0.95
-        Share of the draws inside the interval.
     resamples : int, default 10000
-
-    Returns
-    -------
-    Estimate
 
     Raises
     ------
@@ -73,50 +57,15 @@ def estimate(
         If there is no group, or an empty one.
     """
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    if not arrays or any(array.size == 0 for array in arrays):
-        sizes = [array.size for array in arrays]
+    sizes = [array.size for array in arrays]
+    if not sizes or 0 in sizes:
         raise ValueError(f"groups: expected at least one, none empty, found sizes {sizes}")
     mean = float(np.mean([array.mean() for array in arrays]))
-    count = sum(array.size for array in arrays)
-    if any(array.size == 1 for array in arrays):
-        return Estimate(mean, None, None, count)
+    if 1 in sizes:
+        return Estimate(mean, None, None)
     dice = np.random.default_rng(seed)
-    total = np.zeros(resamples)
-    for array in arrays:
-        rows = max(1, BLOCK // array.size)
-        for start in range(0, resamples, rows):
-            shape = (min(rows, resamples - start), array.size)
-            drawn = array[dice.integers(0, array.size, shape)]
-            total[start : start + rows] += drawn.mean(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(total / len(arrays), [tail, 1 - tail])
-    return Estimate(mean, float(low), float(high), count)
-
-
-def average(scores: Mapping[object, Mapping[object, float]]) -> Estimate:
-    """`estimate` of scores by group and sample."""
-    return estimate([list(own.values()) for own in scores.values()])
-
-
-def paired(
-    ours: dict[object, dict[object, float]], theirs: dict[object, dict[object, float]]
-) -> list[list[float]]:
-    """Differences on the samples that both have, by group.
-
-    Parameters
-    ----------
-    ours, theirs : dict of dict of float
-        Scores by group and sample.
-
-    Returns
-    -------
-    list of list of float
-        Ours less theirs, without the groups that share no sample.
-    """
-    groups = []
-    for group, scores in ours.items():
-        other = theirs.get(group, {})
-        differences = [scores[sample] - other[sample] for sample in scores if sample in other]
-        if differences:
-            groups.append(differences)
-    return groups
+    drawn = [array[dice.integers(0, array.size, (resamples, array.size))] for array in arrays]
+    means = np.mean([draws.mean(axis=1) for draws in drawn], axis=0)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high))

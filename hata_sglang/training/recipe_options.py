@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from hata_sglang.config.problems import nearest
 from hata_sglang.errors import Problem, refuse_any
 
 R = TypeVar("R")
@@ -60,7 +60,8 @@ def make_recipe(recipe_type: type[R], options: Sequence[str]) -> R:
         if not separator:
             problems.append(Problem(setting, f"{name}=VALUE", repr(option)))
         elif name not in fields:
-            problems.append(Problem(setting, _nearest(name, fields), "an unknown option"))
+            expected = f"a known option ({nearest(name, fields)})"
+            problems.append(Problem(setting, expected, "an unknown one"))
         elif name in texts:
             problems.append(Problem(setting, "one value", f"{texts[name]} and {text}"))
         else:
@@ -112,9 +113,3 @@ def _value(text: str) -> Any:
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     return None if text == "none" else text
-
-
-def _nearest(name: str, fields: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, fields, n=1)
-    hint = f"{close[0]!r} (the nearest name), or another" if close else "one"
-    return f"{hint} of {', '.join(fields)}"

@@ -113,6 +113,14 @@ def test_rows():
 
 
 @pytest.fixture
+def scenarios():
+    """Some of `scaling`: two points against every axis, and users of one document."""
+    sizes = [(1, 32, 512), (8, 32, 512), (1, 128, 2048), (1, 128, 512)]
+    made = [Scenario(LLAMA, batch, context * KILO, k, "hata") for batch, context, k in sizes]
+    return [*made, Scenario(LLAMA, 4, 33 * KILO, 512, "hata", shared=32 * KILO)]
+
+
+@pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Function of scenarios that runs them into one file, with layers that take no GPU."""
     path = tmp_path / "out" / "op.csv"

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from hata_sglang.bench import serve
-from hata_sglang.bench.load import LoadError, send, speed
+from hata_sglang.bench.load import send, speed
 from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
 from hata_sglang.bench.serve_arms import ServeArm
 from hata_sglang.bench.workloads import Workload
+from hata_sglang.errors import HataError
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.server import ServerProcess
 
@@ -48,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/flush_cache"):
             cache.clear()
-            return self.answer("")
+            return self.answer('"Cache flushed."')
         asked = json.loads(body or "{}")
         prompt, count = asked["input_ids"], asked["sampling_params"]["max_new_tokens"]
         assert asked["sampling_params"]["ignore_eos"] and asked["stream"]
@@ -168,7 +169,7 @@ def test_a_server_that_is_gone(command):
         (answer,) = send(server.base_url, [[5, 6, 7]], 3)
         assert answer.output_len == 3
         assert len(answer.itl) == 2
-    with pytest.raises(LoadError, match="expected 3 tokens"):
+    with pytest.raises(HataError, match="expected 3 tokens"):
         send(server.base_url, [[5, 6, 7]], 3)
 
 

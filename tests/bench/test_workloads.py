@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from hata_sglang import cli
 from hata_sglang.bench.serve_arms import (
-    check_server_args,
     common_flags,
     context_length,
     make_arms,
@@ -86,20 +85,14 @@ def test_one_token_has_nothing_between_it():
         make_workloads(parse("--output-tokens", "1"), small=True)
 
 
-def test_server_args_may_not_tell_arms_apart():
-    check_server_args(["--mem-fraction-static", "0.8"])
-    with pytest.raises(Refusal, match="found --attention-backend, --hata-config"):
-        check_server_args(["--attention-backend=fa3", "--hata-config", "x"])
-
-
 def test_arms_differ_in_the_backend_alone(tmp_path):
     source = random_codes(64, tmp_path)
     flags = common_flags(tmp_path, [SHARED], on_cpu=False, dummy=True, more=["--dtype", "half"])
     stock, hata = make_arms(flags, "flashinfer", [source], tmp_path)
     assert (stock.name, stock.backend, stock.inner) == ("stock", "flashinfer", "flashinfer")
     assert (hata.name, hata.backend, hata.inner) == ("random-64b", "hata", "flashinfer")
-    assert stock.flags == (*flags, "--attention-backend", "flashinfer")
-    assert hata.flags[: len(flags) + 2] == (*flags, "--attention-backend", "hata")
+    assert stock.flags == [*flags, "--attention-backend", "flashinfer"]
+    assert hata.flags[: len(flags) + 2] == [*flags, "--attention-backend", "hata"]
     completed = yaml.safe_load(Path(hata.flags[-1]).read_text())
     assert completed["inner_backend"] == "flashinfer"
     text = " ".join(flags)
@@ -152,7 +145,7 @@ def test_a_checkpoint_without_weights(tmp_path):
     ("argv", "words"),
     [
         (["--model", "m", "--shape", "tiny"], "not allowed with"),
-        (["--shape", "gpt"], "expected one of llama-3.1-8b"),
+        (["--shape", "gpt"], "argument --shape: invalid choice: 'gpt'"),
         (["--bits", "0"], "expected a whole number above 0"),
         (["--workloads", "one=5"], "expected NAME=USERSxTOKENS (8x32K), found 'one=5'"),
         (["--workloads", "many"], "expected one of one, unrelated, shared, short, found 'many'"),
@@ -169,11 +162,10 @@ def test_usage_errors(argv, words, capsys):
     ("argv", "words"),
     [
         (["--model", "none"], "--config: expected a YAML file for this model"),
-        (["--model", "none", "--config", "a.yaml"], "no such folder"),
+        (["--model", "none", "--config", "a.yaml"], "expected a folder with a Hugging Face"),
         (["--shape", "tiny", "--config", "none.yaml"], "none.yaml"),
         (["--bits", "64"], "--bits: expected --shape without --config"),
         (["--shape", "tiny", "--config", "a.yaml", "--bits", "64"], "--bits: expected --shape"),
-        (["--shape", "tiny", "--server-args", "--device cpu"], "--server-args: expected"),
     ],
 )
 def test_refusals(argv, words, tmp_path, capsys, monkeypatch):
@@ -181,11 +173,3 @@ def test_refusals(argv, words, tmp_path, capsys, monkeypatch):
     assert cli.main(["bench", "serve", "--out", "x.csv", *argv]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
-
-
-def test_requests_longer_than_the_model_takes(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
-    argv = ["bench", "serve", "--out", str(tmp_path / "x.csv"), "--model", str(tmp_path)]
-    argv += ["--config", "a.yaml", "--workloads", "one=1x512"]
-    assert cli.main(argv) == 2
-    assert "expected requests of at most 512 tokens" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hata_sglang.evaluation.haystack import document
 from hata_sglang.evaluation.server import ServerProcess
 
 NEW_TOKENS = 16
@@ -69,7 +68,7 @@ class Client:
         raise AssertionError("the server is not idle after 10 s")
 
     def counters(self):
-        return self.server.counters()
+        return self.server.client.counters()
 
 
 def pytest_collection_modifyitems(items):
@@ -83,17 +82,6 @@ def pytest_collection_modifyitems(items):
 def connect():
     """Function that makes a `Client` of a running server."""
     return Client
-
-
-@pytest.fixture(scope="session")
-def make_prompt(demo_tokenizer):
-    """Function of (tokens, seed): that many ids of prose."""
-
-    def make(tokens: int, seed: int) -> list[int]:
-        text = document(demo_tokenizer, tokens + 64, seed)
-        return demo_tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
-
-    return make
 
 
 @pytest.fixture(scope="session")

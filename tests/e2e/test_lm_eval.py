@@ -37,7 +37,7 @@ def test_the_harness_grades_a_sparse_server(server, demo_model, repo_root, tmp_p
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in settings.items())]
     command += ["--apply_chat_template", "--include_path", "launch/examples/lm_eval"]
     command += ["--tasks", "hidden_facts", "--output_path", str(tmp_path)]
-    before = server.counters()
+    before = server.client.counters()
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results_*.json")
@@ -45,7 +45,7 @@ def test_the_harness_grades_a_sparse_server(server, demo_model, repo_root, tmp_p
     scores = results["results"]["hidden_facts"]
     assert scores["sample_len"] == QUESTIONS
     assert scores["exact_match,number"] >= 6 / QUESTIONS
-    read = reading(before, server.counters())
+    read = reading(before, server.client.counters())
     assert read.steps >= 5 * QUESTIONS  # digits of the numbers
     assert read.attended <= BUDGET
     assert read.context > 600

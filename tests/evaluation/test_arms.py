@@ -6,27 +6,28 @@ import yaml
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation import arms
-from hata_sglang.evaluation.arms import (
-    ARMS,
-    arm_arguments,
-    arm_settings,
-    arm_weights,
-    demo_config,
-)
+from hata_sglang.evaluation import arms, serving
+from hata_sglang.evaluation.arms import ARMS, arm_settings, arm_weights, demo_config
 from hata_sglang.methods import methods
 
 
-def test_dense_names_the_stock_backend_and_no_yaml(monkeypatch):
+@pytest.fixture
+def flags(tmp_path):
+    """Function of an arm and its settings that gives the flags of its server."""
+    return lambda arm, config, *more, **budget: serving.arm_flags(
+        arm, config, tmp_path, *more, **budget
+    )[1]
+
+
+def test_dense_names_the_stock_backend_and_no_yaml(flags, monkeypatch):
     for gpu, backend in ((True, "flashinfer"), (False, "torch_native")):
         monkeypatch.setattr(arms, "has_cuda_driver", lambda gpu=gpu: gpu)
-        with arm_arguments("dense", "model", demo_config()) as arguments:
-            assert arguments == ["--model-path", "model", "--attention-backend", backend]
+        assert flags("dense", None) == ["--attention-backend", backend]
 
 
-def test_the_files_own_method_takes_the_file_as_it_is():
-    with arm_arguments("asymmetric", "model", demo_config()) as arguments:
-        assert arguments == ["--model-path", "model", "--hata-config", str(demo_config())]
+def test_the_files_own_method_is_served_as_the_file_says(flags):
+    ours, _ = loaded(flags("asymmetric", demo_config()))
+    assert ours == HataConfig.load(demo_config())
 
 
 def loaded(arguments: list[str]) -> tuple[HataConfig, dict]:
@@ -39,34 +40,28 @@ def test_there_is_an_arm_for_dense_and_every_method():
 
 
 @pytest.mark.parametrize("arm", ["exact", "random", "streaming"])
-def test_other_methods_change_nothing_but_the_method(arm):
-    with arm_arguments(arm, "model", demo_config()) as arguments:
-        ours, settings = loaded(arguments)
+def test_other_methods_change_nothing_but_the_method(arm, flags):
+    ours, settings = loaded(flags(arm, demo_config()))
     theirs = HataConfig.load(demo_config())
     assert ours.method == arm
     assert ours.bits == (128 if arm == "random" else None)
     assert not set(settings) & {"weights", "seed"}
     for field in ("budget", "sink", "recent", "dense_layers", "inner_backend"):
         assert getattr(ours, field) == getattr(theirs, field)
-    assert not Path(arguments[-1]).exists()
 
 
 @pytest.mark.parametrize("arm", ["hashattention", "asymmetric", "hata"])
 def test_trained_arms_have_the_weights_given_and_their_bits(arm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    with arm_arguments(arm, "model", demo_config(), {arm: "mine"}) as arguments:
-        ours, _ = loaded(arguments)
+    ours = HataConfig.parse(arm_settings(arm, demo_config(), {arm: "mine"}))
     assert (ours.method, ours.bits, ours.weights) == (arm, None, str(tmp_path / "mine"))
     assert arm_settings(arm, demo_config(), {arm: "shipped-name"})["weights"] == "shipped-name"
 
 
 def test_trained_arm_without_weights_is_refused():
-    with (
-        pytest.raises(Refusal, match="expected a folder or shipped name of weights for arm hata"),
-        arm_arguments("hata", "model", demo_config(), {"asymmetric": "x"}),
-    ):
-        pass
+    with pytest.raises(Refusal, match="expected a folder or shipped name of weights for arm hata"):
+        arm_settings("hata", demo_config(), {"asymmetric": "x"})
 
 
 def test_other_weights_of_the_same_method_have_other_bits():
@@ -102,8 +97,8 @@ def test_another_method_holds_in_every_layer(per_layer):
 
 
 def test_a_budget_holds_in_every_layer_and_keeps_the_rest(per_layer, tmp_path):
-    with arm_arguments("hata", "model", per_layer, budget=200) as arguments:
-        ours, settings = loaded(arguments)
+    settings = arm_settings("hata", per_layer, budget=200)
+    ours = HataConfig.parse(settings)
     assert settings["layers"] == {
         "2-3": {"bits": 32},
         "4": {"method": "random", "recent": 8},
@@ -115,10 +110,10 @@ def test_a_budget_holds_in_every_layer_and_keeps_the_rest(per_layer, tmp_path):
     assert (plans[7].weights, plans[7].bits, plans[7].sink) == (str(tmp_path / "mine"), 64, 4)
 
 
-def test_a_budget_may_be_a_share():
-    share = {"ratio": 0.5, "min": 100, "max": 200}
-    with arm_arguments("exact", "model", demo_config(), budget=share) as arguments:
-        assert loaded(arguments)[0].budget.tokens(300) == 150
+def test_a_budget_may_be_a_share(flags):
+    budget = loaded(flags("exact", demo_config(), budget=0.0156))[0].budget
+    assert (budget.ratio, budget.min) == (0.0156, 81)  # sink 16, recent 64, and one to choose
+    assert budget.tokens(100_000) == 1560
 
 
 def test_a_ratio_budget_and_the_seed_of_random_are_kept(tmp_path):
@@ -135,12 +130,9 @@ def test_random_takes_no_bits_that_it_cannot_have(tmp_path):
     assert "bits" not in arm_settings("random", path)
 
 
-def test_a_budget_below_what_is_always_kept_is_refused():
-    with (
-        pytest.raises(Refusal, match="at least 81 tokens"),
-        arm_arguments("exact", "model", demo_config(), budget=80),
-    ):
-        pass
+def test_a_budget_below_what_is_always_kept_is_refused(flags):
+    with pytest.raises(Refusal, match="at least 81 tokens"):
+        flags("exact", demo_config(), budget=80)
 
 
 def test_weights_of_arms_on_a_command_line():
@@ -150,9 +142,6 @@ def test_weights_of_arms_on_a_command_line():
             arm_weights(text)
 
 
-def test_unknown_arm_is_refused():
-    with (
-        pytest.raises(Refusal, match="arm: expected dense, asymmetric,"),
-        arm_arguments("best", "model", demo_config()),
-    ):
-        pass
+def test_unknown_arms_are_refused(flags):
+    with pytest.raises(Refusal, match="arm: expected dense, asymmetric,"):
+        flags("best", demo_config())

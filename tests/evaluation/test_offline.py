@@ -178,7 +178,7 @@ def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
     line = next(line for line in printed.splitlines() if line.startswith("| quest4 | 128 | 12 |"))
     assert f" | {sum(masses) / 2:.4f} [" in line
     # what `eval report` reads
-    found = scores(read_rows([out])["offline"], OFFLINE, "output_error")
+    found = scores(read_rows([out])["offline"], OFFLINE)
     assert len(found) == 8 * 2
 
 

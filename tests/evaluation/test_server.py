@@ -5,7 +5,8 @@ import urllib.request
 
 import pytest
 
-from hata_sglang.evaluation.server import ServerError, ServerProcess, free_port
+from hata_sglang.errors import HataError
+from hata_sglang.evaluation.server import ServerProcess, free_port
 
 COUNTERS = '{"decode_steps": 3, "tokens_in_context": 60, "tokens_attended": 6, "tokens_encoded": 9}'
 
@@ -38,7 +39,7 @@ def test_serves_within_the_block_and_not_after(fake_server):
 
 def test_waits_until_health_says_ready(fake_server):
     waits = []
-    with ServerProcess(["--busy-for", "1"], command=fake_server, on_wait=waits.append):
+    with ServerProcess(["--busy-for", "0.3"], command=fake_server, on_wait=waits.append):
         assert waits
         assert waits == sorted(waits)
 
@@ -55,7 +56,7 @@ def test_spawned_processes_end_with_it(fake_server, tmp_path):
 def test_children_of_a_server_that_died_end_too(fake_server, tmp_path):
     pid_file = tmp_path / "child"
     flags = ["--child-pid-file", str(pid_file), "--exit-code", "1"]
-    with pytest.raises(ServerError), ServerProcess(flags, command=fake_server):
+    with pytest.raises(HataError), ServerProcess(flags, command=fake_server):
         pass
     child = int(pid_file.read_text())
     wait_until_gone(child)
@@ -73,13 +74,14 @@ def test_a_failure_in_the_block_ends_the_server_and_keeps_the_log(fake_server):
 
 def test_early_exit_shows_code_and_log(fake_server, tmp_path):
     server = ServerProcess(["--exit-code", "3"], command=fake_server, log=tmp_path / "log")
-    with pytest.raises(ServerError, match=r"exit code 3(?s:.*)last words of the server"), server:
+    with pytest.raises(HataError, match=r"exit code 3(?s:.*)last words of the server"), server:
         pass
 
 
 def test_too_slow_is_an_error_and_ends_it(fake_server, tmp_path):
-    server = ServerProcess(["--deaf"], command=fake_server, log=tmp_path / "log", timeout=1)
-    with pytest.raises(ServerError, match=r"not ready after 1 s(?s:.*)reading no setting"), server:
+    server = ServerProcess(["--deaf"], command=fake_server, log=tmp_path / "log", timeout=0.3)
+    late = r"not ready after 0\.3 s(?s:.*)reading no setting"
+    with pytest.raises(HataError, match=late), server:
         pass
     assert not is_running(server.process.pid)
 
@@ -87,7 +89,7 @@ def test_too_slow_is_an_error_and_ends_it(fake_server, tmp_path):
 def test_log_and_environment(fake_server, tmp_path):
     log = tmp_path / "log"
     with ServerProcess(command=fake_server, log=log, env={"FAKE_SETTING": "mine"}) as server:
-        assert server.log_tail() == "reading mine"
+        assert log.read_text() == "reading mine\n"
     assert log.exists()
     with ServerProcess(command=fake_server) as server:
         own = server.log_path
@@ -98,7 +100,7 @@ def test_log_and_environment(fake_server, tmp_path):
 @pytest.mark.parametrize(("flags", "expected"), [([], None), (["--counters", COUNTERS], 9)])
 def test_counters(fake_server, flags, expected):
     with ServerProcess(flags, command=fake_server) as server:
-        counters = server.counters()
+        counters = server.client.counters()
     assert (counters and counters["tokens_encoded"]) == expected
 
 

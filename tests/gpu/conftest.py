@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hata_sglang.evaluation.haystack import document
-from hata_sglang.evaluation.hidden_fact import make_prompts
 from hata_sglang.evaluation.server import ServerProcess
+from hata_sglang.evaluation.tasks import TASKS
 
 #: Several servers share one GPU: a small pool each, and graphs of few sizes, which start sooner.
 SHARED = ("--max-total-tokens", "100000", "--mem-fraction-static", "0.5")
 SHARED += ("--cuda-graph-max-bs-decode", "32")
-
-
-@pytest.fixture(scope="session")
-def make_ids(demo_tokenizer):
-    """Function of (tokens, seed): that many ids of prose."""
-    return lambda n, seed: demo_tokenizer(document(demo_tokenizer, n + 64, seed))["input_ids"][:n]
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +34,15 @@ def model_log_probabilities(demo_model):
 
 @pytest.fixture(scope="session")
 def facts(demo_tokenizer):
-    """Ten questions about facts hidden in five documents of 6,000 tokens."""
-    return make_prompts(demo_tokenizer, 10, 6000, documents=5)
+    """Ten questions about numbers hidden in two documents of 6,000 tokens."""
+    tasks = (TASKS["niah_single_1"], TASKS["niah_single_2"])
+    return [each for task in tasks for each in task.samples(5, 6000, demo_tokenizer, 0)]
 
 
 @pytest.fixture(scope="session")
 def facts_of_one_document(demo_tokenizer):
     """Ten questions about one document of 6,000 tokens."""
-    return make_prompts(demo_tokenizer, 10, 6000, seed=1, documents=1)
+    return TASKS["niah_single_2"].samples(10, 6000, demo_tokenizer, 1)
 
 
 @pytest.fixture(scope="session")

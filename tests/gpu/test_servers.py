@@ -12,7 +12,6 @@ import requests
 import yaml
 
 from hata_sglang.evaluation.arms import demo_config
-from hata_sglang.evaluation.hidden_fact import REPLY_TOKENS, found
 from hata_sglang.evaluation.server import ServerProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -84,8 +83,8 @@ def compare(stock: dict, ours: dict) -> tuple[int, float, float]:
 def hits(server: ServerProcess, facts) -> int:
     """How many hidden facts a server finds, asked all at once."""
     with ThreadPoolExecutor(len(facts)) as pool:
-        replies = list(pool.map(lambda f: server.client.chat(f.messages, REPLY_TOKENS), facts))
-    return sum(found(fact.answer, reply.text) for fact, reply in zip(facts, replies, strict=True))
+        replies = list(pool.map(lambda fact: fact.ask(server.client), facts))
+    return sum(fact.score(reply.text) for fact, reply in zip(facts, replies, strict=True))
 
 
 def check_share(counters: dict, layers: int = SPARSE_LAYERS) -> None:
@@ -94,13 +93,14 @@ def check_share(counters: dict, layers: int = SPARSE_LAYERS) -> None:
     assert 0 < counters["tokens_attended"] < 0.06 * counters["tokens_in_context"]
 
 
-def check_covering(serve, make_ids, inner: str, *flags: str) -> None:
+def check_covering(serve, make_prompt, inner: str, *flags: str) -> None:
     """A budget of 8,192 tokens: hata's own kernels rank and attend to every token."""
-    prompts = {n: make_ids(n, n) for n in (5, 100, 1000, 3000, 6000)}
+    prompts = {n: make_prompt(n, n) for n in (5, 100, 1000, 3000, 6000)}
 
     def answers(server: ServerProcess) -> tuple[dict, dict | None]:
         with server:
-            return {n: generate(server, ids) for n, ids in prompts.items()}, server.counters()
+            given = {n: generate(server, ids) for n, ids in prompts.items()}
+            return given, server.client.counters()
 
     servers = (
         serve(None, "--attention-backend", inner, *flags),
@@ -118,15 +118,15 @@ def check_covering(serve, make_ids, inner: str, *flags: str) -> None:
 
 
 @EACH_INNER
-def test_covering_budget_gives_what_stock_gives(serve, make_ids, record_property, inner):
+def test_covering_budget_gives_what_stock_gives(serve, make_prompt, record_property, inner):
     record_property("inner", inner)
-    check_covering(serve, make_ids, inner)
+    check_covering(serve, make_prompt, inner)
 
 
 @EACH_INNER
-def test_eager_covering_budget(serve, make_ids, record_property, inner):
+def test_eager_covering_budget(serve, make_prompt, record_property, inner):
     record_property("inner", inner)
-    check_covering(serve, make_ids, inner, *EAGER)
+    check_covering(serve, make_prompt, inner, *EAGER)
 
 
 @EACH_INNER
@@ -134,7 +134,7 @@ def test_eager_sparse_steps(serve, facts, record_property, inner):
     record_property("inner", inner)
     with serve(settings(inner_backend=inner), *EAGER) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
+        check_share(server.client.counters())
 
 
 @pytest.fixture(scope="module", params=INNER)
@@ -154,17 +154,17 @@ def inner(sparse, record_property):
 @pytest.mark.usefixtures("inner")
 def test_hidden_facts_are_found_and_little_is_read(sparse, facts):
     assert hits(sparse, facts) >= 9
-    counters = sparse.counters()
+    counters = sparse.client.counters()
     check_share(counters)
     assert (counters["method"], counters["bits"], counters["layers"]) == ("asymmetric", 128, "2-29")
     assert "hata is on: method asymmetric, 128 bits" in sparse.log_path.read_text()
 
 
 @pytest.mark.usefixtures("inner")
-def test_counters_of_one_request(sparse, make_ids):
-    before = sparse.counters()
-    generate(sparse, make_ids(3000, 7), 16)
-    after = sparse.counters()
+def test_counters_of_one_request(sparse, make_prompt):
+    before = sparse.client.counters()
+    generate(sparse, make_prompt(3000, 7), 16)
+    after = sparse.client.counters()
     steps = after["decode_steps"] - before["decode_steps"]
     # The first token is the prefill's; the overlap scheduler may begin a step too many.
     assert steps in (15, 16)
@@ -177,12 +177,12 @@ def test_counters_of_one_request(sparse, make_ids):
 
 
 @pytest.mark.usefixtures("inner")
-def test_cached_prefix_keeps_its_codes(sparse, make_ids):
-    ids = make_ids(4000, 8)
+def test_cached_prefix_keeps_its_codes(sparse, make_prompt):
+    ids = make_prompt(4000, 8)
     cold = generate(sparse, ids)
-    middle = sparse.counters()["tokens_encoded"]
+    middle = sparse.client.counters()["tokens_encoded"]
     cached = generate(sparse, ids)
-    assert sparse.counters()["tokens_encoded"] - middle <= 1 + 32
+    assert sparse.client.counters()["tokens_encoded"] - middle <= 1 + 32
     assert cached["meta_info"]["cached_tokens"] >= 3990
     _, worst, margin = compare(cold, cached)
     assert max(worst, margin) < ROUNDING
@@ -195,17 +195,17 @@ def test_many_requests_about_one_document(sparse, facts_of_one_document):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_method_in_a_server(serve, facts, make_ids, model_log_probabilities, method):
+def test_method_in_a_server(serve, facts, make_prompt, model_log_probabilities, method):
     base = {k: v for k, v in yaml.safe_load(settings()).items() if k not in ("weights", "bits")}
     with serve(yaml.safe_dump(base | {"method": method} | METHODS[method])) as server:
         score = hits(server, facts)
         print(f"{method}: {score} of {len(facts)}")
-        check_share(server.counters())
-        assert server.counters()["method"] == method
+        check_share(server.client.counters())
+        assert server.client.counters()["method"] == method
         if method in ("exact", "asymmetric"):
             assert score >= 9
         # Long requests leave nothing behind that a short one, which the budget covers, would see.
-        short = make_ids(40, 9)
+        short = make_prompt(40, 9)
         answer = generate(server, short)
     theirs = model_log_probabilities(short, answer["output_ids"])
     ours = [value for value, *_ in answer["meta_info"]["output_token_logprobs"]]
@@ -216,8 +216,8 @@ def test_method_in_a_server(serve, facts, make_ids, model_log_probabilities, met
 def test_attention_by_flashinfer(serve, facts, flags):
     with serve(settings(attend="flashinfer"), *flags) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
-        assert server.counters()["attend"] == "flashinfer"
+        check_share(server.client.counters())
+        assert server.client.counters()["attend"] == "flashinfer"
 
 
 LAUNCHERS = {
@@ -232,4 +232,4 @@ def test_launch_line_of_the_readme(serve, facts, module):
     """SGLang's defaults: it chooses the inner backend, graphs of prefill and decode, the memory."""
     with serve(settings(), *LAUNCHERS[module], shared=False, module=module) as server:
         assert hits(server, facts) >= 9
-        check_share(server.counters())
+        check_share(server.client.counters())

@@ -1,6 +1,5 @@
 """The demo model's folder: made once, checked, rebuilt when damaged; failures say what to do."""
 
-import argparse
 import shutil
 import stat
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hata_sglang import cli
 from hata_sglang.demo import model as demo_model
 from hata_sglang.demo.model import DemoModelError, ensure_demo_model
 
@@ -176,9 +176,7 @@ def test_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     assert str(demo_model.default_cache_dir()) == "/home/someone/.cache/hata-sglang"
 
 
-def test_command_prints_the_folder(wheel, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    demo_model.add_demo_model_arguments(parser)
-    args = parser.parse_args(["--cache-dir", str(tmp_path / "c")])
-    assert demo_model.run_demo_model(args) == 0
+def test_command_prints_the_folder(wheel, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HATA_CACHE", str(tmp_path / "c"))
+    assert cli.main(["demo-model"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "c" / "SmolLM2-135M-Instruct")

@@ -61,14 +61,14 @@ def test_options_are_typed_by_the_recipe():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["step=7"], "--option step: expected 'steps' .the nearest name., or another of obj"),
-        (["zzz=7"], "--option zzz: expected one of objective, steps"),
+        (["step=7"], "--option step: expected a known option .did you mean 'steps'"),
+        (["zzz=7"], "--option zzz: expected a known option .valid: objective"),
         (["steps=many"], "--option steps: expected an integer, found 'many'"),
         (["steps"], "--option steps: expected steps=VALUE, found 'steps'"),
         (["scale_bits=9"], "--option scale_bits: expected 0 or 8 or 16, found '9'"),
         (["schedule=linear"], "expected constant or cosine or none, found 'linear'"),
         (["steps=1", "steps=2"], "--option steps: expected one value, found 1 and 2"),
-        (["a=1", "paper.sgma=1"], "2 problems(.|\\n)*'paper.sigma' .the nearest name."),
+        (["a=1", "paper.sgma=1"], "2 problems(.|\\n)*did you mean 'paper.sigma'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(texts, message):

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from hata_sglang.evaluation.tasks.base import Sample
-from hata_sglang.evaluation.tasks.fit import fitted
-from hata_sglang.evaluation.tasks.prose import NOISE, prose
-from hata_sglang.evaluation.tasks.stored import WORDING
-from hata_sglang.evaluation.tasks.words import MOST_KEYS, numbers, uuids, word_keys
+from hata_sglang.evaluation.tasks.base import Sample, Task
+from hata_sglang.evaluation.tasks.material import (
+    MOST_KEYS,
+    NOISE,
+    WORDING,
+    numbers,
+    prose,
+    uuids,
+    word_keys,
+)
 
 NEW_TOKENS = 128
 #: Shares of the prose before a needle: 40, evenly from none to all.
@@ -21,7 +26,7 @@ DEPTHS = tuple(step / 39 for step in range(40))
 
 
 @dataclass(frozen=True)
-class NeedleTask:
+class NeedleTask(Task):
     """Needles in a haystack, and a question about some of them.
 
     Attributes
@@ -54,26 +59,24 @@ class NeedleTask:
         """Needles of the hidden keys, one per value."""
         return self.num_keys * self.num_values
 
-    def samples(self, count: int, length: int, tokenizer: Any, seed: int) -> list[Sample]:
-        """See `Task.samples`. With one needle, ``info["depth"]`` is the share of text before it."""
-        limited = self.haystack == "needles" and self.keys == "words"
-        return fitted(
-            lambda index, units: self._build(seed, index, units),
-            count=count,
-            length=length,
-            tokenizer=tokenizer,
-            least=max(self.needles, 4),
-            most=MOST_KEYS - self.num_keys if limited else None,
-        )
+    @property
+    def least(self) -> int:
+        """See `Task`."""
+        return max(self.needles, 4)
 
-    def _build(self, seed: int, index: int, units: int) -> Sample:
+    @property
+    def most(self) -> int | None:
+        """See `Task`."""
+        limited = self.haystack == "needles" and self.keys == "words"
+        return MOST_KEYS - self.num_keys if limited else None
+
+    def build(self, key: str, units: int, length: int) -> Sample:
+        """See `Task.build`; a unit is a line of noise, a sentence of prose or another needle."""
         # Two dice: what is hidden stays the same while the amount of haystack is searched for.
-        key = f"{self.name} {seed} {index}"
         facts, places = random.Random(f"{key} facts"), random.Random(f"{key} places")
-        hay = units if self.haystack == "needles" else 0
-        keys = (word_keys if self.keys == "words" else uuids)(facts, self.num_keys)
+        make_keys = word_keys if self.keys == "words" else uuids
         make_values = numbers if self.values == "numbers" else uuids
-        values = make_values(facts, self.needles)
+        keys, values = make_keys(facts, self.num_keys), make_values(facts, self.needles)
         owners = [keys[n // self.num_values] for n in range(self.needles)]
         needles = self._sentences(owners, values)
         facts.shuffle(needles)
@@ -84,7 +87,12 @@ class NeedleTask:
             # Depths are shares of the text, drawn without repetition, and rounded down.
             at = sorted(int(units * depth) for depth in places.sample(DEPTHS, self.needles))
         else:
-            lines = [NOISE] * units if not hay else self._other_needles(places, hay, keys)
+            lines = [NOISE] * units
+            if self.haystack == "needles":
+                # Some to spare: a hay needle with a hidden key would be a second answer.
+                spare = make_keys(places, units + len(keys))
+                others = [other for other in spare if other not in keys][:units]
+                lines = self._sentences(others, make_values(places, units))
             at = sorted(places.sample(range(units), self.needles))
         for place, needle in zip(reversed(at), reversed(needles), strict=True):
             lines.insert(place, needle)
@@ -97,15 +105,14 @@ class NeedleTask:
         opening = WORDING["niah_one_opening"] if one else WORDING["niah_many_opening"]
         context = (" " if self.haystack == "prose" else "\n").join(lines)
         return Sample(
-            task=self.name,
-            index=index,
+            self.name,
             prompt=template.format(kind=kind, query=query, context=context),
             references=tuple(
                 value for n in asked for value in values[n * self.num_values :][: self.num_values]
             ),
             new_tokens=NEW_TOKENS,
             opening=opening.format(kind=kind, query=query),
-            info={"depth": round(at[0] / units, 3)} if self.needles == 1 else {},
+            depth=round(at[0] / units, 3) if self.needles == 1 else "",
         )
 
     def _sentences(self, keys: list[str], values: list[str]) -> list[str]:
@@ -113,15 +120,6 @@ class NeedleTask:
             WORDING["needle"].format(kind=self.values, key=key, value=value)
             for key, value in zip(keys, values, strict=True)
         ]
-
-    def _other_needles(self, dice: random.Random, count: int, taken: list[str]) -> list[str]:
-        # Some to spare: a hay needle with a hidden key would be a second answer.
-        make_keys, make_values = (
-            word_keys if self.keys == "words" else uuids,
-            numbers if self.values == "numbers" else uuids,
-        )
-        spare = [key for key in make_keys(dice, count + len(taken)) if key not in taken]
-        return self._sentences(spare[:count], make_values(dice, count))
 
 
 NIAH_TASKS = (

@@ -124,7 +124,8 @@ class FakeServer:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        serve = self.http.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()  # seconds to its end
 
     def count(self, new_tokens):
         if self.counters is None:

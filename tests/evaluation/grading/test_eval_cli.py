@@ -1,5 +1,7 @@
 import argparse
 import csv
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from hata_sglang.evaluation.budgets import read_budget
 from hata_sglang.evaluation.cli import add_eval_arguments
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.sparsity import Arm
+from hata_sglang.evaluation.tasks import TASKS, Task
 
 YAML = "method: exact\nbudget: 256\n"
 
@@ -29,8 +32,18 @@ def config(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_model(monkeypatch, chars):
-    monkeypatch.setattr(serving, "tokenizer_of", lambda args: chars)
+def no_model(monkeypatch, fake, chars):
+    """The fake server in place of those that are started, and its tokenizer."""
+
+    @contextmanager
+    def started(arm, model, config, flags, console, weights, budget):
+        if arm != "dense":
+            fake.be_sparse()
+        folder = config.parent if config else None
+        yield Client(fake.url), serving.arm_flags(arm, config, folder, weights, budget)[0]
+
+    monkeypatch.setattr(serving, "started", started)
+    monkeypatch.setattr("hata_sglang.training.checkpoint.load_tokenizer", lambda model: chars)
     monkeypatch.setattr("hata_sglang.evaluation.server.exit_on_sigterm", lambda: None)
 
 
@@ -42,36 +55,57 @@ def rows(path):
 SMALL = ("--tasks", "niah_single_1", "--lengths", "3000", "--samples", "11")
 
 
-def test_a_running_server_is_graded_and_the_report_made(fake, config, tmp_path, capsys):
+def test_arms_are_graded_and_the_report_made(config, tmp_path, capsys):
     out = tmp_path / "rows.csv"
-    run("server", "--url", fake.url, "--arm", "dense", "--out", out, *SMALL)
-    assert {row["arm"] for row in rows(out)} == {"dense"}
-    fake.be_sparse()
-    sparse = ("--url", fake.url, "--arm", "top-k", "--config", config)
-    run("server", *sparse, "--out", out, *SMALL)
-    last = rows(out)[-1]
-    assert [last[key] for key in ("arm", "method", "bits", "budget")] == [
-        "top-k",
-        "exact",
-        "",
-        "256",
+    where = ("--model", "m", "--config", config, "--budgets", "0.5", "256", "--out", out)
+    run("server", *where, "--arms", "dense", "exact", *SMALL)
+    found = [tuple(row[key] for key in ("arm", "method", "bits", "budget")) for row in rows(out)]
+    assert found == [
+        *[("dense", "dense", "", "")] * 11,
+        *[("exact", "exact", "", "0.5")] * 11,
+        *[("exact", "exact", "", "256")] * 11,
     ]
-    assert len(rows(out)) == 22
-    run("report", out, "--out", tmp_path / "report", "--min-dense", "0", "--no-plots")
-    assert "| top-k |  | 256 | 11 |" in (tmp_path / "report" / "report.md").read_text()
+    run("report", out, "--out", tmp_path / "report", "--min-dense", "0")
+    assert "| exact |  | 256 | 11 |" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_likelihoods_of_a_file(fake, tmp_path):
+def test_ruler_stands_for_all_tasks_each_once(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(Task, "samples", lambda self, *_: asked.append(self.name) or [])
+    where = ("--model", "m", "--arms", "dense", "--out", tmp_path / "rows.csv")
+    run("server", *where, "--tasks", "vt", "ruler", "vt")
+    assert asked == ["vt", *(name for name in TASKS if name != "vt")]
+    assert len(TASKS) == 11
+    with pytest.raises(SystemExit):
+        run("server", *where, "--tasks", "other")
+    assert "invalid choice: 'other' (choose from" in capsys.readouterr().err
+
+
+def test_likelihoods_of_a_file(tmp_path):
     text = tmp_path / "mine.txt"
     text.write_bytes(bytes(range(2, 40)) * 3)
     out = tmp_path / "nll.csv"
-    where = ("--url", fake.url, "--arm", "dense", "--out", out)
+    where = ("--model", "m", "--arms", "dense", "--out", out)
     run("nll", *where, "--text", text, "--chunks", 2, "--context", 20, "--continuation", 5)
     assert [row["chunk"] for row in rows(out)] == ["0", "1"]
     assert all(float(row["nll"]) > 0 for row in rows(out))
 
 
-def test_every_arm_and_budget_gets_a_server(config, tmp_path, monkeypatch):
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hata_sglang.training.checkpoint.load_tokenizer", lambda model: None)
+    with pytest.raises(Refusal, match="--model: expected a folder with a tokenizer, found m"):
+        run("server", "--model", "m", "--arms", "dense", "--out", tmp_path / "rows.csv")
+
+
+def test_sparse_arms_without_a_file_are_refused_before_a_server_starts(tmp_path, fake):
+    out = tmp_path / "rows.csv"
+    with pytest.raises(Refusal, match="--config: expected a YAML file for the sparse arms"):
+        run("server", "--model", "m", "--arms", "dense", "exact", "--out", out, *SMALL)
+    assert fake.requests == []
+    assert not out.exists()
+
+
+def test_an_arm_gets_a_server_of_its_own(config, tmp_path, monkeypatch):
     asked = []
 
     class NoServer:
@@ -81,58 +115,19 @@ def test_every_arm_and_budget_gets_a_server(config, tmp_path, monkeypatch):
             self.arguments = arguments
 
         def __enter__(self):
-            yaml = None
-            if "--hata-config" in self.arguments:
-                path = self.arguments[self.arguments.index("--hata-config") + 1]
-                yaml = HataConfig.load(path)
-            asked.append((yaml, self.arguments[-2:]))
+            asked.append(HataConfig.load(Path(self.arguments[3])))
             return self
 
         def __exit__(self, *_):
             asked.append("ended")
 
+    monkeypatch.undo()
     monkeypatch.setattr(serving, "ServerProcess", NoServer)
-    args = argparse.Namespace(
-        url=None,
-        arms=["dense", "exact"],
-        budgets=[0.0156, 256],
-        model=tmp_path,
-        config=config,
-        weights=None,
-    )
-    arms = []
-    for client, arm in serving.servers(args, ["--dtype", "float32"], serving.Console(quiet=True)):
+    flags, console = ["--dtype", "float32"], serving.Console(quiet=True)
+    with serving.started("exact", tmp_path, config, flags, console, budget=300) as (client, arm):
         assert isinstance(client, Client)
-        arms.append(arm)
-    assert arms == [
-        Arm("dense"),
-        Arm("exact", "exact", "", "0.0156"),
-        Arm("exact", "exact", "", "256"),
-    ]
-    assert asked[1::2] == ["ended"] * 3
-    dense, share, fixed = asked[::2]
-    assert dense == (None, ["--dtype", "float32"])
-    budget = share[0].budget
-    assert (budget.ratio, budget.min) == (0.0156, 81)  # sink 16, recent 64, and one to choose
-    assert budget.tokens(100_000) == 1560
-    assert fixed[0].budget.tokens(100_000) == 256
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--url or --arms: expected one of them"),
-        (["--url", "u"], "--arm: expected the name"),
-        (["--url", "u", "--arm", "mine"], "--config: expected the YAML of the server"),
-        (["--url", "u", "--arm", "dense", "--arms", "dense"], "--arms: expected no --url"),
-        (["--url", "u", "--arm", "dense", "--budgets", "64"], "--budgets: expected no --url"),
-        (["--arms", "exact"], r"--model: expected (?s:.*)--config: expected"),
-        (["--arms", "dense", "--arm", "dense"], "--arm: expected --url beside it"),
-    ],
-)
-def test_unclear_command_lines_are_refused(words, message, tmp_path):
-    with pytest.raises(Refusal, match=message):
-        run("server", *words, "--out", tmp_path / "rows.csv")
+        assert arm == Arm("exact", "exact", "", "300")
+    assert [asked[0].budget.tokens(100_000), asked[1]] == [300, "ended"]
 
 
 @pytest.mark.parametrize(("text", "value"), [("256", 256), ("0.0156", 0.0156), ("1.0", 1.0)])

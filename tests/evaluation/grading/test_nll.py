@@ -7,7 +7,8 @@ import torch
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.forced import ForceTokens, decode_logprobs
-from hata_sglang.evaluation.nll import COLUMNS, KEYS, Chunk, make_chunks, read_text, run_nll
+from hata_sglang.evaluation.grading import grade
+from hata_sglang.evaluation.nll import COLUMNS, KEYS, Chunk, make_chunks, questions, read_text
 from hata_sglang.evaluation.results import ResultFile
 from hata_sglang.evaluation.sparsity import Arm
 
@@ -70,11 +71,19 @@ def read(tmp_path):
         return list(csv.DictReader(stream))
 
 
+def measure(client, arm, tmp_path, **options):
+    """Grade `CHUNKS`; gives the number of new rows."""
+    rows = results(tmp_path)
+    before = len(rows)
+    grade(client, arm, questions(CHUNKS, "novel"), rows, **options)
+    return len(rows) - before
+
+
 CHUNKS = [Chunk(0, (3, 1, 4), (7, 8, 9)), Chunk(1, (2, 7, 1), (8, 2, 8))]
 
 
 def test_mean_of_decode_steps_without_the_prefills_token(client, logits_of, tmp_path):
-    assert run_nll(client, Arm("dense"), CHUNKS, "novel", results(tmp_path)) == 2
+    assert measure(client, Arm("dense"), tmp_path) == 2
     rows = read(tmp_path)
     expected = [-sum(true_logprobs(c.prompt, c.force, logits_of)[1:]) / 2 for c in CHUNKS]
     assert [float(row["nll"]) for row in rows] == pytest.approx(expected, abs=1e-5)
@@ -87,10 +96,7 @@ def test_a_second_run_asks_nothing(client, fake, tmp_path):
     fake.be_sparse()
     seen = []
     for expected in (2, 0):
-        done = run_nll(
-            client, SPARSE, CHUNKS, "novel", results(tmp_path), concurrency=2, on_rows=seen.append
-        )
-        assert done == expected
+        assert measure(client, SPARSE, tmp_path, concurrency=2, on_rows=seen.append) == expected
     assert sum(seen) == 4
     assert len(fake.requests) == 2
     assert {row["read"] for row in read(tmp_path)} == {"0.10000"}
@@ -98,7 +104,7 @@ def test_a_second_run_asks_nothing(client, fake, tmp_path):
 
 def test_a_dense_server_is_no_sparse_arm(client, tmp_path):
     with pytest.raises(HataError, match="was not sparse"):
-        run_nll(client, SPARSE, CHUNKS, "novel", results(tmp_path))
+        measure(client, SPARSE, tmp_path)
     assert read(tmp_path) == []
 
 

@@ -1,12 +1,10 @@
 import csv
-import sys
 
 import pytest
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.evaluation.report import write_report
-from hata_sglang.evaluation.report_data import by_method, read_rows
-from hata_sglang.evaluation.report_plots import write_plots
+from hata_sglang.evaluation.report_data import read_rows
 
 TASK_COLUMNS = ("arm", "bits", "budget", "task", "length", "index", "depth", "score", "seed")
 
@@ -54,7 +52,7 @@ def lines_of(text, start):
 
 
 def test_averages_intervals_and_differences(small, tmp_path):
-    (path,) = write_report([small], tmp_path / "out", plots=False)
+    path = write_report([small], tmp_path / "out")
     text = path.read_text()
     dense = lines_of(text, "| dense |")[0].split(" | ")
     assert dense[3:5] == ["20", "95.0 [85.0, 100.0]"]
@@ -72,9 +70,9 @@ def test_averages_intervals_and_differences(small, tmp_path):
 
 
 def test_tasks_that_dense_cannot_do_are_left_out_and_named(small, tmp_path):
-    (path,) = write_report([small], tmp_path / "out", plots=False)
+    path = write_report([small], tmp_path / "out")
     assert "dense itself scores below 50: hard at 4096 (10.0)." in path.read_text()
-    (path,) = write_report([small], tmp_path / "all", min_dense=0.0, plots=False)
+    path = write_report([small], tmp_path / "all", min_dense=0.0)
     text = path.read_text()
     assert "Left out" not in text
     assert lines_of(text.split("### hard")[1], "| dense |")[0].startswith("| dense |  |  | 10.0 [")
@@ -82,12 +80,12 @@ def test_tasks_that_dense_cannot_do_are_left_out_and_named(small, tmp_path):
 
 def test_nothing_left_is_an_error(small, tmp_path):
     with pytest.raises(HataError, match="--min-dense"):
-        write_report([small], tmp_path / "out", min_dense=1.1, plots=False)
+        write_report([small], tmp_path / "out", min_dense=1.1)
 
 
 def test_without_dense_nothing_is_left_out_and_the_report_says_so(tmp_path):
     path = tasks_csv(tmp_path / "t.csv", [EXACT, OURS], {"vt": ([0, 0, 1], [1, 0, 0])})
-    (report,) = write_report([path], tmp_path / "out", reference="exact", plots=False)
+    report = write_report([path], tmp_path / "out")
     text = report.read_text()
     assert "no dense arm to judge tasks by" in text
     assert " ~" in lines_of(text, "| asymmetric |")[0]
@@ -98,7 +96,7 @@ def test_arms_with_less_than_all_tasks_are_named(tmp_path):
         tmp_path / "a.csv", [DENSE, OURS], {"vt": ([1, 1], [1, 1]), "cwe": ([1, 1], [1, 0])}
     )
     part = tasks_csv(tmp_path / "b.csv", [EXACT], {"vt": ([1, 1],)})
-    (report,) = write_report([whole, part], tmp_path / "out", plots=False)
+    report = write_report([whole, part], tmp_path / "out")
     text = report.read_text()
     assert "exact 0.0156 lacks 1 of 2 tasks: ('cwe', 4096)" in text
     assert text.count("Not comparable") == 1
@@ -107,15 +105,19 @@ def test_arms_with_less_than_all_tasks_are_named(tmp_path):
 def test_the_reference_has_the_same_budget(tmp_path):
     arms = [("exact", "", "64"), ("exact", "", "256"), ("hata", "128", "256")]
     path = tasks_csv(tmp_path / "t.csv", arms, {"vt": ([0, 0], [1, 1], [1, 1])})
-    (report,) = write_report([path], tmp_path / "out", reference="exact", plots=False)
+    report = write_report([path], tmp_path / "out")
     assert "+0.0 [+0.0, +0.0] ~" in lines_of(report.read_text(), "| hata |")[0]
 
 
-def test_unknown_references_duplicates_and_files_are_errors(small, tmp_path):
-    with pytest.raises(HataError, match=r"--reference: expected one of asymmetric, dense, exact"):
-        write_report([small], tmp_path / "out", reference="quest", plots=False)
-    with pytest.raises(HataError, match="each sample once"):
-        write_report([small, small], tmp_path / "out", plots=False)
+def test_duplicates_other_files_and_other_values_are_errors(small, tmp_path):
+    with pytest.raises(HataError, match=r"each sample once, found twice: \{'arm': 'dense'"):
+        write_report([small, small], tmp_path / "out")
+    no_number = [*DENSE, "vt", 4096, 0, 0, "x", 0, "vt0"]
+    text = write(tmp_path / "text.csv", (*TASK_COLUMNS, "sample"), [no_number])
+    with pytest.raises(HataError, match=r"columns score: expected numbers, found: .*'x'"):
+        write_report([text], tmp_path / "out")
+    with pytest.raises(HataError, match="expected at least one row"):
+        write_report([write(tmp_path / "no_rows.csv", (*TASK_COLUMNS, "sample"), [])], tmp_path)
     other = write(tmp_path / "other.csv", ("a", "b"), [])
     with pytest.raises(Refusal, match=r"2 problems(?s:.*)found a, b(?s:.*)none\.csv"):
         read_rows([other, tmp_path / "none.csv"])
@@ -132,7 +134,7 @@ def nll_csv(path):
 
 
 def test_likelihoods(tmp_path):
-    (report,) = write_report([nll_csv(tmp_path / "n.csv")], tmp_path, plots=False)
+    report = write_report([nll_csv(tmp_path / "n.csv")], tmp_path)
     (ours,) = lines_of(report.read_text(), "| asymmetric |")
     assert "| 4.0000 [" in ours
     assert "+0.5000 [+0.5000, +0.5000] |" in ours
@@ -164,45 +166,9 @@ def offline_csv(path):
 
 
 def test_offline_averages_are_of_the_sparse_layers(tmp_path):
-    (report,) = write_report([offline_csv(tmp_path / "o.csv")], tmp_path, plots=False)
+    report = write_report([offline_csv(tmp_path / "o.csv")], tmp_path)
     text = report.read_text()
     for bits, relative in (("128", "0.9000"), ("64", "0.8000")):
         for line in lines_of(text, f"| asymmetric | {bits}"):
             assert f"| 4 | {relative} [{relative}, {relative}] |" in line
     assert "| 0.5000 [0.5000, 0.5000] |" in text
-
-
-def test_selectors_of_one_method_make_one_line_unless_only_names_tell_them_apart():
-    rows = [
-        {"selector": name, "method": method, "bits": bits}
-        for name, method, bits in (("a", "hata", "64"), ("b", "hata", "128"), ("c", "random", "64"))
-    ]
-    assert [row["selector"] for row in by_method(rows)] == ["hata", "hata", "random"]
-    rows.append({"selector": "d", "method": "hata", "bits": "128"})
-    assert [row["selector"] for row in by_method(rows)] == ["a", "b", "random", "d"]
-
-
-def test_plots(small, tmp_path):
-    pytest.importorskip("matplotlib")
-    files = [small, nll_csv(tmp_path / "n.csv"), offline_csv(tmp_path / "o.csv")]
-    paths = write_report(files, tmp_path / "out")
-    names = {path.name for path in paths}
-    assert names == {"report.md", "tasks-budget.png", "offline-bits.png"}
-    text = paths[0].read_text()
-    for path in paths[1:]:
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert f"({path.name})" in text
-
-
-def test_without_matplotlib_the_error_says_what_to_install(small, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-
-    class Blocked:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] == "matplotlib":
-                raise ModuleNotFoundError(f"No module named {name!r}", name="matplotlib")
-
-    monkeypatch.setattr(sys, "meta_path", [Blocked(), *sys.meta_path])
-    with pytest.raises(Refusal, match=r"package matplotlib: .*hata-sglang\[plot\].*--no-plots"):
-        write_plots({}, read_rows([small]), tmp_path)

@@ -1,5 +1,4 @@
 import csv
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -45,16 +44,3 @@ def test_a_row_that_was_cut_off_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(Refusal, match="whole rows"):
         open_file(path)
-
-
-def test_threads_share_a_file(tmp_path):
-    results = open_file(tmp_path / "r.csv")
-    # Batches larger than a file's buffer: written in pieces, they would mix.
-    batches = [[{**ROW, "index": str(100 * n + i)} for i in range(100)] for n in range(20)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(results.append, batches))
-    assert len(results) == len(open_file(tmp_path / "r.csv")) == 2000
-    with (tmp_path / "r.csv").open(newline="") as stream:
-        order = [int(row["index"]) for row in csv.DictReader(stream)]
-    firsts = order[::100]
-    assert order == [first + i for first in firsts for i in range(100)]

@@ -3,17 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from hata_sglang.errors import HataError, Refusal
+from hata_sglang.errors import HataError
 from hata_sglang.evaluation.client import ClientError
+from hata_sglang.evaluation.grading import grade
 from hata_sglang.evaluation.results import ResultFile
-from hata_sglang.evaluation.run_tasks import (
-    COLUMNS,
-    KEYS,
-    run_samples,
-    task_names,
-)
+from hata_sglang.evaluation.run_tasks import COLUMNS, KEYS, questions
 from hata_sglang.evaluation.sparsity import Arm, check_sparsity
-from hata_sglang.evaluation.tasks import TASKS, Sample
+from hata_sglang.evaluation.tasks import Sample
 
 DENSE = Arm("dense")
 SPARSE = Arm("asymmetric", "asymmetric", "128", "0.0156")
@@ -28,7 +24,7 @@ def make(count, text="Say {}."):
             references=(str(index),),
             new_tokens=8,
             tokens=9,
-            info={"depth": index / 10},
+            depth=index / 10,
         )
         for index in range(count)
     ]
@@ -38,7 +34,9 @@ def make(count, text="Say {}."):
 def run(client, tmp_path):
     def run(arm, samples, seed=0, **options):
         results = ResultFile(tmp_path / "rows.csv", COLUMNS, KEYS)
-        return run_samples(client, arm, samples, 4096, seed, results, **options)
+        before = len(results)
+        grade(client, arm, questions(samples, 4096, seed), results, **options)
+        return len(results) - before
 
     return run
 
@@ -158,12 +156,4 @@ def test_a_sparse_run_is_never_reported_as_dense(run, rows, fake):
 
 def test_answers_that_end_with_the_prefill_prove_nothing_and_read_nothing():
     zeros = {"decode_steps": 0, "layer_steps": 0, "tokens_in_context": 0, "tokens_attended": 0}
-    assert check_sparsity(SPARSE, zeros, zeros, 0, "t") == ""
-
-
-def test_groups_of_tasks():
-    others = [name for name in TASKS if name != "vt"]
-    assert task_names(["vt", "ruler", "vt"]) == ["vt", *others]
-    assert len(TASKS) == 11
-    with pytest.raises(Refusal, match=r"--tasks: expected some of .*cwe.*ruler.*found 'other'"):
-        task_names(["other"])
+    assert check_sparsity(SPARSE, zeros, zeros, 0) == ""

@@ -1,6 +1,6 @@
 import pytest
 
-from hata_sglang.evaluation.tasks.fit import largest
+from hata_sglang.evaluation.tasks.base import largest
 
 
 @pytest.mark.parametrize("size", [lambda n: 7 * n + 3, lambda n: n * n, lambda n: 40 * (n // 9)])

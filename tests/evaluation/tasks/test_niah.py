@@ -4,9 +4,16 @@ import re
 import pytest
 
 from hata_sglang.evaluation.tasks import TASKS
+from hata_sglang.evaluation.tasks.material import (
+    ADJECTIVES,
+    MOST_KEYS,
+    NOISE,
+    NOUNS,
+    prose,
+    split_sentences,
+    word_keys,
+)
 from hata_sglang.evaluation.tasks.niah import NIAH_TASKS
-from hata_sglang.evaluation.tasks.prose import NOISE, prose, split_sentences
-from hata_sglang.evaluation.tasks.words import ADJECTIVES, MOST_KEYS, NOUNS, word_keys
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
 WORDS, NUMBER = r"[a-z]+-[a-z]+", r"\d{7}"
@@ -60,8 +67,8 @@ def test_depth_is_the_share_of_the_haystack_before_the_needle(tokenizer):
     for sample in TASKS["niah_single_1"].samples(10, 3000, tokenizer, 0):
         before, after = NEEDLE.split(sample.prompt)[0], NEEDLE.split(sample.prompt)[-1]
         share = before.count(NOISE) / (before.count(NOISE) + after.count(NOISE))
-        assert share == pytest.approx(sample.info["depth"], abs=1e-3)
-    depths = {s.info["depth"] for s in TASKS["niah_single_2"].samples(40, 3000, tokenizer, 0)}
+        assert share == pytest.approx(sample.depth, abs=1e-3)
+    depths = {s.depth for s in TASKS["niah_single_2"].samples(40, 3000, tokenizer, 0)}
     assert min(depths) < 0.15
     assert max(depths) > 0.85
     assert len(depths) > 15
@@ -70,7 +77,7 @@ def test_depth_is_the_share_of_the_haystack_before_the_needle(tokenizer):
 def test_prose_is_a_text_from_its_start_and_begins_again_at_its_end(monkeypatch):
     assert prose(1)[0].startswith("It is a truth universally acknowledged")
     sentences = tuple(f"Sentence {n} is here." for n in range(25))
-    monkeypatch.setattr("hata_sglang.evaluation.tasks.prose._sentences", lambda: sentences)
+    monkeypatch.setattr("hata_sglang.evaluation.tasks.material._sentences", lambda: sentences)
     assert prose(26) == [*sentences, sentences[0]]
 
 
