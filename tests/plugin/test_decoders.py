@@ -10,9 +10,16 @@ import torch
 from decoder_cases import BUDGETS, DIM, HKV, HQ, LAYER, LENGTHS, METHODS, SCALE, SLOTS, Step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hata_kernels.attend import attend_naive
+from hata_kernels.attend import RATIOS, attend_naive
 from hata_sglang.config import LayerPlan
-from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, gpu_buffers
+from hata_sglang.decoding import (
+    Batch,
+    CpuDecoder,
+    GpuDecoder,
+    LayerCache,
+    ValueSums,
+    gpu_buffers,
+)
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
 from hata_sglang.decoding.planned import PlannedAttention
 from hata_sglang.shape import ModelShape
@@ -109,7 +116,7 @@ def test_what_is_compiled_is_loaded_with_a_word(caplog, name):
     assert re.fullmatch(r"hata: CPU kernels ready after [\d.]+ s: (read|compiled).*", after)
 
 
-def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton"):
+def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton", **more):
     """Decoder of one layer per step, and of dense layers."""
     encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
     plans = [step.plan for step in steps]
@@ -119,7 +126,8 @@ def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton"):
     if attend == "flashinfer":
         where = {"dtype": steps[0].q.dtype, "device": device}
         planned = PlannedAttention(plans, scales, shape, **where)
-    return GpuDecoder(plans, scales, encoders, shape, device=device, dense=dense, planned=planned)
+    more |= {"device": device, "dense": dense, "planned": planned}
+    return GpuDecoder(plans, scales, encoders, shape, **more)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -132,6 +140,40 @@ def test_gpu_decoder_with_the_references(name, budget):
     torch.testing.assert_close(eager, step.expected(), atol=1e-5, rtol=1e-4)
     decoder.allocate_static(len(LENGTHS) + 3)
     torch.testing.assert_close(step.decode(decoder, graph=True), eager)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "gpu, graph"])
+@pytest.mark.parametrize("name", ["hata", "hashattention", "asymmetric, 16-bit scales"])
+def test_two_steps_with_the_mean_of_the_values_left_out(name, device):
+    """Sums start at the prompts, without the tokens that the two steps decode."""
+    step = Step(name, "ratio")
+    step.plan = dataclasses.replace(step.plan, left_out="mean")
+    shape = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256)
+    sums = ValueSums({LAYER: torch.rand(HQ, RATIOS)}, len(step.batch.req_to_token), shape, "cpu")
+    if device == "cpu":
+        decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders, value_sums=sums)
+    else:
+        decoder = make_gpu_decoder([step], "cpu", value_sums=sums)
+        decoder.allocate_static(len(LENGTHS) + 2)
+    graph = {"graph": device == "gpu, graph"}
+    last, long = step.batch, [row for row, length in enumerate(LENGTHS) if length > 2]
+    rows = last.rows[long]
+    for back in (2, 1, 0):
+        lengths = torch.tensor([LENGTHS[row] - back for row in long])
+        step.batch = Batch(last.req_to_token, rows, lengths, lengths)
+        if back == 2:
+            sums.recount(LAYER, step.v, step.batch)
+            continue
+        step.batch, queries = step.batch, step.q[long]
+        decoder.prepare(step.batch, **graph)
+        out = decoder.decode(step.plan, queries, step.cache)
+    expected = step.expected(mean=sums.weights[LAYER])[long]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, step.expected()[long], atol=1e-3)
+    after = sums.sums[LAYER].clone()
+    sums.recount(LAYER, step.v, step.batch)
+    torch.testing.assert_close(after, sums.sums[LAYER])
+    assert not sums.sums[LAYER][[4, 6]].any()  # requests that no row is of
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
