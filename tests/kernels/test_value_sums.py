@@ -63,10 +63,19 @@ def test_a_sum_does_not_depend_on_the_other_rows(device) -> None:
     assert torch.equal(sums[rows[0]], together[rows[0]])
 
 
+def test_a_length_beyond_the_table_counts_as_its_width(device) -> None:
+    values, table, rows, seq_lens, expected = make_rows([WIDTH, 3], 2, 64, torch.float16)
+    # The last row of the table, so that what is behind it is nobody's.
+    expected[[int(rows[0]), REQUESTS - 1]] = expected[[REQUESTS - 1, int(rows[0])]]
+    table[[int(rows[0]), REQUESTS - 1]] = table[[REQUESTS - 1, int(rows[0])]]
+    rows = torch.where(rows == REQUESTS - 1, rows[0], rows)
+    rows[0] = REQUESTS - 1
+    check(values, table, rows, seq_lens + torch.tensor([900, 0]), expected, device, WIDTH + 900)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"longest": 9}, r"longest: expected 0 to req_to_token\.shape\[1\] = 8, found 9"),
         ({"sums": torch.zeros(3, 2, 64).half()}, r"sums\.dtype"),
         ({"sums": torch.zeros(4, 2, 64)}, r"sums\.shape: expected \[3, 2, 64\]"),
         ({"rows": torch.zeros(2)}, r"rows\.dtype"),

@@ -318,3 +318,46 @@ def test_gpu_attends_over_what_the_method_chooses(attend, name, budget, graph):
     else:
         out = step.decode(decoder, graph=False)
     torch.testing.assert_close(out, step.expected(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+def test_replays_keep_sums_up():
+    """A graph that is captured on padding adds the values of the steps that it is replayed for."""
+    step = Step("hata", "ratio", "cuda", torch.bfloat16)
+    step.plan = dataclasses.replace(step.plan, left_out="mean")
+    shape = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256)
+    weights = {LAYER: torch.rand(HQ, RATIOS)}
+    sums = ValueSums(weights, len(step.batch.req_to_token), shape, "cuda")
+    sums.warm(torch.bfloat16)
+    decoder = make_gpu_decoder([step], value_sums=sums)
+    bs = len(LENGTHS) + 2
+    decoder.allocate_static(bs)
+    real, queries = step.batch, step.q
+    # The last requests are the rows'; request 6 has no tokens, and is this test's padding.
+    ones = torch.ones(bs, dtype=torch.int64)
+    padding = Batch(real.req_to_token, ones.cuda() * 6, ones.cuda(), ones)
+    step.q = torch.cat([queries, queries[:2]])
+    decoder.prepare(padding, graph=True)
+    decoder.decode(step.plan, step.q, step.cache)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        out = decoder.decode(step.plan, step.q, step.cache)
+    assert not sums.sums[LAYER][1:].any()
+    last = torch.tensor([*LENGTHS, 1, 1])
+    rows = torch.cat([real.rows, padding.rows[:2]])
+    for back in (2, 1, 0):
+        lengths = (last - back).clamp_min(1)
+        batch = Batch(real.req_to_token, rows, lengths.cuda(), lengths)
+        if back == 2:
+            sums.recount(LAYER, step.v, batch)
+        else:
+            decoder.prepare(batch, graph=True)
+            captured.replay()
+    step.q = queries
+    expected = step.expected(mean=weights[LAYER])
+    long = [row for row, length in enumerate(LENGTHS) if length > 2]
+    torch.testing.assert_close(out[long], expected[long], atol=2e-2, rtol=2e-2)
+    assert not sums.sums[LAYER][6].any()
+    found = sums.sums[LAYER][real.rows[long]].clone()
+    sums.recount(LAYER, step.v, real)
+    torch.testing.assert_close(found, sums.sums[LAYER][real.rows[long]], atol=1e-3, rtol=1e-4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from ..bits import power_of_2
-from ..checks import FLOATS, INTEGERS, expect, expect_table, expect_tensor
+from ..checks import FLOATS, INTEGERS, expect_table, expect_tensor
 
 #: Tokens that a program sums, and of these at a time. Results change with both, by rounding.
 PART, BLOCK = 512, 16
@@ -38,16 +38,17 @@ def sum_values(
     rows : torch.Tensor
         int32 or int64 ``[bs]``: each row's request.
     seq_lens : torch.Tensor
-        int32 or int64 ``[bs]``, tokens; on a GPU trusted.
+        int32 or int64 ``[bs]``, tokens. A length of more than ``context`` counts as that: SGLang
+        captures prompts of such lengths, with slots of nobody.
     longest : int
-        No length is above it.
+        No length is above it; on a GPU trusted.
     sums : torch.Tensor
         float32 ``[requests, kv_heads, D]``, contiguous: those of the rows' requests are written.
 
     Raises
     ------
     ValueError
-        When a shape, dtype, device or ``longest`` does not fit.
+        When a shape, dtype or device does not fit.
     """
     where = {"device": v_cache.device, "contiguous": True}
     expect_tensor("v_cache", v_cache, shape=(None, None, None), dtypes=FLOATS, contiguous=True)
@@ -56,8 +57,6 @@ def sum_values(
     expect_tensor("seq_lens", seq_lens, shape=rows.shape, dtypes=INTEGERS, **where)
     shape = (req_to_token.shape[0], *v_cache.shape[1:])
     expect_tensor("sums", sums, shape=shape, dtypes=(torch.float32,), **where)
-    width = req_to_token.shape[1]
-    expect(0 <= longest <= width, "longest", f"0 to req_to_token.shape[1] = {width}", longest)
     run = launch_sums if v_cache.is_cuda else sums_reference
     run(v_cache, req_to_token, rows, seq_lens, longest, sums)
 
@@ -75,13 +74,14 @@ def launch_sums(v_cache, req_to_token, rows, seq_lens, longest, sums) -> None:
         return
     from .value_sums_kernels import _add_kernel, _sum_kernel
 
-    parts = max(1, -(-longest // PART))
+    width = req_to_token.shape[1]
+    parts = max(1, -(-min(longest, width) // PART))
     partial = torch.empty(bs, parts, columns, dtype=torch.float32, device=v_cache.device)
     chunk = min(COLUMNS, power_of_2(columns))
     chunks = -(-columns // chunk)
     sizes = {"COLUMNS": columns, "CHUNK": chunk, "PART": PART, "num_warps": 4}
     where = (rows, seq_lens, partial)
     _sum_kernel[(bs, parts, chunks)](
-        v_cache, req_to_token, *where, req_to_token.stride(0), parts, BLOCK=BLOCK, **sizes
+        v_cache, req_to_token, *where, req_to_token.stride(0), width, parts, BLOCK=BLOCK, **sizes
     )
-    _add_kernel[(bs, chunks)](*where, sums, parts, BLOCK=BLOCK, **sizes)
+    _add_kernel[(bs, chunks)](*where, sums, width, parts, BLOCK=BLOCK, **sizes)

@@ -14,6 +14,7 @@ def _sum_kernel(
     seq_lens_ptr,
     partial_ptr,
     table_stride,
+    width,
     parts,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -24,7 +25,7 @@ def _sum_kernel(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     column = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
-    length = tl.load(seq_lens_ptr + row).to(tl.int32)
+    length = tl.minimum(tl.load(seq_lens_ptr + row), width).to(tl.int32)
     begin = part * PART
     end = tl.minimum(begin + PART, length)
     if begin >= end:
@@ -51,6 +52,7 @@ def _add_kernel(
     seq_lens_ptr,
     partial_ptr,
     sums_ptr,
+    width,
     parts,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -60,7 +62,7 @@ def _add_kernel(
     """One program: the sum of some columns over the parts of one row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    used = tl.cdiv(tl.load(seq_lens_ptr + row).to(tl.int32), PART)
+    used = tl.cdiv(tl.minimum(tl.load(seq_lens_ptr + row), width).to(tl.int32), PART)
     within = column < COLUMNS
     total = tl.zeros((CHUNK,), dtype=tl.float32)
     for start in range(0, used, BLOCK):
