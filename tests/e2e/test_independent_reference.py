@@ -133,7 +133,7 @@ def test_a_sparse_server_computes_what_transformers_does_under_its_selections(
     prompts, mean = [prompt], method == "hata"
     if mean:
         weights, name = with_mean(weights, tmp_path / "mean"), tmp_path / "mean"
-        prompts.append(prompt + prompt[:40])
+        prompts.append(prompt + prompt[100:140])
     request = {
         "return_logprob": True,
         "top_logprobs_num": TOP,
