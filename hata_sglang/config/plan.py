@@ -36,6 +36,9 @@ class LayerPlan:
         First and last tokens that are always kept; `recent` counts the current token.
     scale_bits : int
         Bits of the scale kept beside each code, as the weights say; 0 for none.
+    left_out : str
+        ``mean``: the mean of the values left out is mixed into the output; ``none``; or ``auto``,
+        which `load_encoders` decides by the set.
     """
 
     layer: int
@@ -48,6 +51,7 @@ class LayerPlan:
     sink: int = 0
     recent: int = 0
     scale_bits: int = 0
+    left_out: Literal["auto", "mean", "none"] = "none"
 
     @property
     def ranks(self) -> Literal["codes", "scores", "positions"] | None:

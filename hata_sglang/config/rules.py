@@ -73,8 +73,30 @@ def _level_problems(path: KeyPath, own: Mapping, merged: Mapping, name: Namer) -
         yield from _weights_problems(path, own, method, name)
         if names_method or "bits" in own:
             yield from _bits_problems(path, own, merged, method, name)
+    if names_method or own.keys() & {"left_out", "recent"}:
+        yield from _left_out_problems(path, merged, method, name)
     if names_method or own.keys() & {"budget", "sink", "recent"}:
         yield from _floor_problems(path, merged, method, name)
+
+
+def mean_obstacle(method: Method | None, recent: Any, attend: Any) -> str | None:
+    """What keeps the mean of the values left out from a layer, for messages; None: nothing."""
+    if method is not None and not method.trained:
+        return f"method {method.name}, which no set weighs it for"
+    if recent == 0:
+        return "recent 0, as steps sum the values of tokens that are always kept"
+    if attend == "flashinfer":
+        return "attend flashinfer, which has no place for it"
+    return None
+
+
+def _left_out_problems(
+    path: KeyPath, merged: Mapping, method: Method | None, name: Namer
+) -> Iterator[Problem]:
+    if merged.get("left_out") == "mean":
+        obstacle = mean_obstacle(method, merged["recent"], merged.get("attend"))
+        if obstacle:
+            yield Problem(name((*path, "left_out")), f"auto or none with {obstacle}", "mean")
 
 
 def _method(value: Any) -> Method | None:

@@ -36,7 +36,7 @@ from hata_sglang.config.layer_ranges import EXPECTED as RANGE_EXPECTED
 from hata_sglang.config.layer_ranges import format_layers, format_range, layers_of, parse_range
 from hata_sglang.config.plan import LayerPlan
 from hata_sglang.config.problems import nearest, schema_problems, shorten
-from hata_sglang.config.rules import rule_problems
+from hata_sglang.config.rules import mean_obstacle, rule_problems
 from hata_sglang.config.yaml_file import Source, read_mapping
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
@@ -44,6 +44,7 @@ from hata_sglang.methods import MAX_BITS, WORD_BITS, choice, method_names, metho
 
 InnerBackend = Literal["auto", "flashinfer", "fa3", "triton", "torch_native"]
 Attend = Literal["auto", "triton", "flashinfer"]
+LeftOut = Literal["auto", "mean", "none"]
 
 #: Torch's generator on a CPU takes 32 bits of a seed; a longer one would repeat a shorter one's
 #: hyperplanes.
@@ -84,6 +85,7 @@ AUTO = "auto"
 _METHOD = choice(method_names())
 _BITS = f"a multiple of 32 from 32 to {MAX_BITS}, or less by the method"
 _WEIGHTS = "auto, a path, or the name of shipped weights"
+_LEFT_OUT = "auto, mean or none"
 _COUNT = "a number of tokens (integer, 0 to 2**31 - 1)"
 
 Bits = Annotated[int, Field(ge=WORD_BITS, le=MAX_BITS, multiple_of=WORD_BITS)]
@@ -102,6 +104,7 @@ class LayerOverride(BaseModel):
     budget: Budget | None = Field(None, description=BUDGET_EXPECTED)
     sink: Count | None = Field(None, description=_COUNT)
     recent: Count | None = Field(None, description=_COUNT)
+    left_out: LeftOut | None = Field(None, description=_LEFT_OUT)
     dense: bool | None = Field(None, description="true or false")
 
 
@@ -126,6 +129,9 @@ class HataConfig(BaseModel):
     sink, recent : int
         First and last tokens always kept (16 and 64). Streaming keeps `sink` first tokens and
         fills the rest of the budget, `recent` or more, with the last.
+    left_out : str
+        Whether the mean of the values that a selection leaves out is mixed into the output, as a
+        trained set weighs it. ``auto``: where the set does, and nothing else is against it.
     dense_layers : tuple of int
         Layers that attend to everything (0 and 1). The inner backend decodes them, or on a Hopper
         GPU and later ones hata's own dense kernel, which reads a prefix that requests share once.
@@ -152,6 +158,7 @@ class HataConfig(BaseModel):
     budget: Budget = Field(description=BUDGET_EXPECTED)
     sink: Count = Field(16, description=_COUNT)
     recent: Count = Field(64, description=_COUNT)
+    left_out: LeftOut = Field("auto", description=_LEFT_OUT)
     dense_layers: Annotated[tuple[int, ...], BeforeValidator(_layer_list)] = Field(
         (0, 1), description=f"a list of layers, each {RANGE_EXPECTED}"
     )
@@ -334,7 +341,9 @@ class HataConfig(BaseModel):
             value = getattr(own, key)
             return getattr(self, key) if value is None else value
 
-        method = methods()[pick("method")]
+        method, left_out = methods()[pick("method")], pick("left_out")
+        if left_out == "auto" and mean_obstacle(method, pick("recent"), self.attend):
+            left_out = "none"
         bits = pick("bits") if method.coded else 0
         return LayerPlan(
             layer=layer,
@@ -346,6 +355,7 @@ class HataConfig(BaseModel):
             budget=pick("budget"),
             sink=pick("sink"),
             recent=pick("recent"),
+            left_out=left_out,
         )
 
     def _weights(self, own: LayerOverride) -> str:

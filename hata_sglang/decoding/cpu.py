@@ -18,6 +18,7 @@ from hata_kernels.select import select, select_streaming
 from hata_kernels.tally import count_attended
 from hata_sglang.config import Budget, LayerPlan
 from hata_sglang.decoding.step import Batch, LayerCache, counts
+from hata_sglang.decoding.value_sums import ValueSums
 
 if TYPE_CHECKING:
     from hata_kernels.cpu import Rows, SparseLayer
@@ -40,6 +41,8 @@ class CpuDecoder:
         By sparse layer, of those whose method keeps codes.
     tallies : mapping of int to torch.Tensor, optional
         By layer, what its steps are counted in (`hata_kernels.tally`).
+    value_sums : ValueSums, optional
+        Of the layers that mix in the mean of the values left out.
     """
 
     def __init__(
@@ -48,9 +51,10 @@ class CpuDecoder:
         scales: dict[int, float],
         encoders: Mapping[int, Encoder],
         tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
+        value_sums: ValueSums | None = None,
     ):
         self.plans, self.scales, self.encoders = plans, scales, encoders
-        self.tallies = tallies
+        self.tallies, self.value_sums = tallies, value_sums
         self.dense: frozenset[int] = frozenset()  # dense layers are the inner backend's
         if encoders:
             self._load_kernels()
@@ -69,7 +73,7 @@ class CpuDecoder:
     def prepare(self, batch: Batch, *, graph: bool = False) -> None:
         """Collect what all layers of the coming step share."""
         assert not graph, "SGLang captures no CUDA graphs on a CPU"
-        self.seq_lens = batch.seq_lens
+        self.requests, self.seq_lens = batch.rows, batch.seq_lens
         self.width = int(batch.seq_lens_cpu.max())
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
         self._rows: dict[Budget, Rows] = {}
@@ -101,7 +105,10 @@ class CpuDecoder:
             rows = self._kernels.Rows(self.token_slots, self.seq_lens, kept, heads)
             self._rows[plan.budget] = rows
         new_slots = None if new_keys is None else new_keys[1]
-        return layer(q, rows, new_slots, self.tallies.get(plan.layer))
+        left_out = None
+        if self.value_sums is not None:
+            left_out = self.value_sums.step(plan.layer, self.requests)
+        return layer(q, rows, new_slots, self.tallies.get(plan.layer), left_out)
 
     def _layer(self, plan: LayerPlan, cache: LayerCache) -> SparseLayer:
         """A layer with its buffers; made once, as the pool's stay the same."""

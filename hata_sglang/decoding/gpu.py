@@ -26,6 +26,7 @@ from hata_sglang.decoding.gpu_buffers import (
 )
 from hata_sglang.decoding.planned import PlannedAttention
 from hata_sglang.decoding.step import Batch, LayerCache
+from hata_sglang.decoding.value_sums import ValueSums
 from hata_sglang.shape import ModelShape
 
 
@@ -56,6 +57,8 @@ class GpuDecoder:
         By layer, on the device, what its steps are counted in (`hata_kernels.tally`).
     planned : PlannedAttention, optional
         Attends over the selections. Default: `hata_kernels.attend.attend`.
+    value_sums : ValueSums, optional
+        Of the layers that mix in the mean of the values left out; not with `planned`.
     """
 
     def __init__(
@@ -69,10 +72,11 @@ class GpuDecoder:
         dense: Collection[int] = (),
         tallies: Mapping[int, torch.Tensor] = MappingProxyType({}),
         planned: PlannedAttention | None = None,
+        value_sums: ValueSums | None = None,
     ):
         self.dense = frozenset(dense)
         self.plans, self.scales, self.encoders = plans, scales, encoders
-        self.tallies, self.planned = tallies, planned
+        self.tallies, self.planned, self.value_sums = tallies, planned, value_sums
         self.budgets = tuple(dict.fromkeys(plan.budget for plan in plans))
         self.shape, self.device = shape, device
         self._static: Buffers | None = None
@@ -110,6 +114,8 @@ class GpuDecoder:
         self.bs, self.graph = bs, graph
         if self.planned is not None:
             self.planned.prepare(batch.seq_lens_cpu, graph=graph)
+        if self.value_sums is not None:
+            self.buffers.requests[:bs].copy_(batch.rows)
         copy_rows(
             batch.req_to_token,
             batch.rows,
@@ -178,7 +184,11 @@ class GpuDecoder:
             return self.planned.attend(plan, q, cache, slots, where[1], tally)
         tokens = (q, cache.keys, cache.values, slots, *where[1:])
         scale = self.scales[plan.layer]
-        return attend(*tokens, scale=scale, buffers=self.buffers.attend, tally=tally)
+        left_out = None
+        if self.value_sums is not None:
+            left_out = self.value_sums.step(plan.layer, buffers.requests[:bs])
+        options = {"buffers": buffers.attend, "tally": tally, "left_out": left_out}
+        return attend(*tokens, scale=scale, **options)
 
     def _decode_dense(self, layer: int, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         buffers, bs = self.buffers, self.bs

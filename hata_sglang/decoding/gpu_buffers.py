@@ -91,6 +91,8 @@ class BufferSizes:
     exact_topk : bool
     dense : bool
         Whether dense layers are decoded too.
+    mean : bool
+        Whether a layer mixes in the mean of the values left out.
     """
 
     shape: AttentionShape
@@ -101,6 +103,7 @@ class BufferSizes:
     exact: bool
     exact_topk: bool
     dense: bool
+    mean: bool
 
     @classmethod
     def of(
@@ -125,7 +128,8 @@ class BufferSizes:
         exact = [plan for plan in plans if plan.ranks == "scores"]
         most = max(k_max(plan.budget, shape.context_len, width) for plan in plans)
         topk = any(not plan.budget.is_fixed for plan in exact)
-        return cls(shape, bs, width, most, rank, bool(exact), topk, dense)
+        mean = any(plan.left_out == "mean" for plan in plans)
+        return cls(shape, bs, width, most, rank, bool(exact), topk, dense, mean)
 
     @property
     def grouped(self) -> bool:
@@ -164,6 +168,7 @@ class Buffers:
         make = {"dtype": torch.int32, "device": device}
         self.token_slots = torch.empty(sizes.bs, sizes.width, **make)
         self.seq_lens = torch.ones(sizes.bs, **make)
+        self.requests = torch.zeros(sizes.bs, **make)
         # A plain number of tokens never changes; a share of the context does in every step.
         shares = [budget for budget in budgets if not budget.is_fixed]
         self.shares = tuple(budget.share for budget in shares)
@@ -176,7 +181,8 @@ class Buffers:
         self.groups = RowGroups(sizes.bs, sizes.width, device) if sizes.grouped else None
         self.rank = {key: RankBuffers(rows, of, device) for key, of in sizes.rank.items()}
         self.dense = DenseBuffers(sizes.bs, *sizes.heads, device) if sizes.dense else None
-        self.attend = AttendBuffers(rows, shape.group, shape.head_dim, most, device)
+        kept = shape.group + sizes.mean
+        self.attend = AttendBuffers(rows, kept, shape.head_dim, most, device)
         self.scores = None
         if sizes.exact:
             self.scores = torch.empty(sizes.bs, shape.num_kv_heads, sizes.width, device=device)

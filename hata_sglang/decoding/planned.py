@@ -29,10 +29,17 @@ FASTER: Mapping[tuple[str, int, int], Attend] = {
 }
 
 
-def choose_attend(asked: str, shape: AttentionShape, device: torch.device) -> Attend:
-    """Who attends over selections: what the YAML's ``attend`` asks for, on a GPU."""
+def choose_attend(
+    asked: str, shape: AttentionShape, device: torch.device, mean: bool = False
+) -> Attend:
+    """Who attends over selections: what the YAML's ``attend`` asks for, on a GPU.
+
+    ``auto`` is Triton's where the mean of the values left out is mixed in: FlashInfer's cannot.
+    """
     if asked != "auto":
         return asked
+    if mean:
+        return "triton"
     where = (torch.cuda.get_device_name(device), shape.group, shape.head_dim)
     return FASTER.get(where, "triton")
 

@@ -72,7 +72,9 @@ def arm_settings(
         if methods()[arm].trained and arm not in weights:
             expected = f"a folder or shipped name of weights for arm {arm}"
             raise Refusal.of("weights", expected, f"only those of {base.method}")
-        dropped = {key: settings.pop(key, None) for key in METHOD_KEYS}
+        # The mean of the values left out is weighed by trained sets alone.
+        keys = METHOD_KEYS if methods()[arm].trained else (*METHOD_KEYS, "left_out")
+        dropped = {key: settings.pop(key, None) for key in keys}
         settings = {"method": arm, **settings}
         if arm in weights:
             folder = Path(weights[arm]).expanduser()
@@ -80,7 +82,7 @@ def arm_settings(
         own = methods()[arm]
         if own.coded and not own.trained and dropped["bits"] and dropped["bits"] <= own.max_bits:
             settings["bits"] = dropped["bits"]
-        layers = {key: _without(own, METHOD_KEYS) for key, own in layers.items()}
+        layers = {key: _without(own, keys) for key, own in layers.items()}
     if budget is not None:
         settings["budget"] = yaml_budget(budget, base.sink + base.recent)
         layers = {key: _without(own, ("budget",)) for key, own in layers.items()}

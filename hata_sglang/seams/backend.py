@@ -15,7 +15,7 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from hata_sglang.config import LayerPlan
-from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder
+from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, ValueSums
 from hata_sglang.decoding.planned import PlannedAttention, choose_attend
 from hata_sglang.errors import HataError
 from hata_sglang.metrics import METRICS
@@ -43,8 +43,17 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     device, pool = torch.device(runner.device), runner.token_to_kv_pool
     facts, attend = session.facts(), None
     if device.type != "cpu":
-        attend = facts["attend"] = choose_attend(session.config.attend, session.shape, device)
-    decoder = _make_decoder(session, attention_layers(runner.model), pool, device, attend)
+        asked, mean = session.config.attend, bool(session.left_out)
+        attend = facts["attend"] = choose_attend(asked, session.shape, device, mean)
+    value_sums = None
+    if session.left_out:
+        requests = len(runner.req_to_token_pool.req_to_token)
+        value_sums = ValueSums(session.left_out, requests, session.shape, device)
+        if device.type != "cpu":
+            value_sums.warm(pool.dtype)
+    decoder = _make_decoder(
+        session, attention_layers(runner.model), pool, device, attend, value_sums
+    )
     retype(backend, HataMethods)
     # Those that hata decodes: all sparse ones, and dense ones where it can.
     backend.hata_plans = {
@@ -60,11 +69,11 @@ def attach(backend: AttentionBackend, runner: Any, session: Session) -> Attentio
     return backend
 
 
-def _make_decoder(session, layers, pool, device, attend) -> CpuDecoder | GpuDecoder:
+def _make_decoder(session, layers, pool, device, attend, value_sums) -> CpuDecoder | GpuDecoder:
     plans, book = session.sparse_plans, pool.hata_codes
     scales = {layer.layer_id: float(layer.scaling) for layer in layers}
     if attend is None:
-        return CpuDecoder(plans, scales, book.encoders, book.tallies)
+        return CpuDecoder(plans, scales, book.encoders, book.tallies, value_sums)
     planned = None
     if attend == "flashinfer":
         where = {"dtype": pool.dtype, "device": device}
@@ -78,6 +87,7 @@ def _make_decoder(session, layers, pool, device, attend) -> CpuDecoder | GpuDeco
         dense=dense_layers(layers, session, pool.dtype, device),
         tallies=book.tallies,
         planned=planned,
+        value_sums=value_sums,
     )
 
 
@@ -128,11 +138,20 @@ class HataMethods(Methods):
         )
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        """Prefill one layer: the stock backend attends, the pool writes codes beside keys."""
-        _require_keys(self.hata_plans.get(layer.layer_id), k, save_kv_cache)
-        return self.hata_stock.forward_extend(
+        """Prefill one layer: the stock backend attends, the pool writes codes beside keys.
+
+        Then values are summed, where a decode step will need their sum.
+        """
+        plan = self.hata_plans.get(layer.layer_id)
+        _require_keys(plan, k, save_kv_cache)
+        out = self.hata_stock.forward_extend(
             q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
         )
+        if plan is not None and plan.left_out == "mean":
+            values = self.hata_pool.layer_cache(plan.layer).values
+            batch = self._hata_batch(forward_batch)
+            self.hata_decoder.value_sums.recount(plan.layer, values, batch)
+        return out
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         """Decode one layer of a step, by hata or by the stock backend.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
+
+import torch
 
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
@@ -76,12 +78,16 @@ class Session:
         One per layer.
     encoders : dict of int to hata_kernels.encoders.Encoder
         Of every sparse layer whose method keeps codes; float32, on the CPU.
+    left_out : dict of int to torch.Tensor
+        Of every layer that mixes in the mean of the values left out: float32 ``[Hq, RATIOS]``
+        (`hata_kernels.attend.left_out`).
     """
 
     config: HataConfig
     shape: ModelShape
     plans: tuple[LayerPlan, ...]
     encoders: dict[int, Encoder]
+    left_out: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def sparse_plans(self) -> tuple[LayerPlan, ...]:
@@ -106,6 +112,7 @@ class Session:
             "bits": only(plan.bits for plan in sparse),
             "budget": only(str(plan.budget) for plan in sparse),
             "layers": format_layers(plan.layer for plan in sparse),
+            "left_out_layers": len(self.left_out),
             "num_layers": self.shape.num_layers,
             "config": self.config.origin,
         }
@@ -168,7 +175,9 @@ class Session:
             for layer, encoder in self.encoders.items()
             if layer in layers
         }
-        return Session(self.config, shape, own, encoders)
+        query_heads = slice(group * kv_heads.start, group * kv_heads.stop)
+        left_out = {n: weights[query_heads] for n, weights in self.left_out.items() if n in layers}
+        return Session(self.config, shape, own, encoders, left_out)
 
     @classmethod
     def _open(cls, config: HataConfig, model_config: Any) -> Session:
@@ -176,7 +185,7 @@ class Session:
         plans = config.resolve(shape.num_layers, shape.context_len)
         where = (model_config.hf_config, model_config.model_path, overrides(model_config))
         loaded = load_encoders(plans, shape, *where)
-        return cls(config, shape, loaded.plans, loaded.encoders)
+        return cls(config, shape, loaded.plans, loaded.encoders, loaded.left_out)
 
 
 _OPENED: WeakKeyDictionary[Any, Session | None] = WeakKeyDictionary()

@@ -171,7 +171,7 @@ def check_resolved(server_args: Any) -> Session:
         if args.device == "cpu":
             problems += cpu_limits(session)
         else:
-            problems += device_limits(session) + _graphs(args)
+            problems += device_limits(session) + _graphs(args, session)
     except Refusal as refusal:
         problems += refusal.problems
     refuse_any(problems)
@@ -304,11 +304,17 @@ def cpu_limits(session: Session) -> list[Problem]:
     return problems
 
 
-def _graphs(args: Any) -> list[Problem]:
-    """Decode steps are captured whole, or not at all; then their largest batch has to be known."""
+def _graphs(args: Any, session: Session) -> list[Problem]:
+    """Decode steps are captured whole, or not at all; then their largest batch has to be known.
+
+    Prompts must not be captured whole where their values are summed: for as many as there are.
+    """
     backend = versions.decode_graph_backend(args)
     if backend not in ("full", "disabled"):
         return [Problem("--cuda-graph-backend-decode", "full or disabled", backend)]
+    if session.left_out and versions.prefill_graph_backend(args) == "full":
+        expected = "another, or left_out: none in the YAML"
+        return [Problem("--cuda-graph-backend-prefill", expected, "full")]
     if backend == "disabled" and not args.max_running_requests:
         expected = "a number, because without CUDA graphs scratch is reserved for so many requests"
         return [Problem("--max-running-requests", expected, "nothing")]

@@ -130,6 +130,16 @@ def write_loc(forward_batch: Any) -> Any:
     return KVWriteLoc(forward_batch.out_cache_loc, None)
 
 
+def most_requests(asked: int | None) -> int:
+    """Most requests at a time: as asked, else SGLang's own bound (``resolve_max_num_reqs``)."""
+    return asked or 4096
+
+
+def prefill_graph_backend(server_args: Any) -> str:
+    """How SGLang captures prompts: ``full``, ``disabled`` or another of its names."""
+    return resolved(server_args).cuda_graph_config.prefill.backend
+
+
 def decode_graph_backend(server_args: Any) -> str:
     """How SGLang captures decode steps: ``full``, ``disabled`` or another of its names."""
     return resolved(server_args).cuda_graph_config.decode.backend

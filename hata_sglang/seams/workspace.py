@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hata_sglang.decoding import ValueSums
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
 
@@ -14,7 +15,8 @@ def workspace_bytes(configurator: Any, session: Session) -> int:
     """Bytes that decoding takes beside the pool; 0 on a CPU.
 
     Encoders, and what a step's kernels read and write: in CUDA graphs for the largest batch that is
-    captured, in eager steps for the largest that may run.
+    captured, in eager steps for the largest that may run. Sums of values, of all requests that
+    SGLang has room for.
 
     Parameters
     ----------
@@ -29,7 +31,10 @@ def workspace_bytes(configurator: Any, session: Session) -> int:
     rows = [captured] if most <= captured else [captured, most]
     dtype = configurator.model_config.dtype
     encoders = sum(encoder.bytes_in(dtype) for encoder in session.encoders.values())
-    return encoders + sum(_step_bytes(session, bs, device) for bs in rows if bs)
+    # Row 0 of SGLang's table of slots is padding.
+    requests = 1 + versions.most_requests(args.max_running_requests)
+    sums = ValueSums.nbytes(len(session.left_out), requests, session.shape)
+    return encoders + sums + sum(_step_bytes(session, bs, device) for bs in rows if bs)
 
 
 def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
@@ -50,6 +55,6 @@ def _step_bytes(session: Session, bs: int, device: torch.device) -> int:
         dense=some_dense and fits_dense(*heads, device),
     )
     planned = 0
-    if choose_attend(session.config.attend, shape, device) == "flashinfer":
+    if choose_attend(session.config.attend, shape, device, bool(session.left_out)) == "flashinfer":
         planned = planned_bytes(session.sparse_plans, shape, bs, device)
     return sizes.nbytes + scratch_bytes(session.encoders, bs) + planned

@@ -95,7 +95,9 @@ class LeastSquares:
     """The weights of the mean that bring attention over selections nearest to that over all tokens.
 
     Per query head and ratio: with o the true output, s that over a selection and m the mean of the
-    values left out, c = sum <o - s, m - s> / sum |m - s|^2, within 0 and 1.
+    values left out, c = sum(<o - s, m - s> / |o|^2) / sum(|m - s|^2 / |o|^2), within 0 and 1.
+    Divided by |o|^2, queries count alike: else a few large outputs decide, and c is too large for
+    most.
     """
 
     def __init__(self) -> None:
@@ -114,9 +116,14 @@ class LeastSquares:
 
     def add(self, found: Sequence[Outputs]) -> None:
         """Count in the outputs of one capture at `counts`."""
-        steps = [(own.left_out - own.selected, own.whole - own.selected) for own in found]
-        self._products += torch.stack([(step * error).sum((2, 3)) for step, error in steps], -1)
-        self._squares += torch.stack([step.square().sum((2, 3)) for step, _ in steps], -1)
+        products, squares = [], []
+        for own in found:
+            size = own.whole.norm(dim=-1, keepdim=True).clamp_min(1e-20)
+            step, error = (own.left_out - own.selected) / size, (own.whole - own.selected) / size
+            products.append((step * error).sum((2, 3)))
+            squares.append(step.square().sum((2, 3)))
+        self._products += torch.stack(products, -1)
+        self._squares += torch.stack(squares, -1)
 
     def weights(self) -> torch.Tensor:
         """Float32 ``[Hq, RATIOS]``; 0 at the first ratio."""

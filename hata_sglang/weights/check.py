@@ -203,12 +203,14 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
         One sentence or two per line.
     """
     sparse = [plan.layer for plan in plans if not plan.dense]
+    mean = format_layers(plan.layer for plan in plans if plan.left_out == "mean")
     code_bytes = sum(plan.code_bytes for plan in plans) * model.num_kv_heads
     return (
         f"Model: {model.architecture}, {model.num_layers} layers, {model.num_heads} query and "
         f"{model.num_kv_heads} KV heads of {model.head_dim}, context {model.context_len:,} tokens.",
         f"Sparse: {len(sparse)} of {model.num_layers} layers ({format_layers(sparse)}); "
         f"inner backend: {config.inner_backend}.",
+        f"Mean of the values left out, in layers: {mean}.",
         f"Memory per token, all layers: codes {code_bytes:,} B, K and V {model.kv_bytes:,} B "
         f"({model.dtype}): codes add {code_bytes / model.kv_bytes:.1%}.",
     )

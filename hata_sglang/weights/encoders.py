@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from hata_kernels.encoders import Encoder
 from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.config.plan import LayerPlan
@@ -28,16 +30,20 @@ class LoadedEncoders:
     Attributes
     ----------
     plans : tuple of LayerPlan
-        Those given, with bits and scale bits as the weights have them.
+        Those given, with bits and scale bits as the weights have them, and `left_out` decided.
     encoders : dict of int to hata_kernels.encoders.Encoder
         Of every sparse layer whose method keeps codes; float32, on the CPU.
     sets : dict of str to HashWeights
         By the name or path that the configuration gave.
+    left_out : dict of int to torch.Tensor
+        Of every layer whose plan has the mean of the values left out: ``[Hq, RATIOS]``
+        (`HashWeights`).
     """
 
     plans: tuple[LayerPlan, ...]
     encoders: dict[int, Encoder]
     sets: dict[str, HashWeights]
+    left_out: dict[int, torch.Tensor]
 
 
 def load_encoders(
@@ -70,7 +76,8 @@ def load_encoders(
     ------
     Refusal
         With every set that is missing, was made for another model or trained for another method,
-        and the layers that a set lacks or whose bits the YAML gives differently.
+        and the layers that a set lacks, whose bits the YAML gives differently, or that are to have
+        a mean of the values left out which the set does not weigh.
     """
     plans = with_sets(plans, model.group, ServedModel(hf_config, model_path, overrides))
     sets: dict[str, HashWeights] = {}
@@ -93,8 +100,13 @@ def load_encoders(
             encoders[plan.layer] = methods()[plan.method].untrained_encoder(
                 plan.bits, seed=plan.seed, layer=plan.layer, **model.sizes
             )
-    settled = tuple(_settled(plan, encoders.get(plan.layer)) for plan in plans)
-    return LoadedEncoders(settled, encoders, sets)
+    settled = tuple(_settled(plan, encoders.get(plan.layer), sets) for plan in plans)
+    left_out = {
+        plan.layer: sets[plan.weights].left_out[plan.layer]
+        for plan in settled
+        if plan.left_out == "mean"
+    }
+    return LoadedEncoders(settled, encoders, sets, left_out)
 
 
 def _plan_problems(users: Iterable[LayerPlan], weights: HashWeights) -> list[Problem]:
@@ -108,6 +120,9 @@ def _plan_problems(users: Iterable[LayerPlan], weights: HashWeights) -> list[Pro
             found = ("method", f"{card.method} (that of weights {card.name})", str(plan.method))
         elif plan.bits not in (None, card.bits):
             found = ("bits", f"{card.bits} (those of weights {card.name})", str(plan.bits))
+        elif plan.left_out == "mean" and not weights.left_out:
+            expected = f"auto or none, as {card.name} does not weigh the mean (train it anew)"
+            found = ("left_out", expected, "mean")
         else:
             continue
         wrong.setdefault(found, []).append(plan.layer)
@@ -117,7 +132,13 @@ def _plan_problems(users: Iterable[LayerPlan], weights: HashWeights) -> list[Pro
     ]
 
 
-def _settled(plan: LayerPlan, encoder: Encoder | None) -> LayerPlan:
+def _settled(
+    plan: LayerPlan, encoder: Encoder | None, sets: Mapping[str, HashWeights]
+) -> LayerPlan:
     if encoder is None:
         return plan
-    return replace(plan, bits=encoder.bits, scale_bits=encoder.scale_bits)
+    left_out = plan.left_out
+    if left_out == "auto":
+        left_out = "mean" if sets[plan.weights].left_out else "none"
+    sizes = {"bits": encoder.bits, "scale_bits": encoder.scale_bits}
+    return replace(plan, left_out=left_out, **sizes)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hata_sglang
+from hata_kernels.attend import RATIOS
 from hata_kernels.encoders import LinearEncoder
 from hata_sglang import cli
 from hata_sglang.demo import model as demo_model
@@ -56,7 +57,14 @@ def yaml(tmp_path):
 def weights(tmp_path, model):
     """Make a set of hash weights for the model in the folder `mine`, beside conf.yaml."""
 
-    def make(layers=range(2, LAYERS), bits=64, head_dim=HEAD_DIM, model=model, scale_bits=0):
+    def make(
+        layers=range(2, LAYERS),
+        bits=64,
+        head_dim=HEAD_DIM,
+        model=model,
+        scale_bits=0,
+        left_out=False,
+    ):
         fingerprint = Fingerprint.of(read_model(model).hf_config)
         fingerprint = fingerprint.model_copy(update={"head_dim": head_dim})
         tensors = {"weight": torch.ones(KV_HEADS, head_dim, bits)}
@@ -99,10 +107,13 @@ def weights(tmp_path, model):
                     "per_layer": {},
                 }
             ],
+            left_out=left_out,
             sha256="",
             created_by={},
         )
-        save_weights(tmp_path / "mine", card, dict.fromkeys(layers, encoder))
+        mean = dict.fromkeys(layers if left_out else (), torch.zeros(HEADS, RATIOS))
+        encoders = dict.fromkeys(layers, encoder)
+        save_weights(tmp_path / "mine", card, encoders, left_out=mean)
 
     return make
 
@@ -119,6 +130,21 @@ def cells(output, layer):
     lines = [line.replace("│", " ").split() for line in output.splitlines()]
     (found,) = [line for line in lines if line and line[0] == str(layer)]
     return found
+
+
+def test_the_mean_is_on_where_the_set_weighs_it(yaml, model, weights, capsys):
+    weights()
+    assert check(yaml(HATA), model) == 0
+    assert "Mean of the values left out, in layers: none." in capsys.readouterr().out
+    assert check(yaml(HATA + "left_out: mean\n"), model) == 2
+    expected = f"left_out of layers 2-{LAYERS - 1}: expected auto or none, as mine does not weigh"
+    assert expected in capsys.readouterr().err
+    weights(left_out=True)
+    layers = "layers: {2: {left_out: none}}\n"
+    for line in ("", "left_out: mean\n"):
+        assert check(yaml(HATA + line + layers), model) == 0
+        found = f"Mean of the values left out, in layers: 3-{LAYERS - 1}."
+        assert found in capsys.readouterr().out
 
 
 def test_demo_stands_for_the_demo_model(yaml, model, weights, capsys, monkeypatch, tmp_path):

@@ -152,14 +152,14 @@ def test_20_000_entries_of_dense_layers(tmp_path, bounded):
             BASE + "layers: {2: {4: 1}}\n",
             [
                 "layers.2.4 (DIR:3): expected a known key (valid: method, bits, weights, budget, "
-                "sink, recent, dense), found '4'"
+                "sink, recent, left_out, dense), found '4'"
             ],
         ),
         (
             BASE + "true: 1\n",
             [
                 "true (DIR:3): expected a known key (valid: method, bits, weights, seed, budget, "
-                "sink, recent, dense_layers, inner_backend, attend, layers), found 'true'"
+                "sink, recent, left_out, dense_layers, inner_backend, attend, layers), found 'true'"
             ],
         ),
     ],

@@ -30,7 +30,8 @@ def refusals(mapping, **kwargs):
 def test_a_plan_per_layer():
     budget = Budget.model_validate(256)
     dense = [LayerPlan(n, True, None, 0, None, None, None, 0, 0) for n in (0, 1)]
-    sparse = [LayerPlan(n, False, "hata", 64, "shipped", None, budget, 16, 64) for n in (2, 3)]
+    hata = (False, "hata", 64, "shipped", None, budget, 16, 64)
+    sparse = [LayerPlan(n, *hata, left_out="auto") for n in (2, 3)]
     assert resolve({**HATA, "bits": 64}, num_layers=4) == (*dense, *sparse)
 
 

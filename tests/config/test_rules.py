@@ -46,6 +46,35 @@ def test_other_methods_take_no_weights(base):
     assert found == "'shipped'"
 
 
+@pytest.mark.parametrize(
+    ("changed", "obstacle"),
+    [
+        ({"method": "exact", "weights": None}, "method exact, which no set weighs it for"),
+        ({"method": "streaming", "weights": None}, "method streaming, which"),
+        ({"method": "random", "weights": None}, "method random, which"),
+        ({"recent": 0}, "recent 0, as steps sum the values of tokens that are always kept"),
+        ({"attend": "flashinfer"}, "attend flashinfer, which has no place for it"),
+    ],
+)
+def test_where_no_mean_can_be_mixed_in(changed, obstacle):
+    settings_ = {key: value for key, value in (HATA | changed).items() if value is not None}
+    expected, found = only({**settings_, "left_out": "mean"}, "left_out")
+    assert expected.startswith(f"auto or none with {obstacle}")
+    assert found == "mean"
+    assert {plan.left_out for plan in plans(settings_)} == {"none"}  # auto
+    assert {plan.left_out for plan in plans({**settings_, "left_out": "none"})} == {"none"}
+
+
+def test_the_mean_of_a_layer_follows_its_own_settings():
+    base = {**HATA, "left_out": "mean"}
+    layers = {"3": {"left_out": "none"}, "4": {"left_out": "none", "recent": 0}, "5": {"sink": 1}}
+    found = [plan.left_out for plan in plans({**base, "layers": layers})]
+    assert found == ["none", "none", "mean", "none", "none", "mean", "mean", "mean"]
+    assert list(settings({**base, "layers": {"5": {"recent": 0}}})) == ["layers.5.left_out"]
+    assert list(settings({**base, "layers": {"5": {"method": "exact"}}})) == ["layers.5.left_out"]
+    assert plans(HATA)[5].left_out == "auto"
+
+
 def test_exact_takes_no_bits():
     assert "keeps no codes" in only({**EXACT, "bits": 128}, "bits")[0]
 

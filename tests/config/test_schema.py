@@ -165,7 +165,10 @@ def test_unknown_key_names_the_nearest(key, nearest):
 
 def test_unknown_key_like_no_other_lists_all():
     expected, _ = problem({**EXACT, "zzz": 1}, "zzz")
-    assert "valid: method, bits, weights, seed, budget, sink, recent, dense_layers" in expected
+    assert (
+        "valid: method, bits, weights, seed, budget, sink, recent, left_out, dense_layers"
+        in expected
+    )
 
 
 @pytest.mark.parametrize("key", [5, True, None])

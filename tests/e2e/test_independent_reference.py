@@ -2,15 +2,21 @@
 
 Nothing of the serving path computes the expected numbers: transformers has the model, keeps the
 keys and attends; which tokens a decode step may see follows from the bits' definition (products in
-float32, `hata_kernels.encoders.Encoder.key_bits`) and a sort in Python.
+float32, `hata_kernels.encoders.Encoder.key_bits`) and a sort in Python; the mean of the values left
+out is taken over these very values.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
-from hata_sglang.weights import load_weights
+from hata_kernels.attend import RATIOS
+from hata_sglang.weights import HashWeights, load_weights, save_weights
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +28,21 @@ BUDGET, SINK, RECENT, DENSE = 96, 16, 32, (0, 1)
 PROMPT, NEW_TOKENS, TOP = 700, 12, 20
 
 
-def yaml(method: str) -> str:
+def yaml(method: str, weights: str | Path) -> str:
     return (
-        f"method: {method}\nweights: {WEIGHTS[method]}\nbudget: {BUDGET}\nsink: {SINK}\n"
+        f"method: {method}\nweights: {weights}\nbudget: {BUDGET}\nsink: {SINK}\n"
         f"recent: {RECENT}\ndense_layers: {list(DENSE)}\n"
     )
+
+
+def with_mean(weights: HashWeights, folder: Path) -> HashWeights:
+    """A set with the same codes, and larger weights of the mean than any calibration gives."""
+    card = weights.card.model_copy(update={"name": "mean", "left_out": True})
+    heads = torch.linspace(0.1, 0.5, card.fingerprint.num_attention_heads)
+    left_out = dict.fromkeys(card.layers, heads[:, None] * (torch.arange(RATIOS) > 0))
+    encoders = {layer: weights.encoder(layer) for layer in card.layers}
+    save_weights(folder, card, encoders, left_out=left_out)
+    return load_weights(folder)
 
 
 class Masked:
@@ -45,14 +61,24 @@ class Masked:
         _, heads, steps, _ = query.shape
         length, kv_heads = key.shape[2], key.shape[1]
         mask = torch.ones(heads, steps, length, dtype=torch.bool).tril(length - steps)
-        layer = module.layer_idx
+        layer, shared = module.layer_idx, heads // kv_heads
+        values = value[0].repeat_interleave(shared, 0)
         if steps == 1 and self.weights is not None and layer not in DENSE:
             kept = self.select(layer, query[0, :, 0], key[0].transpose(0, 1))
-            mask = torch.stack(kept).repeat_interleave(heads // kv_heads, 0).unsqueeze(1)
-        logits = query[0] @ key[0].repeat_interleave(heads // kv_heads, 0).transpose(1, 2) * scaling
-        attention = logits.masked_fill(~mask, -torch.inf).softmax(-1)
-        out = attention @ value[0].repeat_interleave(heads // kv_heads, 0)
+            mask = torch.stack(kept).repeat_interleave(shared, 0).unsqueeze(1)
+        logits = query[0] @ key[0].repeat_interleave(shared, 0).transpose(1, 2) * scaling
+        out = logits.masked_fill(~mask, -torch.inf).softmax(-1) @ values
+        if not mask.all() and self.weights is not None and self.weights.left_out and steps == 1:
+            mean = (~mask).float() @ values / (length - BUDGET)
+            share = self.share(layer, length)[:, None, None]
+            out = (1 - share) * out + share * mean
         return out.transpose(0, 1)[None], None
+
+    def share(self, layer: int, length: int) -> torch.Tensor:
+        """What the mean weighs, by query head."""
+        ratio = math.log2(length / BUDGET)
+        low, weights = int(ratio), self.weights.left_out[layer]
+        return weights[:, low] + (ratio - low) * (weights[:, low + 1] - weights[:, low])
 
     def select(self, layer: int, q: torch.Tensor, k: torch.Tensor) -> list[torch.Tensor]:
         """Which of the keys ``[T, Hkv, D]`` a step with queries ``[Hq, D]`` keeps, by KV head."""
@@ -98,23 +124,42 @@ def log_probabilities(demo_model):
 
 @pytest.mark.parametrize("method", WEIGHTS)
 def test_a_sparse_server_computes_what_transformers_does_under_its_selections(
-    start, connect, make_prompt, log_probabilities, method
+    start, connect, make_prompt, log_probabilities, tmp_path, method
 ):
-    prompt, weights = make_prompt(PROMPT, 300), load_weights(WEIGHTS[method])
-    with start(yaml(method)) as server:
-        answer = connect(server).post(
-            "/generate",
-            {
-                "input_ids": prompt,
-                "return_logprob": True,
-                "top_logprobs_num": TOP,
-                "sampling_params": {
-                    "temperature": 0,
-                    "max_new_tokens": NEW_TOKENS,
-                    "ignore_eos": True,
-                },
-            },
-        )
+    """One of the servers mixes in the mean of the values left out: of a prompt that is prefilled in
+    pieces, and of another that begins with it, which the radix tree has.
+    """
+    prompt, weights, name = make_prompt(PROMPT, 300), load_weights(WEIGHTS[method]), WEIGHTS[method]
+    prompts, mean = [prompt], method == "hata"
+    if mean:
+        weights, name = with_mean(weights, tmp_path / "mean"), tmp_path / "mean"
+        prompts.append(prompt + prompt[100:140])
+    request = {
+        "return_logprob": True,
+        "top_logprobs_num": TOP,
+        "sampling_params": {
+            "temperature": 0,
+            "max_new_tokens": NEW_TOKENS,
+            "ignore_eos": True,
+        },
+    }
+    with start(yaml(method, name), "--chunked-prefill-size", "256") as server:
+        client = connect(server)
+        answers = [client.post("/generate", request | {"input_ids": ids}) for ids in prompts]
+        facts = server.counters()
+    assert facts["left_out_layers"] == (28 if mean else 0)
+    cached = [answer["meta_info"]["cached_tokens"] for answer in answers]
+    assert cached[1:] == [PROMPT] * (len(prompts) - 1)
+    for answer, ids in zip(answers, prompts, strict=True):
+        check(answer, ids, method, weights, log_probabilities)
+    if mean:  # it matters: answers without it would not pass
+        plain = dataclasses.replace(weights, left_out={})
+        with pytest.raises(AssertionError):
+            check(answers[0], prompt, method, plain, log_probabilities)
+
+
+def check(answer, prompt, method, weights, log_probabilities) -> None:
+    """Compare a server's answer with the model under the selections, and with all tokens."""
     tokens, top = answer["output_ids"], answer["meta_info"]["output_top_logprobs"]
     sparse, dense = (log_probabilities(prompt, tokens, w) for w in (weights, None))
     assert tokens == sparse.argmax(-1).tolist()

@@ -76,7 +76,7 @@ weights: ./mine
 budget: {ratio: 0.1, min: 128, max: 512}
 sink: 4
 layers:
-  2-3: {budget: 300, bits: 32}
+  2-3: {budget: 300, bits: 32, left_out: mean}
   4: {method: random, recent: 8}
   5: {weights: ./other}
   6: {dense: true}
@@ -100,7 +100,7 @@ def test_a_budget_holds_in_every_layer_and_keeps_the_rest(per_layer, tmp_path):
     settings = arm_settings("hata", per_layer, budget=200)
     ours = HataConfig.parse(settings)
     assert settings["layers"] == {
-        "2-3": {"bits": 32},
+        "2-3": {"bits": 32, "left_out": "mean"},
         "4": {"method": "random", "recent": 8},
         "5": {"weights": str(tmp_path / "other")},  # a path that holds from the base's folder
         "6": {"dense": True},

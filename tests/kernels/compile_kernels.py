@@ -12,8 +12,9 @@ import torch
 from compile_encoders import encode_all, step_all
 from compile_lengths import lengths_all, run_copies
 from compiling import BF16, F16, F32, compiled, start, zeros
-from hata_kernels.attend import attend, attend_dense
+from hata_kernels.attend import RATIOS, LeftOut, attend, attend_dense
 from hata_kernels.attend.pages import write_pages
+from hata_kernels.attend.value_sums import launch_sums
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.triton import group_rows_triton
 from hata_kernels.score import exact_score
@@ -119,6 +120,27 @@ def attend_all() -> None:
         )
 
 
+def left_out_all() -> None:
+    """Sums of values; attention with their mean, with a head more in the padding or beyond it."""
+    for dim, group, dtype, batch in (
+        (128, 4, BF16, 1), (64, 7, BF16, 200), (96, 16, F16, 2), (256, 64, BF16, 200),
+    ):  # fmt: skip
+        caches = [zeros(50, 2, dim, dtype=dtype) for _ in range(2)]
+        sums = zeros(9, 2, dim, dtype=F32)
+        rows = zeros(batch, dtype=torch.int64)
+        attend(
+            zeros(batch, 2 * group, dim, dtype=dtype),
+            *caches,
+            zeros(batch, 2, 1024),
+            zeros(batch),
+            zeros(batch),
+            scale=0.1,
+            tally=zeros(SIZE, dtype=torch.int64),
+            left_out=LeftOut(sums, rows, zeros(2 * group, RATIOS, dtype=F32)),
+        )
+        launch_sums(caches[1], zeros(9, 3000), rows, zeros(batch), 3000, sums)
+
+
 def dense_all() -> None:
     """Every head size, groups of 1 to 64; few rows, and more than a program takes."""
     for batch, group, dim, dtype in (
@@ -140,7 +162,7 @@ if __name__ == "__main__":
     start()
     for part in (
         encode_all, step_all, rank_all, shared_all, exact_all, select_all, attend_all,
-        dense_all, lengths_all,
+        left_out_all, dense_all, lengths_all,
     ):  # fmt: skip
         part()
     print(*sorted(set(compiled)), len(compiled))

@@ -7,6 +7,7 @@ import torch
 from compile_encoders import linear_and_asymmetric, mlp
 from compiling import BF16, binaries, zeros
 from hata_kernels.attend import attend
+from hata_kernels.attend.value_sums import launch_sums
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.triton import copy_rows_triton, group_rows_triton
 from hata_sglang.decoding.gpu_buffers import eager_width
@@ -38,6 +39,9 @@ def lengths_all() -> None:
     )
     assert len(captured) == 1
     assert captured == replayed
+    first, later = (new_binaries(run_sums, lengths) for lengths in ((1,), (511, 8192, 131072)))
+    assert len(first) == 2
+    assert first == later
     # What takes in tiles by powers of two is compiled for each of these.
     doubled, others = (
         new_binaries(run_eager, lengths)
@@ -67,6 +71,13 @@ def run_prompts(encoder, prompts) -> None:
 def run_groups(groups: RowGroups, lengths) -> None:
     for longest in lengths:
         group_rows_triton(zeros(32, 131072), zeros(32), longest=longest, groups=groups)
+
+
+def run_sums(lengths) -> None:
+    values, sums = zeros(50, 8, 128, dtype=BF16), zeros(40, 8, 128, dtype=torch.float32)
+    rows = zeros(3, dtype=torch.int64)
+    for longest in lengths:
+        launch_sums(values, zeros(40, 131072 + 8), rows, rows, longest, sums)
 
 
 def run_copies(lengths, rows_dtype=torch.int64, shares=((15600000, 20, 4096),)) -> None:

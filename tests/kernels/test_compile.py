@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 KERNELS = {
-    "_asymmetric_step_kernel", "_copy_rows_kernel", "_dense_merge_kernel", "_encode_kernel",
-    "_exact_score_kernel", "_groups_kernel", "_linear_step_kernel", "_merge_kernel",
-    "_pages_kernel", "_part_kernel", "_partial_kernel", "_planes_kernel", "_prefix_kernel",
-    "_repeat_rows_kernel", "_residual_kernel", "_same_kernel", "_tail_kernel",
-    "filter_kernel", "floor_kernel", "shared_kernel", "take_kernel",
+    "_add_kernel", "_asymmetric_step_kernel", "_copy_rows_kernel", "_dense_merge_kernel",
+    "_encode_kernel", "_exact_score_kernel", "_groups_kernel", "_linear_step_kernel",
+    "_merge_kernel", "_pages_kernel", "_part_kernel", "_partial_kernel", "_planes_kernel",
+    "_prefix_kernel", "_repeat_rows_kernel", "_residual_kernel", "_same_kernel", "_sum_kernel",
+    "_tail_kernel", "filter_kernel", "floor_kernel", "shared_kernel", "take_kernel",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 import encoder_cases as cases
-from hata_kernels.attend import attend_naive
+from hata_kernels.attend import RATIOS, LeftOut, attend_naive, mix_left_out
 from hata_kernels.cpu import Rows, SparseLayer
 from hata_kernels.rank import rank
 from hata_kernels.tally import SIZE
@@ -104,6 +104,57 @@ def test_a_step_is_the_references(
     ranked = layer.ranked()
     planes = cases.unpack_bits(torch.from_numpy(rows.planes)[ranked])
     cases.assert_query_bits(planes, encoder, layer.q[ranked])
+
+
+def left_out_of(layer: Layer) -> tuple[LeftOut, LeftOut]:
+    """The rows' sums but for their newest tokens, twice; other requests' are NaN."""
+    heads, group, dim = layer.k.shape[1], layer.encoder.group, layer.k.shape[2]
+    rows = torch.randperm(len(layer.lengths) + 3)[: len(layer.lengths)]
+    sums = torch.full((len(layer.lengths) + 3, heads, dim), torch.nan)
+    for row, slots, length in zip(rows, layer.table, layer.lengths, strict=True):
+        sums[row] = layer.v[slots[: length - 1].long()].float().sum(0)
+    weights = torch.rand(heads * group, RATIOS)
+    weights[:, 0] = 0
+    return tuple(LeftOut(sums.clone(), rows, weights) for _ in range(2))
+
+
+@DTYPES
+@pytest.mark.parametrize("method", ["hata", "asymmetric", "hashattention"])
+def test_the_mean_of_the_values_left_out_is_the_references(make_token_slots, method, dtype) -> None:
+    encoder = cases.make(method, 2, 3, 64)
+    shape = ([1, 12, 40, 41, 300, 9000], [10, 12, 40, 40, 33, 30])
+    layer = Layer(encoder, *shape, make_token_slots, dtype)
+    layer.v += 1  # values have a mean
+    own, expected = left_out_of(layer)
+    rows = layer.rows()
+    out = layer.make()(layer.q, rows, left_out=own)
+    lengths = torch.tensor(layer.lengths)
+    kept = torch.minimum(layer.budgets, lengths)
+    plain = attend_naive(layer.q, layer.k, layer.v, rows.selected, kept, scale=SCALE)
+    mixed = plain.clone()
+    mix_left_out(mixed, layer.v, rows.selected, lengths, kept, expected)
+    close = CLOSE[dtype]
+    torch.testing.assert_close(out, mixed, atol=close, rtol=close)
+    assert not torch.allclose(mixed[3:], plain[3:], atol=3 * close)
+    assert torch.equal(mixed[:3], plain[:3])
+    torch.testing.assert_close(own.sums, expected.sums, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sums", torch.zeros(5, 3, 64), r"left_out\.sums\.shape: expected \[any, 2, 64\]"),
+        ("sums", torch.zeros(5, 2, 64).double(), r"left_out\.sums\.dtype"),
+        ("rows", torch.zeros(3).int(), r"left_out\.rows\.shape: expected \[2\]"),
+        ("rows", torch.tensor([0, 5]), r"left_out\.rows: expected 0 to 4, found \[0, 5\]"),
+        ("weights", torch.zeros(6, 7), r"left_out\.weights\.shape: expected \[6, 8\]"),
+    ],
+)
+def test_sums_that_do_not_fit_are_named(make_token_slots, field, value, message) -> None:
+    layer = Layer(cases.make("hata", 2, 3, 64), [90, 300], [20, 30], make_token_slots)
+    left_out = left_out_of(layer)[0]._replace(**{field: value})
+    with pytest.raises(ValueError, match=message):
+        layer.make()(layer.q, layer.rows(), left_out=left_out)
 
 
 @DTYPES

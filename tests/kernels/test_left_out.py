@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from attend_cases import BF16, BOUNDS, F16, F32, softmax_attention
-from hata_kernels.attend import RATIOS, LeftOut, attend
+from hata_kernels.attend import RATIOS, LeftOut, attend, gather
 
 SLOTS, REQUESTS = 900, 9
 
 # Lengths, budgets, k_max, KV heads, group, head size
+SPLITS = [
+    pytest.param(64, 1, id="one-part"),
+    pytest.param(16, 528, id="parts"),
+]
 CASES = [
     pytest.param([400, 7, 400, 64], [63, 9, 65, 64], 65, 1, 3, 96, id="around-a-block-G3-D96"),
     pytest.param([300, 900], [130, 2], 300, 2, 7, 128, id="ratios-G7-D128"),
@@ -18,6 +22,12 @@ CASES = [
     pytest.param([300, 800], [90, 129], 300, 1, 16, 64, id="G16"),
     pytest.param([80, 500], [79, 3], 90, 1, 20, 256, id="G20-D256"),
 ]
+
+
+def set_blocks(monkeypatch, block: int, programs: int) -> None:
+    """Let programs have blocks of one size, and so many of them run at once."""
+    monkeypatch.setattr(gather, "BLOCKS", (block, block))
+    monkeypatch.setattr(gather, "IN_FLIGHT", block * programs)
 
 
 def make_step(lengths, budgets, k_max, kv_heads, group, dim, dtype):
@@ -92,14 +102,46 @@ def test_reference(lengths, budgets, k_max, kv_heads, group, dim, dtype) -> None
     assert_mixed(out, mixed_attention(inputs, left_out, sums, 0.1), left_out, sums)
 
 
-def test_a_row_of_padding_changes_no_sum() -> None:
-    inputs, left_out, sums = make_step([300, 5], [30, 30], 30, 2, 2, 64, F16)
-    left_out = left_out._replace(rows=left_out.rows[[0, 0]])
-    slots = inputs[3]
-    slots[1] = 0
-    attend(*inputs, scale=0.1, left_out=left_out)
-    real = left_out.rows[0].long()
-    torch.testing.assert_close(left_out.sums[real].double(), sums[real], rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize(("block", "programs"), SPLITS)
+@pytest.mark.parametrize(("lengths", "budgets", "k_max", "kv_heads", "group", "dim"), CASES)
+def test_triton(
+    device, monkeypatch, poison, lengths, budgets, k_max, kv_heads, group, dim, block, programs
+) -> None:
+    set_blocks(monkeypatch, block, programs)
+    sizes = (lengths, budgets, k_max, kv_heads, group, dim)
+    inputs, left_out, sums = make_step(*sizes, F16)
+    expected = mixed_attention(inputs, left_out, sums, 2 / dim**0.5)
+    there = LeftOut(*(tensor.to(device) for tensor in left_out))
+    out = poison(len(lengths), kv_heads * group, dim, dtype=F16, device=device)
+    attend(*(a.to(device) for a in inputs), scale=2 / dim**0.5, out=out, left_out=there)
+    assert_mixed(out, expected, there, sums)
+
+
+@pytest.mark.parametrize("programs", [1, 528], ids=["one-part", "parts"])
+def test_a_row_of_padding_changes_no_sum(device, monkeypatch, programs) -> None:
+    set_blocks(monkeypatch, 16, programs)
+    inputs, left_out, sums = make_step([300, 1], [40, 40], 40, 2, 2, 64, F16)
+    inputs[3][1] = 0
+    # Padding names request 0, which may be one that is served, in this batch or not.
+    left_out.sums[0] = sums[0] = 5
+    rows = torch.tensor([left_out.rows[0] or 1, 0], dtype=torch.int32)
+    left_out.sums[rows[0]], sums[rows[0]] = left_out.sums[left_out.rows[0]], sums[left_out.rows[0]]
+    there = LeftOut(left_out.sums.to(device), rows.to(device), left_out.weights.to(device))
+    attend(*(a.to(device) for a in inputs), scale=0.1, left_out=there)
+    found = there.sums.cpu()
+    assert (found[0] == 5).all()
+    torch.testing.assert_close(found[rows[0]].double(), sums[rows[0]], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("programs", [1, 528], ids=["one-part", "parts"])
+def test_a_selection_of_everything_is_attention_bit_for_bit(device, monkeypatch, programs) -> None:
+    set_blocks(monkeypatch, 16, programs)
+    inputs, left_out, _ = make_step([40, 7], [40, 60], 40, 2, 2, 64, F16)
+    there = LeftOut(*(tensor.to(device) for tensor in left_out))
+    there.weights.fill_(0.7)
+    inputs = [a.to(device) for a in inputs]
+    out = attend(*inputs, scale=0.1, left_out=there)
+    assert torch.equal(out, attend(*inputs, scale=0.1))
 
 
 @pytest.mark.parametrize(

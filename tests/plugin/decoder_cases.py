@@ -140,7 +140,8 @@ class Step:
         order = sorted(range(length), key=lambda t: (t not in forced, -scores[t], t))
         return sorted(order[:budget])
 
-    def expected(self, every_token: bool = False) -> torch.Tensor:
+    def expected(self, every_token: bool = False, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention over what rows keep; with weights ``[Hq, RATIOS]``, the mean of the rest."""
         out = torch.zeros_like(self.q)
         for row, head in product(range(len(LENGTHS)), range(HKV)):
             kept = list(range(LENGTHS[row])) if every_token else self.kept(row, head)
@@ -148,6 +149,15 @@ class Step:
             for member in range(head * GROUP, (head + 1) * GROUP):
                 logits = self.k[slots, head].float() @ self.q[row, member].float() * SCALE
                 out[row, member] = logits.softmax(0) @ self.v[slots, head].float()
+            if mean is not None and len(kept) < LENGTHS[row]:
+                rest = [token for token in range(LENGTHS[row]) if token not in kept]
+                left_out = self.v[self.slots[row][rest].to(self.q.device), head].float().mean(0)
+                place = math.log2(LENGTHS[row] / len(kept))
+                low = int(place)  # below the last ratio
+                for member in range(head * GROUP, (head + 1) * GROUP):
+                    first, second = mean[member, low : low + 2]
+                    weight = first + (second - first) * (place - low)
+                    out[row, member] += weight * (left_out - out[row, member])
         return out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache
+from hata_kernels.attend import RATIOS
+from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, ValueSums
 from hata_sglang.seams.retype import retype
 from hata_sglang.shape import ModelShape
 
@@ -28,6 +30,10 @@ class Inner:
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         return "inner", save_kv_cache, kwargs
+
+    def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        forward_batch.pool.write_step(layer, NEWEST[: len(k)], k, v, codes=True)
+        return "extended"
 
 
 class Pool:
@@ -169,6 +175,35 @@ def test_a_replay_plans_what_its_capture_ran(backend):
         assert lengths.tolist() == [SHARED + 1] * rows  # hata's own buffers are filled
     # Layer 1 of five rows is the inner backend's.
     assert backend.planned == [*captures, (ROWS, False)]
+
+
+def test_values_are_summed_once_the_inner_backend_wrote_a_prompt(backend):
+    plan = dataclasses.replace(backend.hata_plans[2], left_out="mean")
+    backend.hata_plans[2] = plan
+    shape = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=4096)
+    sums = ValueSums({2: torch.rand(HQ, RATIOS)}, 9, shape, "cpu")
+    backend.hata_decoder.value_sums = sums
+    batch = make_batch(ROWS)
+    rows = torch.tensor([5, 1, 8, 2, 7])
+    table = torch.zeros(9, SHARED + 1, dtype=torch.int32)
+    table[rows] = batch.req_to_token
+    backend.hata_requests = SimpleNamespace(req_to_token=table)
+    forward_batch = SimpleNamespace(
+        batch_size=ROWS,
+        req_pool_indices=rows,
+        seq_lens=batch.seq_lens,
+        seq_lens_cpu=batch.seq_lens_cpu,
+        pool=backend.hata_pool,
+    )
+    k, v = torch.randn(2, ROWS, HKV * DIM).unbind()
+    for number in (0, 2):  # a layer without sums, and one with
+        layer = SimpleNamespace(layer_id=number)
+        assert backend.forward_extend(None, k, v, layer, forward_batch) == "extended"
+    values = backend.hata_pool.caches[1]
+    assert torch.equal(values[NEWEST].view(ROWS, -1), v)
+    expected = torch.zeros(9, HKV, DIM)
+    expected[rows] = values[batch.req_to_token.long()].sum(1)
+    torch.testing.assert_close(sums.sums[2], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_sparse_layer_reads_its_budget(backend):

@@ -10,9 +10,16 @@ import torch
 from decoder_cases import BUDGETS, DIM, HKV, HQ, LAYER, LENGTHS, METHODS, SCALE, SLOTS, Step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hata_kernels.attend import attend_naive
+from hata_kernels.attend import RATIOS, attend_naive
 from hata_sglang.config import LayerPlan
-from hata_sglang.decoding import Batch, CpuDecoder, GpuDecoder, LayerCache, gpu_buffers
+from hata_sglang.decoding import (
+    Batch,
+    CpuDecoder,
+    GpuDecoder,
+    LayerCache,
+    ValueSums,
+    gpu_buffers,
+)
 from hata_sglang.decoding.gpu_buffers import Buffers, BufferSizes
 from hata_sglang.decoding.planned import PlannedAttention
 from hata_sglang.shape import ModelShape
@@ -109,7 +116,7 @@ def test_what_is_compiled_is_loaded_with_a_word(caplog, name):
     assert re.fullmatch(r"hata: CPU kernels ready after [\d.]+ s: (read|compiled).*", after)
 
 
-def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton"):
+def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton", **more):
     """Decoder of one layer per step, and of dense layers."""
     encoders = {step.plan.layer: step.encoder for step in steps if step.encoder}
     plans = [step.plan for step in steps]
@@ -119,7 +126,8 @@ def make_gpu_decoder(steps, device="cuda", dense=(), attend="triton"):
     if attend == "flashinfer":
         where = {"dtype": steps[0].q.dtype, "device": device}
         planned = PlannedAttention(plans, scales, shape, **where)
-    return GpuDecoder(plans, scales, encoders, shape, device=device, dense=dense, planned=planned)
+    more |= {"device": device, "dense": dense, "planned": planned}
+    return GpuDecoder(plans, scales, encoders, shape, **more)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -132,6 +140,40 @@ def test_gpu_decoder_with_the_references(name, budget):
     torch.testing.assert_close(eager, step.expected(), atol=1e-5, rtol=1e-4)
     decoder.allocate_static(len(LENGTHS) + 3)
     torch.testing.assert_close(step.decode(decoder, graph=True), eager)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "gpu, graph"])
+@pytest.mark.parametrize("name", ["hata", "hashattention", "asymmetric, 16-bit scales"])
+def test_two_steps_with_the_mean_of_the_values_left_out(name, device):
+    """Sums start at the prompts, without the tokens that the two steps decode."""
+    step = Step(name, "ratio")
+    step.plan = dataclasses.replace(step.plan, left_out="mean")
+    shape = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256)
+    sums = ValueSums({LAYER: torch.rand(HQ, RATIOS)}, len(step.batch.req_to_token), shape, "cpu")
+    if device == "cpu":
+        decoder = CpuDecoder([step.plan], {LAYER: SCALE}, step.encoders, value_sums=sums)
+    else:
+        decoder = make_gpu_decoder([step], "cpu", value_sums=sums)
+        decoder.allocate_static(len(LENGTHS) + 2)
+    graph = {"graph": device == "gpu, graph"}
+    last, long = step.batch, [row for row, length in enumerate(LENGTHS) if length > 2]
+    rows = last.rows[long]
+    for back in (2, 1, 0):
+        lengths = torch.tensor([LENGTHS[row] - back for row in long])
+        step.batch = Batch(last.req_to_token, rows, lengths, lengths)
+        if back == 2:
+            sums.recount(LAYER, step.v, step.batch)
+            continue
+        step.batch, queries = step.batch, step.q[long]
+        decoder.prepare(step.batch, **graph)
+        out = decoder.decode(step.plan, queries, step.cache)
+    expected = step.expected(mean=sums.weights[LAYER])[long]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, step.expected()[long], atol=1e-3)
+    after = sums.sums[LAYER].clone()
+    sums.recount(LAYER, step.v, step.batch)
+    torch.testing.assert_close(after, sums.sums[LAYER])
+    assert not sums.sums[LAYER][[4, 6]].any()  # requests that no row is of
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -276,3 +318,46 @@ def test_gpu_attends_over_what_the_method_chooses(attend, name, budget, graph):
     else:
         out = step.decode(decoder, graph=False)
     torch.testing.assert_close(out, step.expected(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+def test_replays_keep_sums_up():
+    """A graph that is captured on padding adds the values of the steps that it is replayed for."""
+    step = Step("hata", "ratio", "cuda", torch.bfloat16)
+    step.plan = dataclasses.replace(step.plan, left_out="mean")
+    shape = ModelShape(HQ, HKV, DIM, num_layers=8, context_len=256)
+    weights = {LAYER: torch.rand(HQ, RATIOS)}
+    sums = ValueSums(weights, len(step.batch.req_to_token), shape, "cuda")
+    sums.warm(torch.bfloat16)
+    decoder = make_gpu_decoder([step], value_sums=sums)
+    bs = len(LENGTHS) + 2
+    decoder.allocate_static(bs)
+    real, queries = step.batch, step.q
+    # The last requests are the rows'; request 6 has no tokens, and is this test's padding.
+    ones = torch.ones(bs, dtype=torch.int64)
+    padding = Batch(real.req_to_token, ones.cuda() * 6, ones.cuda(), ones)
+    step.q = torch.cat([queries, queries[:2]])
+    decoder.prepare(padding, graph=True)
+    decoder.decode(step.plan, step.q, step.cache)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        out = decoder.decode(step.plan, step.q, step.cache)
+    assert not sums.sums[LAYER][1:].any()
+    last = torch.tensor([*LENGTHS, 1, 1])
+    rows = torch.cat([real.rows, padding.rows[:2]])
+    for back in (2, 1, 0):
+        lengths = (last - back).clamp_min(1)
+        batch = Batch(real.req_to_token, rows, lengths.cuda(), lengths)
+        if back == 2:
+            sums.recount(LAYER, step.v, batch)
+        else:
+            decoder.prepare(batch, graph=True)
+            captured.replay()
+    step.q = queries
+    expected = step.expected(mean=weights[LAYER])
+    long = [row for row, length in enumerate(LENGTHS) if length > 2]
+    torch.testing.assert_close(out[long], expected[long], atol=2e-2, rtol=2e-2)
+    assert not sums.sums[LAYER][6].any()
+    found = sums.sums[LAYER][real.rows[long]].clone()
+    sums.recount(LAYER, step.v, real)
+    torch.testing.assert_close(found, sums.sums[LAYER][real.rows[long]], atol=1e-3, rtol=1e-4)

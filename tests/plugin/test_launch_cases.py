@@ -257,7 +257,14 @@ def test_accepted_under_the_inner_name(results):
     ]
 
 
-SERVED = {"method": "random", "bits": 128, "budget": "64", "layers": "2-3", "num_layers": 4}
+SERVED = {
+    "method": "random",
+    "bits": 128,
+    "budget": "64",
+    "layers": "2-3",
+    "num_layers": 4,
+    "left_out_layers": 0,
+}
 
 
 @pytest.mark.parametrize("name", ["good", "flag", "in a file"])

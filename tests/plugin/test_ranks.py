@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hata_kernels.attend import RATIOS
 from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
 from hata_sglang.config import HataConfig
 from hata_sglang.seams import session as seam
@@ -42,7 +43,8 @@ def make_encoders():
 @pytest.fixture
 def session():
     config = HataConfig.parse({"method": "random", "budget": 128})
-    return Session(config, SHAPE, config.resolve(LAYERS, 512), make_encoders())
+    left_out = {layer: torch.rand(KV_HEADS * GROUP, RATIOS) for layer in (2, 4)}
+    return Session(config, SHAPE, config.resolve(LAYERS, 512), make_encoders(), left_out)
 
 
 def test_a_rank_with_everything_is_the_whole(session):
@@ -62,6 +64,9 @@ def test_codes_of_a_rank_are_those_of_the_whole(session, heads):
         assert torch.equal(part.query_bits_of(queries), encoder.query_bits_of(q)[:, list(heads)])
         if encoder.scale_bits:
             assert torch.equal(part.key_scales(own), encoder.key_scales(k)[:, list(heads)])
+    for layer, weights in session.left_out.items():
+        own_heads = slice(GROUP * heads.start, GROUP * heads.stop)
+        assert torch.equal(rank.left_out[layer], weights[own_heads])
     whole, share = session.code_bytes_per_token, len(heads) / KV_HEADS
     assert rank.code_bytes_per_token == whole * share
 
@@ -71,6 +76,7 @@ def test_layers_of_a_rank_keep_their_numbers(session):
     assert [plan.layer for plan in rank.plans] == [1, 2, 3]
     assert [plan.layer for plan in rank.sparse_plans] == [2, 3]
     assert set(rank.encoders) == {2, 3}
+    assert set(rank.left_out) == {2}
 
 
 @pytest.mark.parametrize(("rank", "size", "heads"), [(0, 1, [0, 1, 2, 3]), (1, 2, [2, 3])])

@@ -199,10 +199,19 @@ def test_graphs_of_decode_steps(monkeypatch, backend, requests, line):
     monkeypatch.setattr(validate.versions, "resolved", lambda args: args)
     graphs = SimpleNamespace(decode=SimpleNamespace(backend=backend, bs=None, max_bs=8))
     args = SimpleNamespace(max_running_requests=requests, cuda_graph_config=graphs)
-    found = validate._graphs(args)
+    graphs.prefill = SimpleNamespace(backend="full")
+    session = make_session()
+    found = validate._graphs(args, session)
     assert len(found) == (line is not None)
     assert all(line in str(problem) for problem in found)
     assert validate.versions.decode_graph_max_bs(args) == (0 if backend == "disabled" else 8)
+    if line is None:
+        summed = replace(session, left_out={2: torch.rand(8, 8)})
+        (problem,) = validate._graphs(args, summed)
+        expected = "--cuda-graph-backend-prefill: expected another, or left_out: none in the YAML"
+        assert str(problem) == f"{expected}, found full"
+        graphs.prefill.backend = "breakable"
+        assert validate._graphs(args, summed) == []
 
 
 def test_plane_weights_of_another_kind_are_refused_on_a_cpu():
@@ -241,6 +250,9 @@ def test_memory_beside_the_pool(monkeypatch, attend, method, captured, requests)
     for rows in {captured, max(captured, requests or 0)} - {0}:
         expected += workspace._step_bytes(session, rows, torch.device("cuda"))
     assert found == expected
+    summed = replace(session, left_out={1: torch.rand(8, 8), 2: torch.rand(8, 8)})
+    sums = 2 * (1 + (requests or 4096)) * 2 * 64 * 4  # layers, requests, KV heads, D, bytes
+    assert workspace.workspace_bytes(configurator, summed) == found + sums
     if attend == "flashinfer":
         auto = workspace.workspace_bytes(configurator, make_session(method))
         more = [

@@ -13,6 +13,7 @@ from .gather import AttendBuffers
 from .left_out import RATIOS, LeftOut, left_out_weight, mix_left_out
 from .naive import attend_naive
 from .sparse_decode import SparseDecode, workspace_bytes
+from .value_sums import sum_values
 
 __all__ = [
     "MAX_GROUP",
@@ -27,5 +28,6 @@ __all__ = [
     "fits_dense",
     "left_out_weight",
     "mix_left_out",
+    "sum_values",
     "workspace_bytes",
 ]

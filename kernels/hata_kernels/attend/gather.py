@@ -82,7 +82,7 @@ class AttendBuffers:
     rows : int
         Largest batch size times KV heads.
     group, dim : int
-        Query heads per KV head, and their size.
+        Query heads per KV head, one more for calls with `LeftOut`, and their size.
     k_max : int
         Most slots of a row.
     device : torch.device or str
@@ -129,25 +129,27 @@ def launch_gather(
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
     check_heads(q, group)
-    expect(left_out is None, "left_out", "None on a GPU", "one")
     if batch == 0:
         return
     parts, block = attend_parts(rows, k_max)
+    # With sums of values, one head more: the mean of the selected ones.
+    kept = group if left_out is None else group + 1
     if buffers is None:
-        buffers = AttendBuffers(rows, group, dim, k_max, q.device)
-    buffers.check(rows, parts, group, dim, q.device)
+        buffers = AttendBuffers(rows, kept, dim, k_max, q.device)
+    buffers.check(rows, parts, kept, dim, q.device)
 
     from .gather_kernels import _merge_kernel, _part_kernel
 
     lengths = (seq_lens, budgets)
     partial = (buffers.partial, buffers.lse)
+    mean = (None, None, None) if left_out is None else left_out
     sizes = (k_max, parts)
-    dim_pow2, group_pad = power_of_2(dim), max(16, power_of_2(group))  # tl.dot needs 16
-    constants = {"HEADS": kv_heads, "GROUP": group, "DIM": dim, "DIM_POW2": dim_pow2}
+    dim_pow2, group_pad = power_of_2(dim), max(16, power_of_2(kept))  # tl.dot needs 16
+    constants = {"HEADS": kv_heads, "GROUP": group, "KEPT": kept, "DIM": dim, "DIM_POW2": dim_pow2}
     constants["BLOCK"] = block
     constants |= chain_options(q.device)
     _part_kernel[(rows, parts)](
-        *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, q.stride(0), *sizes),
+        *(q, k_cache, v_cache, slots, *lengths, out, *partial, tally, *mean, q.stride(0), *sizes),
         scale * LOG2_E,  # exp(x) as exp2(x * log2(e))
         ROWS=group_pad,
         SPLIT=parts > 1,
@@ -158,7 +160,7 @@ def launch_gather(
     )
     if parts > 1:
         _merge_kernel[(rows * group,)](
-            *(*partial, *lengths, out, *sizes),
+            *(*partial, *lengths, out, *mean, *sizes),
             PARTS_POW2=power_of_2(parts),
             num_warps=4,
             **constants,

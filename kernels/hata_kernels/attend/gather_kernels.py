@@ -10,9 +10,11 @@ import triton.language as tl
 
 from .. import tally
 from ..chain import start_next, wait_for_last
+from .left_out import RATIOS as LEFT_OUT_RATIOS
 
 STEPS = tl.constexpr(tally.STEPS)
 CONTEXT, ATTENDED = tl.constexpr(tally.CONTEXT), tl.constexpr(tally.ATTENDED)
+RATIOS = tl.constexpr(LEFT_OUT_RATIOS)
 
 
 @triton.jit
@@ -39,6 +41,28 @@ def _part_size(count, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _sum_place(rows_ptr, batch, head, d, HEADS: tl.constexpr, DIM: tl.constexpr):
+    """Where the sum of a request's values lies."""
+    request = tl.load(rows_ptr + batch).to(tl.int64)
+    return (request * HEADS + head) * DIM + d
+
+
+@triton.jit
+def _mix(out, selected, total, weights_ptr, heads, length, count):
+    """Mix the mean of the values left out into attention; see `hata_kernels.attend.left_out`.
+
+    ``out`` and ``selected``, the mean of the selected values, are of shapes that go together, as
+    are ``out`` and the weights of query heads ``heads``. Nothing changes where nothing is left out.
+    """
+    place = tl.minimum(tl.log2(length.to(tl.float32) / count.to(tl.float32)), RATIOS - 1)
+    low = tl.minimum(place.to(tl.int32), RATIOS - 2)
+    first = tl.load(weights_ptr + heads * RATIOS + low)
+    weight = first + (tl.load(weights_ptr + heads * RATIOS + low + 1) - first) * (place - low)
+    mean = (total - selected * count.to(tl.float32)) / tl.maximum(length - count, 1).to(tl.float32)
+    return tl.where(length > count, out + weight * (mean - out), out)
+
+
+@triton.jit
 def _part_kernel(
     q_ptr,
     k_ptr,
@@ -50,12 +74,16 @@ def _part_kernel(
     partial_ptr,
     lse_ptr,
     tally_ptr,
+    sums_ptr,
+    requests_ptr,
+    weights_ptr,
     q_stride,
     k_max,
     parts,
     scale,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    KEPT: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
@@ -67,6 +95,9 @@ def _part_kernel(
 
     ``scale`` includes log2(e). With SPLIT the result and its base-2 log-sum-exp go to the partial
     results.
+
+    With sums, one head more is kept. Its query is zero, as that of all padding: it weighs all
+    tokens alike, so that its attention is the mean of the selected values.
     """
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
@@ -113,15 +144,45 @@ def _part_kernel(
         acc = acc * fade[:, None] + tl.dot(weights.to(q.dtype), v)
         peak = higher
     acc = acc * (1 / total)[:, None]
+    if sums_ptr is not None:
+        # The newest token is the last that is selected. One program per row adds it.
+        newest = tl.load(slots_ptr + row * k_max + count - 1).to(tl.int64)
+        sum_place = _sum_place(requests_ptr, batch, head, d, HEADS, DIM)
+        own = in_dim & (end == count) & (tl.load(slots_ptr + row * k_max) > 0)
+        whole = tl.load(sums_ptr + sum_place, mask=own, other=0.0)
+        whole += tl.load(
+            v_ptr + (tl.maximum(newest, 0) * HEADS + head) * DIM + d, mask=own, other=0.0
+        ).to(tl.float32)
+        tl.store(sums_ptr + sum_place, whole, mask=own)
     if SPLIT:
-        place = (row * parts + split) * GROUP + member
-        tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=keep)
-        tl.store(lse_ptr + place, peak + tl.log2(total), mask=in_group)
+        place = (row * parts + split) * KEPT + member
+        kept = member < KEPT
+        partial = kept[:, None] & in_dim[None, :]
+        tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=partial)
+        tl.store(lse_ptr + place, peak + tl.log2(total), mask=kept)
     else:
+        if sums_ptr is not None:
+            selected = tl.sum(tl.where(member[:, None] == GROUP, acc, 0.0), axis=0)
+            length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+            heads = head * GROUP + tl.where(in_group, member, 0)[:, None]
+            acc = _mix(acc, selected[None, :], whole[None, :], weights_ptr, heads, length, count)
         place = row * GROUP + member
         tl.store(
             out_ptr + place[:, None] * DIM + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=keep
         )
+
+
+@triton.jit
+def _merge(partial_ptr, lse_ptr, place, used, d, in_dim, DIM: tl.constexpr):
+    """Merge the parts at ``place`` by their log-sum-exp."""
+    lse = tl.load(lse_ptr + place, mask=used, other=-float("inf"))
+    weights = tl.exp2(lse - tl.max(lse, axis=0))
+    partial = tl.load(
+        partial_ptr + place[:, None] * DIM + d[None, :],
+        mask=used[:, None] & in_dim[None, :],
+        other=0,
+    )
+    return tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
 
 
 @triton.jit
@@ -131,17 +192,21 @@ def _merge_kernel(
     seq_lens_ptr,
     budgets_ptr,
     out_ptr,
+    sums_ptr,
+    requests_ptr,
+    weights_ptr,
     k_max,
     parts,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    KEPT: tl.constexpr,
     DIM: tl.constexpr,
     DIM_POW2: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS_POW2: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Merge the parts of one query head by their log-sum-exp; parts without work are not read."""
+    """Merge the parts of one query head; parts without work are not read."""
     q_head = tl.program_id(0).to(tl.int64)
     row = q_head // GROUP
     count = _count(seq_lens_ptr, budgets_ptr, row // HEADS, k_max)
@@ -151,13 +216,15 @@ def _merge_kernel(
     used = split * _part_size(count, parts, BLOCK) < count
     d = tl.arange(0, DIM_POW2)
     in_dim = d < DIM
-    place = (row * parts + split) * GROUP + q_head % GROUP
-    lse = tl.load(lse_ptr + place, mask=used, other=-float("inf"))
-    weights = tl.exp2(lse - tl.max(lse, axis=0))
-    partial = tl.load(
-        partial_ptr + place[:, None] * DIM + d[None, :],
-        mask=used[:, None] & in_dim[None, :],
-        other=0,
-    )
-    merged = tl.sum(partial * weights[:, None], axis=0) / tl.sum(weights, axis=0)
+    place = (row * parts + split) * KEPT + q_head % GROUP
+    merged = _merge(partial_ptr, lse_ptr, place, used, d, in_dim, DIM)
+    if sums_ptr is not None:
+        place = (row * parts + split) * KEPT + GROUP
+        selected = _merge(partial_ptr, lse_ptr, place, used, d, in_dim, DIM)
+        batch, head = row // HEADS, row % HEADS
+        sum_place = _sum_place(requests_ptr, batch, head, d, HEADS, DIM)
+        whole = tl.load(sums_ptr + sum_place, mask=in_dim, other=0.0)
+        length = tl.load(seq_lens_ptr + batch).to(tl.int32)
+        q_head_of_request = head * GROUP + q_head % GROUP
+        merged = _mix(merged, selected, whole, weights_ptr, q_head_of_request, length, count)
     tl.store(out_ptr + q_head * DIM + d, merged.to(out_ptr.dtype.element_ty), mask=in_dim)

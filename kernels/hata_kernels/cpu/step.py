@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..attend import LeftOut
 from ..checks import INTEGERS, expect, expect_lengths, expect_tensor
 from ..encoders import AsymmetricEncoder, Encoder, LinearEncoder
 from ..score.levels import full_score, score_levels, score_shift
@@ -17,6 +18,7 @@ _NO_SCALES, _NO_NUMBERS = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.uin
 _NO_PLANES, _NO_TALLY = np.empty((0, 0, 0, 0), np.int32), np.empty(0, np.int64)
 _NO_MATRIX, _NO_ROWS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
 _NO_STEPS = np.empty(0, np.float32)
+_NO_MEAN = (_NO_MATRIX, np.empty(0, np.int64), _NO_ROWS)
 
 
 class Rows:
@@ -155,6 +157,7 @@ class SparseLayer:
         rows: Rows,
         new_slots: torch.Tensor | None = None,
         tally: torch.Tensor | None = None,
+        left_out: LeftOut | None = None,
     ) -> torch.Tensor:
         """Encode a step's keys and queries, select the best tokens of every row, attend to them.
 
@@ -174,6 +177,8 @@ class SparseLayer:
             written.
         tally : torch.Tensor, optional
             See `hata_kernels.tally`: counts the keys, the rows' contexts and what is attended.
+        left_out : LeftOut, optional
+            As in `hata_kernels.attend.attend`; the newest token is the last of a row.
 
         Returns
         -------
@@ -204,12 +209,13 @@ class SparseLayer:
                 *rows.arrays,
                 *self._arguments,
                 _NO_TALLY if tally is None else tally.numpy(),
+                *(_NO_MEAN if left_out is None else _mean_of(left_out)),
             )
         except MISFIT_ERRORS:
-            self._check(q, rows, slots, tally)
+            self._check(q, rows, slots, tally, left_out)
             raise
         if status != DONE:
-            self._check(q, rows, slots, tally)
+            self._check(q, rows, slots, tally, left_out)
             expect(status != BAD_SLOT, "slots", f"0 to {len(self.buffers[0]) - 1}", "others")
         rows.planes = planes
         if not rows.whole:
@@ -240,7 +246,12 @@ class SparseLayer:
         return self.encoder.encode_queries(q)
 
     def _check(
-        self, q: torch.Tensor, rows: Rows, slots: torch.Tensor, tally: torch.Tensor | None
+        self,
+        q: torch.Tensor,
+        rows: Rows,
+        slots: torch.Tensor,
+        tally: torch.Tensor | None,
+        left_out: LeftOut | None,
     ) -> None:
         """Raise for what does not fit."""
         check_tally(tally, self.buffers[0].device)
@@ -252,6 +263,11 @@ class SparseLayer:
         expect_tensor("slots", slots, shape=(None,), dtypes=(torch.int32, torch.int64), **where)
         found = rows.selected.shape[1]
         expect(found == heads, "rows", f"of {heads} KV heads", found)
+        if left_out is not None:
+            left_out.check(len(q), q.shape[1], cache)
+            requests, most = left_out.rows.tolist(), len(left_out.sums) - 1
+            fits = all(0 <= request <= most for request in requests)
+            expect(fits, "left_out.rows", f"0 to {most}", requests)
 
 
 def _encoding_of(encoder: Encoder) -> tuple:
@@ -269,6 +285,11 @@ def _encoding_of(encoder: Encoder) -> tuple:
     if isinstance(encoder, LinearEncoder):
         return LINEAR, tensors["weight"], *rest, steps
     return GIVEN, _NO_MATRIX, *rest, _NO_STEPS
+
+
+def _mean_of(left_out: LeftOut) -> tuple:
+    """Arguments of `decode_layer`, from ``sums`` on."""
+    return left_out.sums.numpy(), left_out.rows.long().numpy(), left_out.weights.numpy()
 
 
 def _words(numbers: torch.Tensor) -> np.ndarray:

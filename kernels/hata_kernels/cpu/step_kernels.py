@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ..attend import RATIOS
 from ..tally import ATTENDED, CONTEXT, ENCODED, SIZE, STEPS
 from .compiling import FLAGS, compiled
 from .encode_kernels import encode_asymmetric, encode_linear
@@ -44,7 +45,7 @@ def _prefetch_row(words, slot, head):
 
 
 @njit(**ANY_ORDER)
-def _attend(q, keys, values, kind, row, head, slots, scale, out):
+def _attend(q, keys, values, kind, row, head, slots, scale, out, value_sum):
     """Attention of the query heads of one row and KV head over some slots, in float32.
 
     Parameters
@@ -54,6 +55,8 @@ def _attend(q, keys, values, kind, row, head, slots, scale, out):
     row, head : int
     slots : int32 [n]
     out : float32 [G, D]
+    value_sum : float32 [D], or [0]
+        Gets the sum of the values.
     """
     group, dim = out.shape
     queries, token = np.empty((group, dim), np.float32), np.empty(dim, np.float32)
@@ -86,6 +89,32 @@ def _attend(q, keys, values, kind, row, head, slots, scale, out):
             weight = weights[g, i]
             for d in range(dim):
                 out[g, d] += weight * token[d]
+        for d in range(len(value_sum)):
+            value_sum[d] += token[d]
+
+
+@njit(**FLAGS)
+def _mix(out, selected, total, weights, length, count):
+    """Mix the mean of the values left out into attention: `hata_kernels.attend.left_out`.
+
+    Parameters
+    ----------
+    out : float32 [G, D]
+        Changed.
+    selected, total : float32 [D]
+        Sums of the values that are selected, and of all.
+    weights : float32 [G, RATIOS]
+    length, count : int
+        Tokens of the row, and fewer that are selected.
+    """
+    place = min(np.log2(length / count), RATIOS - 1.0)
+    low = min(np.int64(place), RATIOS - 2)
+    for g in range(len(out)):
+        first = weights[g, low]
+        weight = first + (weights[g, low + 1] - first) * np.float32(place - low)
+        for d in range(out.shape[1]):
+            mean = (total[d] - selected[d]) / np.float32(length - count)
+            out[g, d] += weight * (mean - out[g, d])
 
 
 @njit(**FLAGS)
@@ -143,7 +172,8 @@ def _rank(planes, codes, scales, slots, budget, numbers, selected):
     "int32[:,::1], int64[::1], int32[::1], int64, uint16[:,:,::1], uint16[:,:,::1], "
     "int32[:,:,::1], uint8[:,::1], int64, float32[:,:,::1], float32[:,::1], "
     "float32[:,:,::1], float32[:,:,::1], float32[:,::1], float64, float32[::1], int64[::1], "
-    "int64, int64, int64, int64, int64, float64, int64[::1])"
+    "int64, int64, int64, int64, int64, float64, int64[::1], "
+    "float32[:,:,::1], int64[::1], float32[:,::1])"
 )
 def decode_layer(
     q,
@@ -175,6 +205,9 @@ def decode_layer(
     recent,
     scale,
     tally,
+    sums,
+    requests,
+    mean_weights,
 ):
     """Compiled part of `SparseLayer`; says how it went.
 
@@ -213,6 +246,8 @@ def decode_layer(
         Softmax scale.
     tally : int64 [SIZE], or [0]
         `hata_kernels.tally`; added to, where there is one. No row is padding.
+    sums, requests, mean_weights : float32 [any, Hkv, D], int64 [bs] and float32 [Hq, RATIOS]
+        Of `LeftOut`, or of no requests: then nothing is mixed in.
     """
     batch, heads, size = len(table), codes.shape[1], keys.shape[2]
     group, ranked = q.shape[1] // heads, lengths > budgets
@@ -230,6 +265,15 @@ def decode_layer(
         return MISFIT
     if len(tally) not in (0, SIZE):
         return MISFIT
+    dim = size // 2 if kind == 2 else size
+    mean = len(requests) > 0
+    if mean:
+        if len(requests) != batch or sums.shape[1:] != (heads, dim):
+            return MISFIT
+        if mean_weights.shape != (heads * group, RATIOS):
+            return MISFIT
+        if requests.min() < 0 or requests.max() >= len(sums):
+            return MISFIT
     for slot in new_slots:
         if not 0 <= slot < len(codes):
             return BAD_SLOT
@@ -247,7 +291,8 @@ def decode_layer(
         of_queries = (query_weight, query_bias, unit)
         encode_asymmetric(q, keys, kind, *of_keys, *of_queries, *where)
     numbers = (shifts, full, levels, scale_shift, sink, recent)
-    attended = np.empty((group, size // 2 if kind == 2 else size), np.float32)
+    attended = np.empty((group, dim), np.float32)
+    newest, selected_sum = np.empty(dim, np.float32), np.zeros(dim if mean else 0, np.float32)
     if len(tally) > 0:
         tally[ENCODED] += len(new_slots)
         tally[STEPS] += 1
@@ -256,6 +301,9 @@ def decode_layer(
         if len(tally) > 0:
             tally[CONTEXT] += length
             tally[ATTENDED] += min(length, budget)
+        for h in range(heads if mean else 0):
+            load(values, table[b, length - 1], h, kind, newest)
+            sums[requests[b], h] += newest
         selected[b, :, min(length, budget) :] = -1
         if not ranked[b]:
             for h in range(heads):
@@ -268,7 +316,11 @@ def decode_layer(
                 _prefetch_row(keys, slot, h)
                 _prefetch_row(values, slot, h)
         for h in range(heads):
-            _attend(q, keys, values, kind, b, h, own[h], scale, attended)
+            selected_sum[:] = 0
+            _attend(q, keys, values, kind, b, h, own[h], scale, attended, selected_sum)
+            if mean:
+                weights = mean_weights[h * group : (h + 1) * group]
+                _mix(attended, selected_sum, sums[requests[b], h], weights, length, budget)
             for g in range(group):
                 store(attended[g], kind, out[b, h * group + g])
     return DONE
