@@ -84,6 +84,9 @@ def _make_decoder(session, layers, pool, device, attend) -> CpuDecoder | GpuDeco
 class HataMethods(Methods):
     """What a stock backend gets."""
 
+    #: What keeps samples of prompts, a `hata_sglang.seams.traffic.Sampler`, where one does.
+    hata_traffic: Any = None
+
     def init_forward_metadata(self, forward_batch):
         """Make an eager step ready: the stock backend's way, and hata's where it decodes."""
         # Some bases' eager entry calls the out-of-graph method below as a part of itself.
@@ -130,9 +133,14 @@ class HataMethods(Methods):
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         """Prefill one layer: the stock backend attends, the pool writes codes beside keys."""
         _require_keys(self.hata_plans.get(layer.layer_id), k, save_kv_cache)
-        return self.hata_stock.forward_extend(
+        out = self.hata_stock.forward_extend(
             q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
         )
+        if self.hata_traffic is not None:
+            keys = self.hata_pool.layer_cache(layer.layer_id).keys
+            tokens = self.hata_requests.req_to_token
+            self.hata_traffic.take(q, layer, forward_batch, tokens, keys)
+        return out
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         """Decode one layer of a step, by hata or by the stock backend.

@@ -79,6 +79,14 @@ def _require_attached(result, self, *args, **kwargs) -> None:
         raise Refusal.of(setting, f"a decode backend among {names}", "another")
 
 
+def _keep_traffic(result, self, *args, **kwargs) -> None:
+    """Keep samples of requests, where the YAML asks for them."""
+    if METRICS.serving:
+        from hata_sglang.seams.traffic import keep_traffic
+
+        keep_traffic(self.tp_worker.model_runner)
+
+
 def _swap_weights(original, self, recv_req):
     """Take ``hata_weights=SET`` as an action of ``/weights_checker``; others are SGLang's."""
     from hata_sglang.seams.swap import ACTION, swap
@@ -106,6 +114,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(f"{_SCHEDULER}.get_internal_state", HookType.AFTER, _internal_state),
     Hook(f"{_UPDATER}.check_weights", HookType.AROUND, _swap_weights),
     Hook(f"{_SCHEDULER}.__init__", HookType.AFTER, _require_attached),
+    Hook(f"{_SCHEDULER}.__init__", HookType.AFTER, _keep_traffic),
 )
 
 

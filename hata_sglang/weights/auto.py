@@ -70,10 +70,15 @@ def checkpoint_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_name(folder: Path) -> str:
+    """A name for a checkpoint that no other one has."""
+    return f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
+
+
 def cached_set(folder: Path, wanted: Wanted) -> Path:
     """Where the cache keeps a set for the checkpoint in `folder`, whether it is there or not."""
-    name = f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
-    return default_cache_dir() / "weights" / name / f"{wanted.method}-{wanted.bits}b"
+    name = f"{wanted.method}-{wanted.bits}b"
+    return default_cache_dir() / "weights" / checkpoint_name(folder) / name
 
 
 def find_set(folder: Path, hf_config: Any, wanted: Wanted) -> str | None:

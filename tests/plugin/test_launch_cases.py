@@ -258,6 +258,7 @@ def test_accepted_under_the_inner_name(results):
 
 
 SERVED = {"method": "random", "bits": 128, "budget": "64", "layers": "2-3", "num_layers": 4}
+SERVED |= {"weights": None}
 
 
 @pytest.mark.parametrize("name", ["good", "flag", "in a file"])

@@ -39,10 +39,9 @@ def alike(encoder, seed: int):
     return type(encoder).from_tensors(tensors, **sizes, **encoder.options())
 
 
-def make_book(step: Step, encoder) -> CodeBook:
-    where = {"slots": SLOTS, "device": "cpu", "dtype": torch.float32}
-    book = CodeBook({LAYER: encoder}, [LAYER], **where)
-    book.encode(LAYER, torch.arange(SLOTS), step.k)
+def make_book(step: Step, encoder, device="cpu", dtype=torch.float32) -> CodeBook:
+    book = CodeBook({LAYER: encoder}, [LAYER], slots=SLOTS, device=device, dtype=dtype)
+    book.encode(LAYER, torch.arange(SLOTS, device=device), step.k)
     return book
 
 
@@ -82,6 +81,35 @@ def test_a_decoder_goes_on_as_one_that_started_with_the_new_weights(name, kind):
     # Where graphs look for them; and no key was counted twice.
     assert held == {n: t.data_ptr() for n, t in book.encoders[LAYER]._tensors.items()}
     assert torch.equal(book.tallies[LAYER], tally)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_captured_step_reads_the_new_weights(name):
+    step = Step(name, "fixed", "cuda", torch.bfloat16)
+    first, second = (alike(step.encoder.to("cpu", torch.float32), seed) for seed in (1, 2))
+    book, fresh = (make_book(step, encoder, "cuda", torch.bfloat16) for encoder in (first, second))
+    shape = ModelShape(6, 2, 64, num_layers=1, context_len=256)
+    outs = []
+    for own in (book, fresh):
+        given = ([step.plan], {LAYER: SCALE}, own.encoders, shape)
+        decoder = GpuDecoder(*given, device=torch.device("cuda"))
+        decoder.allocate_static(len(step.rows))
+        decoder.prepare(step.batch, graph=True)
+        cache = LayerCache(step.k, step.v, own.codes[LAYER], own.scales.get(LAYER))
+        decoder.decode(step.plan, step.q, cache)  # compiles before the capture
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            out = decoder.decode(step.plan, step.q, cache)
+        captured.replay()
+        if own is book:
+            before = out.clone()
+            book.replace(LAYER, second, step.k)
+            captured.replay()
+            assert not torch.equal(out, before)
+        outs.append(out.clone())
+    assert torch.equal(book.codes[LAYER], fresh.codes[LAYER])
+    assert torch.equal(*outs)
 
 
 class Served:
