@@ -158,14 +158,11 @@ def _measure(
     # Only now: what the card reports must have chosen nothing.
     held_out = MeasuredLayers(captures, len(best), options, torch.device(options.device))
     encoders = [own.encoder for own in best.values()]
-    one = encoders[0]
-    tensors = [encoder.tensors() for encoder in encoders]
-    together = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}
-    heads = one.num_kv_heads * len(encoders)
-    trained = remake(one, together, num_kv_heads=heads)
-    sizes = {"num_kv_heads": heads, "group": one.group, "head_dim": one.head_dim}
-    planes = methods()["random"].untrained_encoder(one.bits, seed=seed, layer=0, **sizes)
-    planes = planes.to(one.device, torch.float32)
+    trained = together(encoders)
+    sizes = {"group": trained.group, "head_dim": trained.head_dim}
+    sizes["num_kv_heads"] = trained.num_kv_heads
+    planes = methods()["random"].untrained_encoder(trained.bits, seed=seed, layer=0, **sizes)
+    planes = planes.to(trained.device, torch.float32)
     by_budget = [
         {
             "exact": held_out.exact(budget),
@@ -204,6 +201,13 @@ def remake(
         head_dim=encoder.head_dim,
         **encoder.options(),
     )
+
+
+def together(encoders: Sequence[Encoder]) -> Encoder:
+    """The encoders of several layers as one of a layer with all their heads."""
+    tensors = [encoder.tensors() for encoder in encoders]
+    joined = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}
+    return remake(encoders[0], joined, encoders[0].num_kv_heads * len(encoders))
 
 
 def _of_layer(encoder: Encoder, number: int, count: int) -> Encoder:
