@@ -1,4 +1,4 @@
-"""Which prompts of its traffic a server keeps queries and keys of, to train on."""
+"""Of which prompts a server keeps queries, keys and values, to train on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ class Traffic(BaseModel):
 
     def __str__(self) -> str:
         return (
-            f"queries and keys of {100 * self.share:g} % of prompts of {self.min} to {self.max} "
-            f"tokens, the last {self.requests}, are kept in {self.folder}"
+            f"queries, keys and values of {100 * self.share:g} % of prompts of {self.min} to "
+            f"{self.max} tokens, the last {self.requests}, are kept in {self.folder}"
         )

@@ -137,9 +137,9 @@ class HataMethods(Methods):
             q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
         )
         if self.hata_traffic is not None:
-            keys = self.hata_pool.layer_cache(layer.layer_id).keys
+            cache = self.hata_pool.layer_cache(layer.layer_id)
             tokens = self.hata_requests.req_to_token
-            self.hata_traffic.take(q, layer, forward_batch, tokens, keys)
+            self.hata_traffic.take(q, layer, forward_batch, tokens, cache)
         return out
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):

@@ -1,4 +1,4 @@
-"""Samples of live requests: queries and keys of some prompts, kept while they are prefilled.
+"""Samples of live requests: queries, keys and values of some prompts, as they are prefilled.
 
 Off unless the YAML has ``traffic``. For a share of the prompts one copy to the host is made in each
 layer of trained codes; a thread of its own writes them to disk.
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hata_sglang.config.traffic import Traffic
+from hata_sglang.decoding import LayerCache
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams.session import Session
@@ -63,7 +64,8 @@ def keep_traffic(runner: Any) -> None:
     backend.hata_traffic = Sampler(settings, TrafficFolder(folder), layers)
     METRICS.update(traffic=str(folder))
     shape = session.shape
-    most = 2 * settings.requests * settings.max * shape.num_kv_heads * shape.head_dim * len(layers)
+    token = 4 * shape.num_kv_heads * shape.head_dim * len(layers)  # K and V in bfloat16
+    most = settings.requests * settings.max * token
     logger.info("hata: %s: at most %.1f GB, no text", settings, most / 1e9)
 
 
@@ -117,7 +119,9 @@ class Sampler:
         self._last: Future | None = None
         self._failed = False
 
-    def take(self, q: Any, layer: Any, forward_batch: Any, req_to_token: Any, keys: Any) -> None:
+    def take(
+        self, q: Any, layer: Any, forward_batch: Any, req_to_token: Any, cache: LayerCache
+    ) -> None:
         """Take what a layer's prefill has computed, of the prompt that is kept, if one is.
 
         Parameters
@@ -128,8 +132,8 @@ class Sampler:
         forward_batch : sglang.srt.model_executor.forward_batch_info.ForwardBatch
         req_to_token : torch.Tensor
             int32 ``[max_requests, max_context]``.
-        keys : torch.Tensor
-            ``[slots, Hkv, D]`` of this layer, with those of the batch.
+        cache : LayerCache
+            Of this layer, with the keys and values of the batch.
         """
         if layer.layer_id not in self.layers:
             return
@@ -139,10 +143,13 @@ class Sampler:
         if sample is None:
             return
         queries = q.reshape(-1, layer.tp_q_head_num, layer.head_dim)
-        parts = queries[sample.rows.to(q.device)], keys[sample.slots]
+        rows, slots = sample.rows.to(q.device), sample.slots
         # On the host now: what follows may write on the batch, and slots may be freed.
-        q, k = (part.to("cpu", torch.bfloat16) for part in parts)
-        capture = Capture(q, k, sample.positions, float(layer.scaling))
+        q, k, v = (
+            part.to("cpu", torch.bfloat16)
+            for part in (queries[rows], cache.keys[slots], cache.values[slots])
+        )
+        capture = Capture(q, k, sample.positions, float(layer.scaling), v)
         sample.writes.append(self._writer.submit(self._write, sample, layer.layer_id, capture))
         if layer.layer_id == self.layers[-1]:
             self._last = self._writer.submit(self._finish, sample)
@@ -180,8 +187,8 @@ class Sampler:
         return None
 
     def _write(self, sample: _Sample, layer: int, capture: Capture) -> None:
-        if not (capture.q.isfinite().all() and capture.k.isfinite().all()):
-            raise HataError(f"layer {layer}: expected finite queries and keys, found others")
+        if not all(x.isfinite().all() for x in (capture.q, capture.k, capture.v)):
+            raise HataError(f"layer {layer}: expected finite queries, keys and values")
         self.folder.write(sample.part, layer, capture)
 
     def _finish(self, sample: _Sample) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -104,6 +104,8 @@ def calibrate(
                     split: [join([kept.read(request, layer) for layer in part]) for request in own]
                     for split, own in splits.items()
                 }
+                # Values are for measurements.
+                found["train"] = [replace(capture, v=None) for capture in found["train"]]
                 before += _masses(found["held_out"], served, part, options)
                 results |= train_layers(
                     found, part, method, served.card.bits, recipe, options, bars

@@ -67,7 +67,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
             budgets=tuple(args.budget),
             device=args.device,
             dtype=args.dtype,
-            description="queries and keys of live requests to a server",
+            description="queries, keys and values of live requests to a server",
         ),
     )
     budget = args.budget[0]

@@ -22,8 +22,8 @@ _WHOLE, _PART = "request-", ".part-"
 class TrafficFolder:
     """A folder of captures, one folder for each request, in the order in which they came.
 
-    No text and no token is in it, nor who asked: queries and keys after RoPE, positions and scales.
-    Only the user who runs the server may read it.
+    No text and no token is in it, nor who asked: queries and keys after RoPE, values, positions and
+    scales. Only the user who runs the server may read it.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hata_sglang.config.traffic import Traffic
+from hata_sglang.decoding import LayerCache
 from hata_sglang.seams import cpu_preview
 from hata_sglang.training.traffic import TrafficFolder
 
@@ -43,7 +44,7 @@ class Prefill:
         return 0.5
 
     def run(self, *rows, wait=True):
-        """Prefill a batch; queries by layer, caches of keys by layer, and slots by row."""
+        """Prefill a batch; queries by layer, caches by layer, and slots by row."""
         prefixes, lengths, totals = zip(*rows, strict=True)
         slots = (torch.randperm(1999) + 1)[: sum(p + n for p, n, _ in rows)]
         slots = slots.split([p + n for p, n, _ in rows])
@@ -56,17 +57,18 @@ class Prefill:
             orig_seq_lens=torch.tensor(totals),
             req_pool_indices=torch.arange(3, 3 + len(rows)),
         )
-        queries, keys = {}, {}
+        queries, caches = {}, {}
         for number in range(4):
             queries[number] = torch.randn(sum(lengths) + 300, HQ * DIM).bfloat16()
-            keys[number] = torch.randn(2000, HKV, DIM).bfloat16()
+            caches[number] = LayerCache(*torch.randn(2, 2000, HKV, DIM).bfloat16())
             layer = SimpleNamespace(layer_id=number, tp_q_head_num=HQ, head_dim=DIM, scaling=SCALE)
-            pool = keys[number].clone()
-            self.sampler.take(queries[number], layer, batch, table, pool)
-            pool.zero_()  # what comes later may write to the same slots
+            pool = [tensor.clone() for tensor in caches[number][:2]]
+            self.sampler.take(queries[number], layer, batch, table, LayerCache(*pool))
+            for tensor in pool:
+                tensor.zero_()  # what comes later may write to the same slots
         if wait and self.sampler._last is not None:
             self.sampler._last.result(timeout=10)
-        return queries, keys, slots
+        return queries, caches, slots
 
 
 @pytest.fixture
@@ -76,17 +78,18 @@ def prefill(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("row", range(3))
 def test_a_prompt_of_a_batch_is_kept_whole(prefill, row):
-    """Keys by the slots of all its tokens, the cached ones too; queries of this chunk's half."""
+    """K and V by the slots of all its tokens, cached ones too; queries of this chunk's half."""
     rows = [SHORT, LONG]
     rows.insert(row, FITS)
-    queries, keys, slots = prefill.run(*rows)
+    queries, caches, slots = prefill.run(*rows)
     (request,) = prefill.folder.requests()
     assert prefill.folder.layers(request) == list(LAYERS)
     assert prefill.folder.tokens(request) == 250
     start = sum(length for _, length, _ in rows[:row])
     for layer in LAYERS:
         found = prefill.folder.read(request, layer)
-        assert torch.equal(found.k, keys[layer][slots[row]].float())
+        assert torch.equal(found.k, caches[layer].keys[slots[row]].float())
+        assert torch.equal(found.v, caches[layer].values[slots[row]].float())
         positions = found.positions
         assert positions.tolist() == sorted({*positions.tolist()})
         assert len(positions) == 125

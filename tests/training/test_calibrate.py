@@ -33,7 +33,8 @@ def add_request(folder, seed):
             torch.randn(n, heads, 3, generator=generator) @ mixing
             for n, heads in ((120, 2), (40, 4))
         )
-        folder.write(part, layer, Capture(q, k, torch.arange(80, 120), 0.5))
+        v = torch.randn(k.shape, generator=generator)
+        folder.write(part, layer, Capture(q, k, torch.arange(80, 120), 0.5, v))
     folder.finish(part, 100)
 
 
