@@ -11,7 +11,6 @@ from hata_kernels.attend import AttendBuffers, DenseBuffers
 from hata_kernels.encoders import Encoder
 from hata_kernels.rank import RankBuffers, RankSizes, shared_values
 from hata_kernels.rows import RowGroups
-from hata_kernels.score import score_levels
 from hata_sglang.config import Budget, LayerPlan
 from hata_sglang.shape import AttentionShape, ModelShape
 
@@ -64,16 +63,14 @@ def may_share(bs: int, width: int) -> bool:
 
 def rank_sizes(encoder: Encoder, width: int, most: int, bs: int = 1) -> RankSizes:
     """Sizes of the ranking of `bs` contexts of `width` tokens and selections of `most`."""
-    levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
     shape = (encoder.num_kv_heads, encoder.words)
     values = shared_values(*shape, encoder.plane_weights) if may_share(bs, width) else 0
-    return RankSizes.of(*shape, levels, width, most, values)
+    return RankSizes.of(*shape, encoder.levels, width, most, values)
 
 
 def most_tokens(encoder: Encoder) -> int:
     """Longest context whose tokens can be ranked by an encoder's codes."""
-    levels = score_levels(encoder.plane_weights, encoder.bits, encoder.scale_bits)
-    return RankSizes.most_tokens(encoder.num_kv_heads, encoder.words, levels)
+    return RankSizes.most_tokens(encoder.num_kv_heads, encoder.words, encoder.levels)
 
 
 @dataclasses.dataclass(frozen=True)

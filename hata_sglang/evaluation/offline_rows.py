@@ -72,6 +72,8 @@ def csv_rows(
                     "selector": name,
                     "method": group[0].selector.method,
                     "bits": bits,
+                    # The set that weighs the mean of the values left out; empty without this mean.
+                    "left_out": group[0].selector.weights,
                     "budget": budget,
                     "tokens": f"{sum(result.tokens for result in group) / len(group):.2f}",
                     **{measure: f"{float(mean[head]):.6f}" for measure, mean in means.items()},

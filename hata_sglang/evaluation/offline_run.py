@@ -175,7 +175,8 @@ def _judge(case: AttentionCase, study: Study, selectors: Sequence[Selector]) -> 
     tokens = [study.tokens(budget, case.positions + 1) for budget in study.budgets]
     judge = Judge(case, study.sink, study.recent, tokens)
     for selector in selectors:
-        qualities = judge.judge(selector.scores(case))
+        left_out = None if selector.left_out is None else selector.left_out[case.layer]
+        qualities = judge.judge(selector.scores(case), left_out)
         for budget, kept, quality in zip(study.budgets, tokens, qualities, strict=True):
             mean = float(kept.float().mean())
             yield Result(case.layer, selector, budget, mean, len(case.q), quality.cpu())

@@ -76,7 +76,9 @@ def write_plots(
     if panels := _against_budget(_averages(tasks)):
         x = "budget: tokens, or share of the context"
         paths.append(draw_lines(panels, out / "tasks-budget.png", x=x, y="average score"))
-    masses = _averages(scores(by_method(rows["offline"]), OFFLINE, "relative_mass"))
+    # The mean of the values left out changes the output, and no mass.
+    plain = [row for row in rows["offline"] if not row.get("left_out")]
+    masses = _averages(scores(by_method(plain), OFFLINE, "relative_mass"))
     if panels := _against_bits(masses):
         y = "attention mass, relative to exact top-k"
         x = "bits per token and KV head"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def make_selectors(
     Returns
     -------
     list of Selector
-        In the order of `names`, then of `sets`.
+        In the order of `names`, then of `sets`. A set that weighs the mean of the values left out
+        gives three: its codes without it and with it, and exact top-k with it.
     """
     dim = model.head_dim
     found = []
@@ -171,8 +173,25 @@ def make_selectors(
             found.append(_loki(name, int(sized[2]), layers, statistics, device))
     for weights in sets:
         encoders = {layer: weights.encoder(layer) for layer in layers}
-        found.append(coded(weights.card.name, weights.card.method, encoders, device))
+        own = coded(weights.card.name, weights.card.method, encoders, device)
+        found.append(own)
+        if weights.left_out:
+            found.append(_with_mean(own, own.name, weights, layers, device))
+            best = Selector("exact", "exact", "", exact)
+            found.append(_with_mean(best, f"exact ({own.name})", weights, layers, device))
     return found
+
+
+def _with_mean(
+    selector: Selector,
+    name: str,
+    weights: HashWeights,
+    layers: Sequence[int],
+    device: torch.device,
+) -> Selector:
+    """The same selections, whose output has the mean of the values left out as a set weighs it."""
+    left_out = {layer: weights.left_out[layer].to(device) for layer in layers}
+    return replace(selector, name=f"{name} + mean", left_out=left_out, weights=weights.card.name)
 
 
 def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.device) -> Selector:
@@ -189,7 +208,7 @@ def coded(name: str, method: str, encoders: dict[int, Encoder], device: torch.de
     any_encoder = next(iter(here.values()))
 
     def scores(case: AttentionCase) -> torch.Tensor:
-        return dense_scores(here[case.layer], case.q, case.k)
+        return dense_scores(here[case.layer], case.q, case.k, case.positions)
 
     return Selector(name, method, str(8 * any_encoder.code_bytes), scores)
 

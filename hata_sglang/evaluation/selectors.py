@@ -72,12 +72,19 @@ class Selector:
         From an `AttentionCase` to float32 ``[Hkv, N, S]``, or ``[Hq, N, S]`` where every query
         head selects for itself. Higher is better; what a query does not see may be anything
         but NaN.
+    left_out : dict of int to torch.Tensor, optional
+        By layer, ``[Hq, RATIOS]``: weights of the mean of the values left out
+        (`hata_kernels.attend.left_out`), with which the output is judged. None: without it.
+    weights : str
+        The set that `left_out` is of.
     """
 
     name: str
     method: str
     bits: str
     scores: Callable[[AttentionCase], torch.Tensor]
+    left_out: dict[int, torch.Tensor] | None = None
+    weights: str = ""
 
 
 def exact(case: AttentionCase) -> torch.Tensor:

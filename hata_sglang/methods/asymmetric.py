@@ -11,8 +11,14 @@ from typing import Literal
 import torch
 
 from hata_kernels.encoders import AsymmetricEncoder
+from hata_kernels.score.distance import DISTANCES, distance_bucket
 from hata_sglang.methods.base import Method
-from hata_sglang.methods.learning.layer_data import SequenceData, sample_batch, scale_step
+from hata_sglang.methods.learning.layer_data import (
+    SequenceData,
+    TrainingBatch,
+    sample_batch,
+    scale_step,
+)
 from hata_sglang.methods.learning.loss import straight_through_sign, take_step
 
 #: Upper threshold of the best two-bit quantiser of a Gaussian, in standard deviations (Max 1960).
@@ -61,7 +67,8 @@ class AsymmetricRecipe:
             "steps": self.steps,
             "learning_rate": self.learning_rate,
             "optimizer": "Adam, betas 0.9 and 0.99, cosine to 0",
-            "loss": "cross entropy of softmax(real query . key signs) with the group's attention",
+            "loss": "cross entropy of softmax(real query . key signs + bias of the distance) with "
+            "the group's attention",
             "gradient": "straight-through sign, derivative of tanh",
             "queries_per_step": self.queries_per_step,
             "keys_per_step": self.keys_per_step,
@@ -98,18 +105,24 @@ class AsymmetricTrainer:
         self.unit = self.parameters["query_weight"].square().mean((1, 2), keepdim=True).sqrt()
         for name in ("query_weight", "query_bias"):
             self.parameters[name] = self.parameters[name] / self.unit
+        self.parameters["distance_bias"] = torch.zeros(
+            self.kv_heads, 1, DISTANCES, device=keys.device
+        )
+        #: Keys that steps scored, by distance.
+        self.scored = torch.zeros(DISTANCES, device=keys.device)
         for parameter in self.parameters.values():
             parameter.requires_grad_()
         self.log_temperature = torch.zeros(
             self.kv_heads, 1, 1, device=keys.device, requires_grad=True
         )
         rate = recipe.learning_rate
-        of_queries = [p for name, p in self.parameters.items() if name.startswith("query")]
-        of_keys = [p for name, p in self.parameters.items() if not name.startswith("query")]
+        of_keys, others = [], []
+        for name, parameter in self.parameters.items():
+            (of_keys if name.startswith(("key", "residual")) else others).append(parameter)
         self.optimizer = torch.optim.Adam(
             [
                 {"params": [*of_keys, self.log_temperature], "lr": rate},
-                {"params": of_queries, "lr": 3 * rate},
+                {"params": others, "lr": 3 * rate},
             ],
             betas=(0.9, 0.99),
         )
@@ -160,11 +173,33 @@ class AsymmetricTrainer:
         query = batch.q.flatten(2) @ self.parameters["query_weight"]
         query = (query + self.parameters["query_bias"]) * self.unit
         scores = query @ self._codes(batch.k).transpose(1, 2) * self.log_temperature.exp()
+        scores = scores + self._biases(batch, eligible)
         log_share = scores.masked_fill(~eligible, -torch.inf).log_softmax(-1)
         attention = batch.attention.masked_fill(~eligible, 0.0)
         # 0 * -inf is NaN: ineligible keys have no attention to explain.
         loss = -(attention * log_share.masked_fill(~eligible, 0.0)).sum((0, 2)).mean()
         return take_step(loss, self.optimizer, self.schedule)
+
+    def _biases(self, batch: TrainingBatch, eligible: torch.Tensor) -> torch.Tensor:
+        """Bias of each key by its distance from each query, ``[Hkv, n, s]``; counts `scored`."""
+        distance = batch.query_positions[:, None] - batch.key_positions
+        bucket = distance_bucket(distance.clamp_min(0))
+        # A product with ones and zeros. The gradient of a gather would add up thousands of numbers
+        # at one place, one after the other, or in another order each time.
+        chosen = torch.arange(DISTANCES, device=bucket.device) == bucket[..., None]
+        chosen = (chosen & eligible[..., None]).float().flatten(0, 1)  # [n * s, DISTANCES]
+        self.scored += chosen.sum(0)
+        return (self.parameters["distance_bias"][:, 0] @ chosen.T).unflatten(1, bucket.shape)
+
+    def _distance_bias(self) -> torch.Tensor:
+        """The bias as it is served: in the units of u . s, for all distances, at most 0."""
+        bias = self.parameters["distance_bias"][:, 0] / self.log_temperature[:, 0].exp()
+        # A key of every other step teaches nothing; the nearest half octave says more.
+        learned = (self.scored >= max(1, self.schedule.last_epoch)).nonzero()[:, 0]
+        if len(learned):
+            every = torch.arange(DISTANCES, device=learned.device)
+            bias = bias[:, learned[(every[:, None] - learned).abs().argmin(1)]]
+        return bias - bias.amax(1, keepdim=True)
 
     @torch.no_grad()
     def encoder(self) -> AsymmetricEncoder:
@@ -174,6 +209,7 @@ class AsymmetricTrainer:
             for name, p in self.parameters.items()
         }
         tensors = {n: t[:, 0] if n.endswith("bias") else t for n, t in tensors.items()}
+        tensors["distance_bias"] = self._distance_bias()
         if self.recipe.scale_bits:
             sizes = [self._magnitude(self._projections(d.k)) for d in self.data]
             tensors["scale_step"] = scale_step(torch.cat(sizes, dim=1), self.recipe.scale_bits)

@@ -49,6 +49,8 @@ class ModelProcess:
         ``cpu`` or ``cuda``.
     max_tokens : int
         Of the longest sequence.
+    arguments : sequence of str
+        More of SGLang's server arguments, such as ``--quantization``.
 
     Raises
     ------
@@ -56,12 +58,14 @@ class ModelProcess:
         If SGLang cannot load the model; with the last lines that it printed.
     """
 
-    def __init__(self, model_dir: Path, device: str, max_tokens: int) -> None:
+    def __init__(
+        self, model_dir: Path, device: str, max_tokens: int, arguments: Sequence[str] = ()
+    ) -> None:
         self.log = Path(tempfile.mkstemp(prefix="hata-model-", suffix=".log")[1])
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, str(model_dir), device, max_tokens, str(self.log))
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        told = (theirs, str(model_dir), device, max_tokens, list(arguments), str(self.log))
+        self._process = context.Process(target=_serve, args=told, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -109,12 +113,14 @@ class ModelProcess:
         self.log.unlink(missing_ok=True)
 
 
-def _serve(pipe: Any, model_dir: str, device: str, max_tokens: int, log: str) -> None:
+def _serve(
+    pipe: Any, model_dir: str, device: str, max_tokens: int, arguments: list[str], log: str
+) -> None:
     """The process: load the model, then run what the pipe brings."""
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
-    runner = _load(model_dir, device, max_tokens)
+    runner = _load(model_dir, device, max_tokens, arguments)
     from hata_sglang.seams.layers import check_layers
 
     while True:
@@ -132,7 +138,7 @@ def _serve(pipe: Any, model_dir: str, device: str, max_tokens: int, log: str) ->
             pipe.send(None)
 
 
-def _load(model_dir: str, device: str, max_tokens: int) -> Any:
+def _load(model_dir: str, device: str, max_tokens: int, more: list[str]) -> Any:
     from hata_sglang.seams import cpu_preview
 
     cpu_preview.enable()
@@ -145,4 +151,4 @@ def _load(model_dir: str, device: str, max_tokens: int) -> Any:
     arguments += [f"--cuda-graph-backend-{phase}=disabled" for phase in ("decode", "prefill")]
     if device == "cpu":
         arguments += ["--attention-backend", "torch_native"]
-    return versions.load_runner(prepare_server_args(arguments))
+    return versions.load_runner(prepare_server_args(arguments + more))

@@ -48,6 +48,12 @@ def carried(model_config: Any) -> HataConfig | None:
     return HataConfig.parse(content["settings"], base_dir=Path(origin).parent, origin=origin)
 
 
+def overrides(model_config: Any) -> dict[str, Any]:
+    """What a server's arguments change in its model's config, hata's own key aside."""
+    given = getattr(model_config, "model_override_args", {})
+    return {name: value for name, value in given.items() if name != CARRIED}
+
+
 def model_shape(model_config: Any) -> ModelShape:
     """Read the shape off SGLang's ``ModelConfig`` (``sglang/srt/configs/model_config.py``)."""
     return ModelShape(
@@ -185,8 +191,8 @@ class Session:
             found = ", ".join(sorted(named)) or "none"
             raise Refusal.of("weights to swap", "one set in all layers of trained codes", found)
         plans = [p if p.weights is None else replace(p, weights=ref) for p in self.plans]
-        hf_config, folder = model_config.hf_config, model_config.model_path
-        loaded = load_encoders(plans, self.shape, hf_config, folder)
+        where = (model_config.hf_config, model_config.model_path, overrides(model_config))
+        loaded = load_encoders(plans, self.shape, *where)
         return Session(self.config, self.shape, loaded.plans, loaded.encoders)
 
     def keep(self, model_config: Any) -> None:
@@ -197,7 +203,8 @@ class Session:
     def _open(cls, config: HataConfig, model_config: Any) -> Session:
         shape = model_shape(model_config)
         plans = config.resolve(shape.num_layers, shape.context_len)
-        loaded = load_encoders(plans, shape, model_config.hf_config, model_config.model_path)
+        where = (model_config.hf_config, model_config.model_path, overrides(model_config))
+        loaded = load_encoders(plans, shape, *where)
         return cls(config, shape, loaded.plans, loaded.encoders)
 
 

@@ -20,10 +20,10 @@ from hata_sglang.config.traffic import Traffic
 from hata_sglang.decoding import LayerCache
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.metrics import METRICS
-from hata_sglang.seams.session import Session
+from hata_sglang.seams.session import Session, overrides
 from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.traffic import TrafficFolder
-from hata_sglang.weights.auto import checkpoint, checkpoint_name
+from hata_sglang.weights.auto import ServedModel, model_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ LEAST_QUERIES = 32
 _RANDOM = random.SystemRandom()
 
 
-def traffic_folder(settings: Traffic, model_path: str) -> Path:
-    """Where a server keeps requests to a checkpoint: in the YAML's folder, those of no other."""
-    return Path(settings.folder) / checkpoint_name(checkpoint(model_path))
+def traffic_folder(settings: Traffic, config: Any) -> Path:
+    """Where a server keeps requests to a model, of SGLang's config: in a folder of its own."""
+    model = ServedModel(config.hf_config, config.model_path, overrides(config))
+    return Path(settings.folder) / model_name(model)
 
 
 def keep_traffic(runner: Any) -> None:
@@ -60,7 +61,7 @@ def keep_traffic(runner: Any) -> None:
         expected = "none where prefill and decoding have attention backends of their own"
         raise Refusal.of("traffic", expected, settings.folder)
     layers = [plan.layer for plan in session.sparse_plans if plan.weights is not None]
-    folder = traffic_folder(settings, runner.model_config.model_path)
+    folder = traffic_folder(settings, runner.model_config)
     backend.hata_traffic = Sampler(settings, TrafficFolder(folder), layers)
     METRICS.update(traffic=str(folder))
     shape = session.shape

@@ -13,8 +13,8 @@ from hata_sglang.decoding.gpu_buffers import most_tokens
 from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.seams import versions
 from hata_sglang.seams.cpu_preview import has_cuda_driver
-from hata_sglang.seams.session import Session, carried, carry, model_shape
-from hata_sglang.weights.auto import make_missing
+from hata_sglang.seams.session import Session, carried, carry, model_shape, overrides
+from hata_sglang.weights.auto import ServedModel, make_missing
 
 #: Head sizes that FlashInfer, FA3 and hata's kernels all have.
 HEAD_DIMS = (64, 128, 256)
@@ -118,7 +118,7 @@ def check_asked(server_args: Any, path: str | None) -> HataConfig:
     if model_config is not None:
         problems += _model(model_config)
         if config is not None and not problems:
-            _make_weights(config, model_config, server_args.device)
+            _make_weights(config, model_config, server_args)
             Session.of(model_config)  # refuses weights and layers that do not fit
     refuse_any(problems)
     assert config is not None
@@ -165,7 +165,7 @@ def check_resolved(server_args: Any) -> Session:
         model_config = versions.model_config(server_args)
         problems += _model(model_config)
         if not problems:
-            _make_weights(carried(model_config), model_config, args.device)
+            _make_weights(carried(model_config), model_config, args)
         session = Session.of(model_config)
         assert session is not None, "the arguments carry a configuration"
         if args.device == "cpu":
@@ -179,13 +179,14 @@ def check_resolved(server_args: Any) -> Session:
     return session
 
 
-def _make_weights(config: HataConfig, model_config: Any, device: str | None) -> None:
+def _make_weights(config: HataConfig, model_config: Any, args: Any) -> None:
     """Calibrate what ``weights: auto`` asks for and nobody has made."""
     shape = model_shape(model_config)
     plans = config.resolve(shape.num_layers, shape.context_len)
-    on_cpu = device == "cpu" or not has_cuda_driver()
-    where = (model_config.hf_config, model_config.model_path, "cpu" if on_cpu else "cuda")
-    make_missing(plans, shape.group, *where)
+    device = "cpu" if args.device == "cpu" or not has_cuda_driver() else "cuda"
+    changed = overrides(model_config)
+    model = ServedModel(model_config.hf_config, model_config.model_path, changed)
+    make_missing(plans, shape.group, model, device, versions.model_arguments(args, changed))
 
 
 def _arguments(args: Any) -> list[Problem]:

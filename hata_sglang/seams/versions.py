@@ -5,6 +5,7 @@ Tested at both ends: 0.5.16 and 0.5.23.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -26,6 +27,15 @@ LATER = frozenset(
         "enable_unified_cache_external_linker",
     }
 )
+
+#: Arguments that decide a model's numbers, and what they are unless given.
+MODEL_ARGUMENTS = {
+    "dtype": "auto",
+    "quantization": None,
+    "load_format": "auto",
+    "model_loader_extra_config": "{}",
+    "trust_remote_code": False,
+}
 
 
 def has_argument(name: str) -> bool:
@@ -143,6 +153,24 @@ def decode_graph_max_bs(server_args: Any) -> int:
         return 0
     decode = resolved(server_args).cuda_graph_config.decode
     return max(decode.bs or [decode.max_bs or 0])
+
+
+def model_arguments(server_args: Any, overrides: dict[str, Any]) -> list[str]:
+    """The arguments that decide a model's numbers, for another process to load it alike.
+
+    Parameters
+    ----------
+    server_args : sglang.srt.server_args.ServerArgs
+    overrides : dict
+        Of the model's config, without what hata carries there.
+    """
+    words = []
+    for name, default in MODEL_ARGUMENTS.items():
+        value = getattr(server_args, name)
+        if value not in (default, None):
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            words += ["--" + name.replace("_", "-")] + [text] * (value is not True)
+    return words + ["--json-model-override-args", json.dumps(overrides)] * bool(overrides)
 
 
 def load_runner(server_args: Any) -> Any:

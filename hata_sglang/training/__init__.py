@@ -1,1 +1,1 @@
-"""Training hash weights: capture q and k of a model, learn W per layer, measure, save."""
+"""Training hash weights: capture q, k and v of a model, learn W per layer, measure, save."""

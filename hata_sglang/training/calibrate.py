@@ -10,21 +10,21 @@ import torch
 from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn
 
+from hata_kernels.encoders import Encoder
 from hata_sglang.errors import HataError
 from hata_sglang.files import model_revision
 from hata_sglang.methods import Recipe
 from hata_sglang.progress import bars as bars_on
 from hata_sglang.training import captures
 from hata_sglang.training.capture import Capture, join
-from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.measured_layer import MeasuredLayers
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.report import Cost
 from hata_sglang.training.splits import SPLITS, last_tenths
 from hata_sglang.training.traffic import TrafficFolder
 from hata_sglang.training.train import save_results
-from hata_sglang.training.train_layer import LayerResult, together, train_layers
-from hata_sglang.weights import Card, Fingerprint, HashWeights, TrainingData
+from hata_sglang.training.train_layer import LayerResult, joined, train_layers
+from hata_sglang.weights import Card, HashWeights, TrainingData
 
 #: Requests without which there is nothing to say: a tenth chooses the step, a tenth is held out.
 LEAST_REQUESTS = 10
@@ -78,8 +78,8 @@ def calibrate(
     Raises
     ------
     HataError
-        If there are too few requests, their files are not captures of this model, or weights are
-        not finite.
+        If there are too few requests, their files are not captures of this model, weights are not
+        finite, or the method makes other tensors by now than the set that is served has.
     """
     cost, method = Cost(options.device), served.card.method
     with folder.snapshot() as kept:
@@ -91,7 +91,9 @@ def calibrate(
                 "raise `share` or lower `min` in the YAML."
             )
         splits = dict(zip(SPLITS, last_tenths(requests), strict=True))
-        _expect_layers(layers, served, folder)
+        if not set(layers) <= set(served.layers):
+            expected = f"layers of weights {served.card.name}"
+            raise HataError(f"{requests[-1]}: expected {expected}, found layers {layers}")
         results: dict[int, LayerResult] = {}
         before: list[float] = []
         device, size = torch.device(options.device), _bytes_per_layer(requests, layers)
@@ -110,6 +112,7 @@ def calibrate(
                 results |= train_layers(
                     found, part, method, served.card.bits, recipe, options, bars
                 )
+                _expect_like(served, part[0], results[part[0]].encoder)
                 bars.update(
                     task, advance=len(part), note=results[part[-1]].summary(options.budgets[0])
                 )
@@ -123,16 +126,21 @@ def calibrate(
         _data(splits, tokens, options.description),
         cost.entries(list(results.values()), 0),
         model=model_dir.resolve().name,
-        fingerprint=Fingerprint.of(read_config(model_dir)),
+        fingerprint=served.card.fingerprint,  # of the model as it is served
         revision=model_revision(model_dir),
     )
     return Calibrated(card, sum(before) / len(before), card.held_out[0].mean[method])
 
 
-def _expect_layers(layers: Sequence[int], served: HashWeights, folder: TrafficFolder) -> None:
-    if not set(layers) <= set(served.layers):
-        found = f"layers {list(layers)} in {folder.folder}"
-        raise HataError(f"requests: expected layers of weights {served.card.name}, found {found}")
+def _expect_like(served: HashWeights, layer: int, made: Encoder) -> None:
+    """Stop, before all layers are trained, where a server could not swap the set in."""
+    try:
+        served.encoder(layer).expect_like(made)
+    except ValueError as error:
+        raise HataError(
+            f"calibrate: expected training to make the tensors of weights {served.card.name}, "
+            f"found {error}. Serve a set that `hata-sglang train` of this version makes first."
+        ) from None
 
 
 def _bytes_per_layer(requests: Sequence[Path], layers: Sequence[int]) -> int:
@@ -145,7 +153,7 @@ def _masses(
 ) -> list[float]:
     """Masses that the set that is served keeps, by layer."""
     device = torch.device(options.device)
-    encoder = together([served.encoder(layer) for layer in layers]).to(device, torch.float32)
+    encoder = joined([served.encoder(layer) for layer in layers]).to(device, torch.float32)
     return MeasuredLayers(held_out, len(layers), options, device).mass(encoder, options.budgets[0])
 
 

@@ -50,14 +50,15 @@ def run_calibrate(args: argparse.Namespace) -> int:
     facts = _served(args.url, info)
     served, model_dir = load_weights(facts["weights"]), checkpoint(info["model_path"])
     card = served.card
-    out = (args.out or _default_out(model_dir, card)).resolve()
+    folder = Path(facts["traffic"])
+    out = (args.out or _default_out(folder.name, card)).resolve()
     if out == Path(facts["weights"]).resolve():
         raise HataError(f"--out: expected another folder than that of what is served, found {out}")
     # In place of what is served, and so of its kind.
     fields = option_fields(trainable(card.method).recipe)
     same = [f"{name}={value}" for name, value in card.options.items() if name in fields]
     done = calibrate(
-        TrafficFolder(Path(facts["traffic"])),
+        TrafficFolder(folder),
         served,
         model_dir,
         out,
@@ -98,9 +99,8 @@ def _served(url: str, info: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _default_out(model_dir: Path, card: Any) -> Path:
+def _default_out(model: str, card: Any) -> Path:
     from hata_sglang.files import default_cache_dir
-    from hata_sglang.weights.auto import checkpoint_name
 
     name = f"{card.method}-{card.bits}b-traffic-{time.strftime('%Y%m%d-%H%M%S')}"
-    return default_cache_dir() / "weights" / checkpoint_name(model_dir) / name
+    return default_cache_dir() / "weights" / model / name

@@ -50,7 +50,9 @@ def join(captures: Sequence[Capture]) -> Capture:
     """
     first = captures[0]
     q = torch.cat([own.q * (own.scale / first.scale) for own in captures], dim=1)
-    return Capture(q, torch.cat([own.k for own in captures], dim=1), first.positions, first.scale)
+    k = torch.cat([own.k for own in captures], dim=1)
+    v = None if first.v is None else torch.cat([own.v for own in captures], dim=1)
+    return Capture(q, k, first.positions, first.scale, v)
 
 
 @dataclass(frozen=True)

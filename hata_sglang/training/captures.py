@@ -24,14 +24,18 @@ from hata_sglang.training.splits import SPLITS, Splits
 from hata_sglang.weights import Fingerprint
 
 DIGEST_FILE = "captures.json"
-#: Queries and keys that training holds on a GPU at a time, at most, unless one layer has more.
-TRAINED_BYTES = 4 * 10**9
+#: Captures that training holds on a GPU at a time, at most, unless one layer has more.
+TRAINED_BYTES = 10**9
+#: Splits whose values are kept, too: what the mean of those left out should weigh is measured on
+#: the first, and what it is worth on the second.
+WITH_VALUES = ("validation", "held_out")
 
 
 def layer_bytes(fingerprint: Fingerprint, splits: Splits, sampling: Sampling) -> int:
     """Disk that the captures of one layer take, in bytes."""
     sequences = [sequence for split in SPLITS for sequence in splits[split]]
-    keys = total_tokens(sequences) * fingerprint.num_key_value_heads
+    valued = [sequence for split in WITH_VALUES for sequence in splits[split]]
+    keys = total_tokens([*sequences, *valued]) * fingerprint.num_key_value_heads
     queries = len(sequences) * sampling.queries * fingerprint.num_attention_heads
     return 2 * (keys + queries) * fingerprint.head_dim
 
@@ -82,6 +86,7 @@ def ensure_captures(
     sampling: Sampling,
     seed: int,
     device: torch.device,
+    arguments: Sequence[str],
     advance: Callable[[int], None],
 ) -> dict[str, CaptureStore]:
     """Capture all splits into `folder`, unless it holds the same captures already.
@@ -103,6 +108,8 @@ def ensure_captures(
     seed : int
     device : torch.device
         That SGLang runs the model on.
+    arguments : sequence of str
+        More of its server arguments.
     advance : callable
         Called with the number of tokens done.
 
@@ -135,10 +142,11 @@ def ensure_captures(
         )
     longest = max(len(sequence.tokens) for split in SPLITS for sequence in splits[split])
     before = 0
-    with ModelProcess(model_dir, device.type, longest) as model:
+    with ModelProcess(model_dir, device.type, longest, arguments) as model:
         for split in SPLITS:
             sequences = splits[split]
-            jobs = capture_jobs(sequences, stores[split], sampling, seed)
+            values = split in WITH_VALUES
+            jobs = capture_jobs(sequences, stores[split], sampling, seed, values=values)
             for count in model.run(jobs, layers):
                 advance(before + total_tokens(sequences[:count]))
             before += total_tokens(sequences)
@@ -156,7 +164,12 @@ def _holds(marker: Path, digest: str, layers: Sequence[int]) -> bool:
 
 
 def captures_digest(
-    revision: str, splits: Splits, sampling: Sampling, seed: int, device: torch.device
+    revision: str,
+    splits: Splits,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+    arguments: Sequence[str] = (),
 ) -> str:
     """SHA-256 over everything that decides a layer's captures.
 
@@ -168,6 +181,8 @@ def captures_digest(
     sampling : Sampling
     seed : int
     device : torch.device
+    arguments : sequence of str
+        More of the server arguments that SGLang loads the model with.
     """
     content: dict[str, Any] = {
         "revision": revision,
@@ -175,5 +190,7 @@ def captures_digest(
         "sampling": asdict(sampling),
         "seed": seed,
         "device": device.type,
+        "arguments": list(arguments),
+        "values": WITH_VALUES,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="texts whose attention mass the card reports; looked at once, at the end (default: "
+        help="texts that the card reports on; looked at once, at the end (default: "
         "the last tenth of --data, which is not trained on then)",
     )
     need.add_argument(
@@ -117,7 +118,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="texts that choose each layer's step (default: a tenth of --data, likewise)",
+        help="texts that choose each layer's step, and that what a selection leaves out is weighed "
+        "on (default: a tenth of --data, likewise)",
     )
     need.add_argument("--out", type=Path, required=True, help="folder for the weights and card")
     need.add_argument(
@@ -156,6 +158,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
+    )
+    how.add_argument(
+        "--sglang-args",
+        type=shlex.split,
+        default=[],
+        metavar="ARGS",
+        help="more server arguments for SGLang's run of the model, as one text, such as "
+        "'--quantization fp8'",
     )
     how.add_argument(
         "--work-dir",
@@ -203,7 +213,7 @@ def prepare(args: argparse.Namespace, method: str, more: Sequence[str] = ()) -> 
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Run ``hata-sglang train``: train, write, and print the held-out attention mass.
+    """Run ``hata-sglang train``: train, write, and print what the held-out texts say.
 
     Returns
     -------
@@ -217,7 +227,8 @@ def run_train(args: argparse.Namespace) -> int:
     from hata_sglang.training.train import TrainOptions, train
 
     recipe = prepare(args, args.method)
-    context = text_config(read_config(args.model)).max_position_embeddings
+    config = read_config(args.model, args.sglang_args)
+    context = text_config(config).max_position_embeddings
     card = train(
         args.model,
         args.data,
@@ -237,6 +248,7 @@ def run_train(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             max_disk_gb=args.max_disk,
             description=args.description,
+            sglang_arguments=tuple(args.sglang_args),
         ),
         work_dir=args.work_dir,
     )
@@ -244,5 +256,7 @@ def run_train(args: argparse.Namespace) -> int:
     for held_out in card.held_out:
         masses = ", ".join(f"{name} {mass:.4f}" for name, mass in held_out.mean.items())
         print(f"held-out attention mass at k = {held_out.budget}: {masses}")
+        errors = ", ".join(f"{name} {error:.4f}" for name, error in held_out.output_error.items())
+        print(f"held-out error of the output at k = {held_out.budget}: {errors}")
     print(describe_cost(card.created_by))
     return 0

@@ -16,7 +16,7 @@ from hata_sglang import __version__
 from hata_sglang.methods import Recipe, methods
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.train_layer import LayerResult
-from hata_sglang.weights import Fingerprint
+from hata_sglang.weights import LEFT_OUT, Fingerprint
 
 
 class FinishedLayers:
@@ -73,12 +73,14 @@ class FinishedLayers:
             "loss": result.loss,
             "steps": result.steps,
             "masses": result.masses,
+            "output_errors": result.output_errors,
             "seconds": result.seconds,
         }
         path = self._path(layer)
         # Renamed when whole: a run that is cut off while writing must not leave half a file.
         temporary = path.with_suffix(".part")
-        save_file(result.encoder.tensors(), temporary, metadata={"result": json.dumps(content)})
+        tensors = result.encoder.tensors() | {LEFT_OUT: result.left_out}
+        save_file(tensors, temporary, metadata={"result": json.dumps(content)})
         os.replace(temporary, path)
 
     def read(self, layer: int) -> LayerResult:
@@ -86,12 +88,15 @@ class FinishedLayers:
         with safe_open(self._path(layer), framework="pt") as file:
             content = json.loads(file.metadata()["result"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        left_out = tensors.pop(LEFT_OUT)
         make = methods()[self.method].encoder.from_tensors
         encoder = make(tensors, **self.shape.sizes, **content["options"])
         return LayerResult(
-            encoder,
-            content["loss"],
-            content["steps"],
-            tuple(content["masses"]),
-            content["seconds"],
+            encoder=encoder,
+            loss=content["loss"],
+            steps=content["steps"],
+            masses=tuple(content["masses"]),
+            left_out=left_out,
+            output_errors=tuple(content["output_errors"]),
+            seconds=content["seconds"],
         )

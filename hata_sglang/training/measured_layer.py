@@ -1,4 +1,4 @@
-"""Attention mass on captures that no weights learn from: validation texts and held-out ones."""
+"""Attention on captures that no weights learn from: what selections keep of it, and its output."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hata_sglang.training.attention_mass import (
     select,
 )
 from hata_sglang.training.capture import Capture
+from hata_sglang.training.left_out import LeastSquares, outputs
 from hata_sglang.training.options import TrainOptions
 
 
@@ -32,7 +33,7 @@ class MeasuredLayers:
 
     Notes
     -----
-    All results are lists of float, one per layer.
+    Masses and errors are lists of float, one per layer. Those of outputs need captures with values.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class MeasuredLayers:
                 capture.k.to(device),
                 capture.positions[rows].to(device),
                 capture.scale,
+                None if capture.v is None else capture.v.to(device),
             )
             self.parts.append((part, group_attention(part.q, part.k, part.positions, part.scale)))
 
     def mass(self, encoder: Encoder, budget: TopK) -> list[float]:
         """Mean attention mass that the codes of `encoder`, with all heads, keep."""
-        return self._mean(lambda part, _: dense_scores(encoder, part.q, part.k), budget)
+        return self._mean(
+            lambda part, _: dense_scores(encoder, part.q, part.k, part.positions), budget
+        )
 
     def exact(self, budget: TopK) -> list[float]:
         """Mean attention mass of exact top-k: the ceiling."""
@@ -69,6 +73,65 @@ class MeasuredLayers:
             budget,
         )
 
+    def left_out_weights(self, encoder: Encoder, budget: TopK) -> torch.Tensor:
+        """What the mean of the values that codes leave out should weigh (`LeastSquares`).
+
+        Parameters
+        ----------
+        encoder : Encoder
+            With all heads.
+        budget : TopK
+            Only its sink and recent tokens count, as far as `LeastSquares.ends` has room for them.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 ``[layers, Hq, RATIOS]``.
+        """
+        fit = LeastSquares()
+        for part, _ in self.parts:
+            seq_lens = part.positions + 1
+            most = LeastSquares.ends(seq_lens)
+            ends = TopK(len(part.k), min(budget.sink, most), min(budget.recent, most))
+            scores = dense_scores(encoder, part.q, part.k, part.positions)
+            order = select(scores, part.positions, ends)
+            fit.add([*outputs(part, order, LeastSquares.counts(seq_lens))])
+        return fit.weights().unflatten(0, (self.layers, -1))
+
+    def output_errors(
+        self, encoder: Encoder, budget: TopK, weights: torch.Tensor
+    ) -> dict[str, list[float]]:
+        """Relative errors of the output of attention over a budget's selections.
+
+        Parameters
+        ----------
+        encoder : Encoder
+            With all heads.
+        budget : TopK
+        weights : torch.Tensor
+            As `left_out_weights` returns them.
+
+        Returns
+        -------
+        dict of str to list of float
+            ``exact`` top-k, the ``codes``, and these ``with mean`` of the values left out.
+        """
+        found: dict[str, list[torch.Tensor]] = {"exact": [], "codes": [], "with mean": []}
+        for part, attention in self.parts:
+            kept = TopK(len(part.k), budget.sink, budget.recent)
+            counts = [(part.positions + 1).clamp_max(budget.k)]
+            (best,) = outputs(part, select(attention, part.positions, kept), counts)
+            scores = dense_scores(encoder, part.q, part.k, part.positions)
+            (coded,) = outputs(part, select(scores, part.positions, kept), counts)
+            found["exact"].append(best.error())
+            found["codes"].append(coded.error())
+            found["with mean"].append(coded.error(weights.flatten(0, 1)))
+        return {name: self._per_layer(own) for name, own in found.items()}
+
+    def _per_layer(self, by_head: list[torch.Tensor]) -> list[float]:
+        """Means of what captures gave by KV head, ``[Hkv]`` each, over captures and heads."""
+        return torch.stack(by_head).mean(0).reshape(self.layers, -1).mean(1).tolist()
+
     def _mean(self, scores, budget: TopK) -> list[float]:
         masses = [
             attention_mass(attention, select(scores(part, attention), part.positions, budget)).mean(
@@ -76,4 +139,4 @@ class MeasuredLayers:
             )
             for part, attention in self.parts
         ]
-        return torch.stack(masses).mean(0).reshape(self.layers, -1).mean(1).tolist()
+        return self._per_layer(masses)

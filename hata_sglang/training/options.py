@@ -41,6 +41,8 @@ class TrainOptions:
         Bound of the captures on disk, in GB (10**9 bytes). None: no bound.
     description : str
         Of the training texts, for the card.
+    sglang_arguments : tuple of str
+        More of the server arguments that SGLang loads the model with.
     """
 
     bits: int | None = None
@@ -57,6 +59,7 @@ class TrainOptions:
     dtype: Literal["float32", "float16"] = "float32"
     max_disk_gb: float | None = None
     description: str = "not described"
+    sglang_arguments: tuple[str, ...] = ()
 
     def deciding(self) -> dict[str, object]:
         """What decides a layer's weights, given its captures."""

@@ -97,26 +97,37 @@ def _sums(files: Sequence[str | Path]) -> dict[str, str]:
     return {Path(file).name: file_sha256(Path(file)) for file in files}
 
 
-def held_out_masses(
+def held_out_measures(
     budgets: Sequence[TopK], results: Mapping[int, LayerResult]
 ) -> tuple[HeldOut, ...]:
-    """Held-out attention mass at every budget, for the card."""
+    """Attention mass kept, and error of the output, at every budget, for the card."""
     found = []
     for place, budget in enumerate(budgets):
         masses = {layer: result.masses[place] for layer, result in results.items()}
-        names = next(iter(masses.values()))
-        per_layer = {n: {layer: round(m[n], 4) for layer, m in masses.items()} for n in names}
-        mean = {n: round(sum(m[n] for m in masses.values()) / len(masses), 4) for n in names}
+        errors = {layer: result.output_errors[place] for layer, result in results.items()}
         found.append(
             HeldOut(
                 budget=budget.k,
                 sink=budget.sink,
                 recent=budget.recent,
-                mean=mean,
-                per_layer=per_layer,
+                mean=_means(masses),
+                per_layer=_by_selector(masses),
+                output_error=_means(errors),
+                output_error_per_layer=_by_selector(errors),
             )
         )
     return tuple(found)
+
+
+def _by_selector(by_layer: Mapping[int, dict[str, float]]) -> dict[str, dict[int, float]]:
+    names = next(iter(by_layer.values()))
+    return {name: {layer: round(own[name], 4) for layer, own in by_layer.items()} for name in names}
+
+
+def _means(by_layer: Mapping[int, dict[str, float]]) -> dict[str, float]:
+    names = next(iter(by_layer.values()))
+    count = len(by_layer)
+    return {name: round(sum(own[name] for own in by_layer.values()) / count, 4) for name in names}
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ from hata_sglang.training.checkpoint import load_tokenizer, read_config
 from hata_sglang.training.data import total_tokens
 from hata_sglang.training.finished import FinishedLayers
 from hata_sglang.training.options import TrainOptions
-from hata_sglang.training.report import Cost, held_out_masses, training_data, versions
+from hata_sglang.training.report import Cost, held_out_measures, training_data, versions
 from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
 from hata_sglang.training.train_layer import LayerResult, train_layers
 from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
@@ -97,16 +97,18 @@ def train(
     if not isinstance(recipe, trained.recipe):
         raise Refusal.of("recipe", trained.recipe.__name__, type(recipe).__name__)
     model_dir, out = Path(model_dir), Path(out)
-    config = read_config(model_dir)
+    config = read_config(model_dir, options.sglang_arguments)
     plan, fingerprint = plan_layers(config), Fingerprint.of(config)
     bits = trained.resolve_bits(options.bits, fingerprint.shape.group)
     files = SplitFiles(train=data_files, validation=validation_files, held_out=held_out_files)
-    splits = read_splits(files, load_tokenizer(model_dir), options, fingerprint.vocab_size)
+    tokenizer = load_tokenizer(model_dir, options.sglang_arguments)
+    splits = read_splits(files, tokenizer, options, fingerprint.vocab_size)
     per_layer = layer_bytes(fingerprint, splits, options.sampling)
     max_bytes = None if options.max_disk_gb is None else options.max_disk_gb * 1e9
     groups = group_layers(plan.trained, per_layer, max_bytes)
     revision, device = model_revision(model_dir), torch.device(options.device)
-    digest = captures_digest(revision, splits, options.sampling, options.seed, device)
+    of_run = (options.sampling, options.seed, device, options.sglang_arguments)
+    digest = captures_digest(revision, splits, *of_run)
     results: dict[int, LayerResult] = {}
     reused = 0
     console = console or Console(stderr=True)
@@ -133,7 +135,7 @@ def train(
             pending = [layer for part in unfinished for layer in part]
             reused += len(members) - len(pending)
             if pending:
-                task = bars.add_task("capture q and k (tokens)", total=tokens, note="")
+                task = bars.add_task("capture (tokens)", total=tokens, note="")
                 stores = ensure_captures(
                     folder,
                     model_dir,
@@ -144,6 +146,7 @@ def train(
                     sampling=options.sampling,
                     seed=options.seed,
                     device=device,
+                    arguments=options.sglang_arguments,
                     advance=lambda done, task=task: bars.update(task, completed=done),
                 )
             for part in unfinished:
@@ -207,9 +210,11 @@ def save_results(
         training_data=data,
         seed=options.seed,
         recipe=recipe.card_entry() | {"steps_taken": sum(r.steps for r in results.values())},
-        held_out=held_out_masses(options.budgets, results),
+        held_out=held_out_measures(options.budgets, results),
+        left_out=True,
         sha256="",
         created_by=versions() | spent,
         **made_for,
     )
-    return save_weights(out, card, encoders, getattr(torch, options.dtype))
+    left_out = {layer: result.left_out for layer, result in results.items()}
+    return save_weights(out, card, encoders, getattr(torch, options.dtype), left_out)

@@ -38,6 +38,11 @@ class LayerResult:
         Taken; the weights are those of the step whose validation mass was best.
     masses : tuple of dict of str to float
         By budget: selector -> held-out attention mass.
+    left_out : torch.Tensor
+        float32 ``[Hq, RATIOS]`` on the CPU: what the mean of the values left out weighs
+        (`hata_kernels.attend.left_out`), measured on the validation texts.
+    output_errors : tuple of dict of str to float
+        By budget: selector -> held-out relative error of attention's output.
     seconds : float
         Wall time, its share of that of the layers trained together.
     """
@@ -46,13 +51,16 @@ class LayerResult:
     loss: float | None
     steps: int
     masses: tuple[dict[str, float], ...]
+    left_out: torch.Tensor
+    output_errors: tuple[dict[str, float], ...]
     seconds: float
 
     def summary(self, budget: TopK) -> str:
         """One line for people."""
         mass = ", ".join(f"{name} {value:.3f}" for name, value in self.masses[0].items())
         loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
-        return f"{loss}held-out mass at k = {budget.k}: {mass}"
+        error = ", ".join(f"{name} {value:.3f}" for name, value in self.output_errors[0].items())
+        return f"{loss}held-out mass at k = {budget.k}: {mass}; error of the output: {error}"
 
 
 def train_layers(
@@ -69,8 +77,9 @@ def train_layers(
     Parameters
     ----------
     captures : dict of str to list of Capture
-        ``train``, ``validation`` (chooses each layer's step), ``held_out`` (measured once, at the
-        end); each with the heads of all these layers (`capture.join`).
+        ``train``, ``validation`` (chooses each layer's step, and what the mean of the values left
+        out weighs), ``held_out`` (measured once, at the end); each with the heads of all these
+        layers (`capture.join`), the latter two with values.
     layers : sequence of int
     method : str
         Name of one that can be trained.
@@ -111,11 +120,21 @@ def train_layers(
         note = f"loss {loss:.3f}, validation mass {sum(masses) / len(masses):.3f}"
         bars.update(task, completed=step, note=note)
     bars.remove_task(task)
-    found = _measure(captures["held_out"], best, method, seed, options)
+    trained = joined([own.encoder for own in best.values()])
+    left_out = validation.left_out_weights(trained, options.budgets[0])
+    masses, errors = _measure(captures["held_out"], trained, left_out, method, seed, options)
     seconds = (time.perf_counter() - start) / len(layers)
     return {
-        layer: LayerResult(own.encoder.to("cpu", torch.float32), loss, own.steps, masses, seconds)
-        for (layer, own), masses in zip(best.items(), found, strict=True)
+        layer: LayerResult(
+            encoder=own.encoder.to("cpu", torch.float32),
+            loss=loss,
+            steps=own.steps,
+            masses=masses[number],
+            left_out=left_out[number].cpu(),
+            output_errors=errors[number],
+            seconds=seconds,
+        )
+        for number, (layer, own) in enumerate(best.items())
     }
 
 
@@ -149,21 +168,20 @@ class _Best:
 
 def _measure(
     captures: list[Capture],
-    best: dict[int, _Best],
+    trained: Encoder,
+    left_out: torch.Tensor,
     method: str,
     seed: int,
     options: TrainOptions,
-) -> list[tuple[dict[str, float], ...]]:
-    """Held-out masses of each layer: by budget, selector -> mass."""
+) -> tuple[list[tuple[dict[str, float], ...]], ...]:
+    """Held-out masses, and errors of the output, of each layer: by budget, selector -> number."""
     # Only now: what the card reports must have chosen nothing.
-    held_out = MeasuredLayers(captures, len(best), options, torch.device(options.device))
-    encoders = [own.encoder for own in best.values()]
-    trained = together(encoders)
-    sizes = {"group": trained.group, "head_dim": trained.head_dim}
-    sizes["num_kv_heads"] = trained.num_kv_heads
+    layers = len(left_out)
+    held_out = MeasuredLayers(captures, layers, options, torch.device(options.device))
+    sizes = {name: getattr(trained, name) for name in ("num_kv_heads", "group", "head_dim")}
     planes = methods()["random"].untrained_encoder(trained.bits, seed=seed, layer=0, **sizes)
     planes = planes.to(trained.device, torch.float32)
-    by_budget = [
+    masses = [
         {
             "exact": held_out.exact(budget),
             method: held_out.mass(trained, budget),
@@ -172,10 +190,31 @@ def _measure(
         }
         for budget in options.budgets
     ]
-    return [
-        tuple({name: masses[n] for name, masses in each.items()} for each in by_budget)
-        for n in range(len(best))
+    names = {"exact": "exact", "codes": method, "with mean": f"{method} + mean"}
+    errors = [
+        {
+            names[selector]: of_layers
+            for selector, of_layers in held_out.output_errors(trained, budget, left_out).items()
+        }
+        for budget in options.budgets
     ]
+    return _by_layer(masses, layers), _by_layer(errors, layers)
+
+
+def _by_layer(
+    by_budget: list[dict[str, list[float]]], layers: int
+) -> list[tuple[dict[str, float], ...]]:
+    return [
+        tuple({name: numbers[n] for name, numbers in each.items()} for each in by_budget)
+        for n in range(layers)
+    ]
+
+
+def joined(encoders: Sequence[Encoder]) -> Encoder:
+    """Encoders of several layers as one of a layer with all their heads."""
+    tensors = [encoder.tensors() for encoder in encoders]
+    together = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}
+    return remake(encoders[0], together, num_kv_heads=encoders[0].num_kv_heads * len(encoders))
 
 
 def _steps(trainer: LayerTrainer, count: int) -> float:
@@ -201,13 +240,6 @@ def remake(
         head_dim=encoder.head_dim,
         **encoder.options(),
     )
-
-
-def together(encoders: Sequence[Encoder]) -> Encoder:
-    """The encoders of several layers as one of a layer with all their heads."""
-    tensors = [encoder.tensors() for encoder in encoders]
-    joined = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}
-    return remake(encoders[0], joined, encoders[0].num_kv_heads * len(encoders))
 
 
 def _of_layer(encoder: Encoder, number: int, count: int) -> Encoder:

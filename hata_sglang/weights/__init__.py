@@ -1,6 +1,6 @@
 """Hash weights on disk: sets and their cards, and the encoders that they make."""
 
-from hata_sglang.weights.card import Card, Fingerprint, HeldOut, TrainingData
+from hata_sglang.weights.card import LEFT_OUT, Card, Fingerprint, HeldOut, TrainingData
 from hata_sglang.weights.store import (
     HashWeights,
     check_against_model,
@@ -11,6 +11,7 @@ from hata_sglang.weights.store import (
 )
 
 __all__ = [
+    "LEFT_OUT",
     "Card",
     "Fingerprint",
     "HashWeights",

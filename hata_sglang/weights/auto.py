@@ -7,16 +7,18 @@ texts, and is there for the next start.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hata_sglang.config.plan import LayerPlan
@@ -35,6 +37,25 @@ MORE_ENV = "HATA_CALIBRATION"
 CAPTURES_GB = 16
 #: Bytes of a weights file that tell one from another of the same names and shapes.
 SAMPLE_BYTES, SAMPLES = 2**16, 16
+
+
+class ServedModel(NamedTuple):
+    """A model as a server runs it.
+
+    Attributes
+    ----------
+    hf_config : transformers.PretrainedConfig
+        With the overrides.
+    path : str or Path
+        Folder of its checkpoint, or its name on a hub.
+    overrides : mapping
+        What the server's arguments change in the checkpoint's config. They may change keys, as a
+        longer context by another RoPE does, so that a set belongs to both.
+    """
+
+    hf_config: Any
+    path: str | Path
+    overrides: Mapping[str, Any] = MappingProxyType({})
 
 
 class Wanted(NamedTuple):
@@ -70,26 +91,31 @@ def checkpoint_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_name(folder: Path) -> str:
-    """A name for a checkpoint that no other one has."""
-    return f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
+def model_name(model: ServedModel) -> str:
+    """A name for a model that no other one has: of its folder, weights, config and overrides."""
+    folder = checkpoint(model.path)
+    name = f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
+    if model.overrides:
+        text = json.dumps(dict(model.overrides), sort_keys=True)
+        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name
 
 
-def cached_set(folder: Path, wanted: Wanted) -> Path:
-    """Where the cache keeps a set for the checkpoint in `folder`, whether it is there or not."""
+def cached_set(model: ServedModel, wanted: Wanted) -> Path:
+    """Where the cache keeps a set for a model, whether it is there or not."""
     name = f"{wanted.method}-{wanted.bits}b"
-    return default_cache_dir() / "weights" / checkpoint_name(folder) / name
+    return default_cache_dir() / "weights" / model_name(model) / name
 
 
-def find_set(folder: Path, hf_config: Any, wanted: Wanted) -> str | None:
-    """A set that ships and was made for this very checkpoint, else one in the cache, else None."""
-    fingerprint = Fingerprint.of(hf_config)
-    for name in shipped_weights():
+def find_set(model: ServedModel, wanted: Wanted) -> str | None:
+    """A set that ships and was made for this very model, else one in the cache, else None."""
+    fingerprint = Fingerprint.of(model.hf_config)
+    for name in () if model.overrides else shipped_weights():
         card = read_card(name)
         same = (card.method, card.bits, card.fingerprint) == (*wanted, fingerprint)
-        if same and card.revision == model_revision(folder):
+        if same and card.revision == model_revision(checkpoint(model.path)):
             return name
-    path = cached_set(folder, wanted)
+    path = cached_set(model, wanted)
     return str(path) if (path / CARD_FILE).is_file() else None
 
 
@@ -102,17 +128,13 @@ def wanted_by(plans: Iterable[LayerPlan], group: int) -> dict[LayerPlan, Wanted]
     }
 
 
-def missing_sets(
-    plans: Iterable[LayerPlan], group: int, hf_config: Any, model_path: str | Path
-) -> list[Wanted]:
+def missing_sets(plans: Iterable[LayerPlan], group: int, model: ServedModel) -> list[Wanted]:
     """What ``weights: auto`` asks for and nobody has made; arguments as of `with_sets`."""
     asked = dict.fromkeys(wanted_by(plans, group).values())
-    return [own for own in asked if find_set(checkpoint(model_path), hf_config, own) is None]
+    return [own for own in asked if find_set(model, own) is None]
 
 
-def with_sets(
-    plans: Sequence[LayerPlan], group: int, hf_config: Any, model_path: str | Path
-) -> tuple[LayerPlan, ...]:
+def with_sets(plans: Sequence[LayerPlan], group: int, model: ServedModel) -> tuple[LayerPlan, ...]:
     """Name the set of every plan whose weights are ``auto``.
 
     Parameters
@@ -120,8 +142,7 @@ def with_sets(
     plans : sequence of LayerPlan
     group : int
         Query heads per KV head of the model.
-    hf_config : transformers.PretrainedConfig
-    model_path : str or Path
+    model : ServedModel
 
     Raises
     ------
@@ -131,11 +152,11 @@ def with_sets(
     asked = wanted_by(plans, group)
     found = {}
     for wanted in dict.fromkeys(asked.values()):
-        found[wanted] = find_set(checkpoint(model_path), hf_config, wanted)
+        found[wanted] = find_set(model, wanted)
         if found[wanted] is None:
             expected = f"a set of {wanted.method}, {wanted.bits} bits, that ships or is cached"
             raise Refusal.of(
-                "weights: auto", expected, f"none for {model_path} yet; a server makes it"
+                "weights: auto", expected, f"none for {model.path} yet; a server makes it"
             )
     return tuple(
         replace(plan, weights=found[asked[plan]]) if plan in asked else plan for plan in plans
@@ -143,28 +164,34 @@ def with_sets(
 
 
 def make_missing(
-    plans: Sequence[LayerPlan], group: int, hf_config: Any, model_path: str | Path, device: str
+    plans: Sequence[LayerPlan],
+    group: int,
+    model: ServedModel,
+    device: str,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Calibrate what ``weights: auto`` asks for and is not there.
 
     Parameters
     ----------
-    plans, group, hf_config, model_path
+    plans, group, model
         As in `with_sets`.
     device : str
         ``cpu`` or ``cuda``.
+    arguments : sequence of str
+        The server's arguments that decide the model's numbers.
 
     Raises
     ------
     HataError
         If calibration failed; it has said why, and left nothing in the cache.
     """
-    for wanted in missing_sets(plans, group, hf_config, model_path):
-        _calibrate(checkpoint(model_path), wanted, device)
+    for wanted in missing_sets(plans, group, model):
+        _calibrate(model, wanted, device, arguments)
 
 
-def _calibrate(folder: Path, wanted: Wanted, device: str) -> None:
-    target = cached_set(folder, wanted)
+def _calibrate(model: ServedModel, wanted: Wanted, device: str, arguments: Sequence[str]) -> None:
+    folder, target = checkpoint(model.path), cached_set(model, wanted)
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.warning(
         "hata: no hash weights for %s yet: calibrating %s codes of %d bits, once; they will be in "
@@ -175,6 +202,7 @@ def _calibrate(folder: Path, wanted: Wanted, device: str) -> None:
     command = [sys.executable, "-m", "hata_sglang.cli", "train", "--model", str(folder)]
     command += ["--method", wanted.method, "--bits", str(wanted.bits), "--device", device]
     command += ["--max-disk", str(CAPTURES_GB), "--description", "calibrated at a server's start"]
+    command += [f"--sglang-args={shlex.join(arguments)}"] if arguments else []
     command += shlex.split(os.environ.get(MORE_ENV, ""))
     with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as part:
         made = Path(part) / target.name

@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hata_kernels.attend import RATIOS
 from hata_sglang.config.layer_ranges import MAX_LAYER
 from hata_sglang.shape import AttentionShape
 
 TENSORS_FILE = "hash.safetensors"
 CARD_FILE = "card.json"
 CARD_VERSION = 2
+#: Name of a layer's weights of the mean of the values left out, in the file of the tensors.
+LEFT_OUT = "left_out"
 
 Scalar = str | int | float | bool
 # Bounds for what strangers write: each size of a tensor, and what is gone through layer by layer.
@@ -76,13 +79,21 @@ def _rope_theta(config: Any) -> float | None:
 
 
 class HeldOut(_Frozen):
-    """Attention mass kept on held-out texts at one budget, means over queries and KV heads."""
+    """What selections of one budget are worth on held-out texts, means over queries and KV heads.
+
+    Masses are those of the attention that they keep, errors those of its output, relative to the
+    output's norm.
+    """
 
     budget: int
     sink: int
     recent: int
     mean: dict[str, float] = Field(description="selector -> mean over the layers")
     per_layer: dict[str, dict[int, float]] = Field(description="selector -> layer -> mass")
+    output_error: dict[str, float] = Field({}, description="selector -> mean over the layers")
+    output_error_per_layer: dict[str, dict[int, float]] = Field(
+        {}, description="selector -> layer -> error"
+    )
 
 
 class TrainingData(_Frozen):
@@ -136,6 +147,9 @@ class Card(_Frozen):
     shapes: dict[Name, Shape] = Field(
         min_length=1, max_length=32, description="tensor -> shape, in every layer"
     )
+    left_out: bool = Field(
+        False, description="whether layers have weights of the mean of the values left out"
+    )
     training_data: TrainingData
     seed: int
     recipe: dict[str, Scalar] = Field(description="every option that changes the weights")
@@ -145,8 +159,11 @@ class Card(_Frozen):
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor in the weights' file, by its name there."""
+        shapes = self.shapes
+        if self.left_out:
+            shapes = shapes | {LEFT_OUT: (self.fingerprint.num_attention_heads, RATIOS)}
         return {
             f"layers.{layer}.{name}": shape
             for layer in self.layers
-            for name, shape in self.shapes.items()
+            for name, shape in shapes.items()
         }

@@ -20,7 +20,7 @@ from hata_sglang.config.problems import shorten
 from hata_sglang.errors import Problem, Refusal, printable, refuse_any
 from hata_sglang.files import open_regular
 from hata_sglang.shape import ModelShape
-from hata_sglang.weights.auto import missing_sets
+from hata_sglang.weights.auto import ServedModel, missing_sets
 from hata_sglang.weights.card import Card
 from hata_sglang.weights.encoders import load_encoders
 from hata_sglang.weights.store import load_weights, shipped_weights
@@ -142,6 +142,11 @@ def card_line(card: Card) -> str:
     for measured in card.held_out:
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in sorted(measured.mean.items()))
         line += f"; attention mass kept at {measured.budget} tokens: {masses}"
+        if measured.output_error:
+            errors = ", ".join(
+                f"{name} {e:.3f}" for name, e in sorted(measured.output_error.items())
+            )
+            line += f", error of the output: {errors}"
     if card.held_out:
         chose = card.training_data.step_chosen_on == "held_out"
         note = "flattered: these texts also chose the training step" if chose else "held-out texts"
@@ -243,7 +248,7 @@ def run_check(args: argparse.Namespace) -> int:
     config = HataConfig.load(args.file)
     model = read_model(folder)
     asked = config.resolve(model.num_layers, model.context_len)
-    for own in missing_sets(asked, model.group, model.hf_config, folder):
+    for own in missing_sets(asked, model.group, ServedModel(model.hf_config, folder)):
         print(
             f"Weights auto: there is no set of {own.method}, {own.bits} bits, for this model yet. "
             "A server makes it before it starts, once; then this command shows what layers do."

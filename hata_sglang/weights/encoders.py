@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hata_kernels.encoders import Encoder
@@ -17,7 +18,7 @@ from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.methods import methods
 from hata_sglang.shape import AttentionShape
 from hata_sglang.weights import HashWeights, check_against_model, load_weights
-from hata_sglang.weights.auto import with_sets
+from hata_sglang.weights.auto import ServedModel, with_sets
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def load_encoders(
     model: AttentionShape,
     hf_config: Any,
     model_path: str | Path = "",
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> LoadedEncoders:
     """Load every set of hash weights that the plans name; make the encoder of every coded layer.
 
@@ -57,6 +59,8 @@ def load_encoders(
         Of the same model.
     model_path : str or Path
         Its checkpoint; only ``weights: auto`` looks at it.
+    overrides : mapping
+        What the server's arguments change in its config; likewise.
 
     Returns
     -------
@@ -68,7 +72,7 @@ def load_encoders(
         With every set that is missing, was made for another model or trained for another method,
         and the layers that a set lacks or whose bits the YAML gives differently.
     """
-    plans = with_sets(plans, model.group, hf_config, model_path)
+    plans = with_sets(plans, model.group, ServedModel(hf_config, model_path, overrides))
     sets: dict[str, HashWeights] = {}
     encoders: dict[int, Encoder] = {}
     problems: list[Problem] = []

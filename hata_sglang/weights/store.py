@@ -2,8 +2,9 @@
 
 A set of weights is a folder with two files. ``hash.safetensors`` holds the tensors of one encoder
 (`hata_kernels.encoders`) per trained layer, named ``layers.{i}.{tensor}``, float32, or float16 for
-half the space; ``card.json`` holds a `Card`. Sets that ship with the package lie in
-``hata_weights/<name>/``.
+half the space; beside them, in sets whose calibration measured it, float32 ``layers.{i}.left_out``
+says what the mean of the values left out weighs (`hata_kernels.attend.left_out`). ``card.json``
+holds a `Card`. Sets that ship with the package lie in ``hata_weights/<name>/``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import importlib.resources
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.weights.card import (
     CARD_FILE,
     CARD_VERSION,
+    LEFT_OUT,
     TENSORS_FILE,
     Card,
     Fingerprint,
@@ -52,10 +55,14 @@ class HashWeights:
     card : Card
     layers : dict of int to dict of str to torch.Tensor
         Layer -> the tensors of its encoder, float32.
+    left_out : dict of int to torch.Tensor
+        Layer -> float32 ``[Hq, RATIOS]``, what the mean of the values left out weighs. Empty where
+        the set does not say.
     """
 
     card: Card
     layers: dict[int, dict[str, torch.Tensor]]
+    left_out: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def encoder(self, layer: int) -> Encoder:
         """Build the encoder of one layer.
@@ -99,6 +106,7 @@ def save_weights(
     card: Card,
     encoders: Mapping[int, Encoder],
     dtype: torch.dtype = torch.float32,
+    left_out: Mapping[int, torch.Tensor] = MappingProxyType({}),
 ) -> Card:
     """Write a set of hash weights.
 
@@ -111,7 +119,9 @@ def save_weights(
     encoders : mapping of int to hata_kernels.encoders.Encoder
         By layer, on any device; finite, and as `card` says.
     dtype : {torch.float32, torch.float16}
-        Of the file. Float16 takes half the space and rounds the weights.
+        Of the encoders' tensors. Float16 takes half the space and rounds the weights.
+    left_out : mapping of int to torch.Tensor, optional
+        By layer, ``[Hq, RATIOS]`` (`HashWeights`), as `card` says.
 
     Returns
     -------
@@ -141,6 +151,9 @@ def save_weights(
         f"layers.{layer}.{name}": tensor.detach().to("cpu", dtype, copy=True).contiguous()
         for layer, encoder in sorted(encoders.items())
         for name, tensor in encoder.tensors().items()
+    } | {
+        f"layers.{layer}.{LEFT_OUT}": tensor.detach().to("cpu", torch.float32, copy=True)
+        for layer, tensor in sorted(left_out.items())
     }
     problems += _tensor_problems(card, named)
     refuse_any(problems)
@@ -217,7 +230,10 @@ def load_weights(ref: str | Path) -> HashWeights:
         layer: {name: named[f"layers.{layer}.{name}"].float() for name in card.shapes}
         for layer in card.layers
     }
-    return HashWeights(card, layers)
+    left_out = {}
+    if card.left_out:
+        left_out = {layer: named[f"layers.{layer}.{LEFT_OUT}"].float() for layer in card.layers}
+    return HashWeights(card, layers, left_out)
 
 
 def _find(ref: str | Path) -> Path:
@@ -284,10 +300,20 @@ def _tensor_problems(card: Card, named: Mapping[str, torch.Tensor]) -> Iterator[
         elif not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             yield Problem(setting, "finite numbers", f"{count} NaN or infinite")
+        elif name.endswith(f".{LEFT_OUT}"):
+            yield from _left_out_problems(setting, tensor)
         elif name.endswith("weight") and (empty := _empty_heads(tensor)):
             # All keys of such a head would have the same code.
             wanted = "numbers other than zero in every head"
             yield Problem(setting, wanted, f"zeros alone in heads {format_layers(empty)}")
+
+
+def _left_out_problems(setting: str, weights: torch.Tensor) -> Iterator[Problem]:
+    if weights.min() < 0 or weights.max() > 1:
+        low, high = (f"{float(bound):g}" for bound in weights.aminmax())
+        yield Problem(setting, "weights from 0 to 1", f"{low} to {high}")
+    elif weights[:, 0].any():
+        yield Problem(setting, "0 where nothing is left out (first column)", "another number")
 
 
 def _empty_heads(weight: torch.Tensor) -> list[int]:

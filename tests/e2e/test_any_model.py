@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def checkpoint(request, demo_tokenizer, tmp_path):
 
 
 def test_a_model_path_is_enough(checkpoint, connect, make_prompt, tmp_path):
-    arguments = ["--model-path", str(checkpoint)]
+    theta = 20_000.0
+    changed = {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    arguments = ["--model-path", str(checkpoint), "--json-model-override-args", json.dumps(changed)]
     cache = {"HATA_CACHE": str(tmp_path / "cache")}
     cache["HATA_CALIBRATION"] = "--own-tokens 2048 --steps 100"
     log = tmp_path / "server.log"
@@ -66,6 +69,7 @@ def test_a_model_path_is_enough(checkpoint, connect, make_prompt, tmp_path):
     assert f"no hash weights for {checkpoint.name} yet: calibrating asymmetric codes" in text
     assert "held-out attention mass" in text
     (card,) = Path(cache["HATA_CACHE"]).rglob("card.json")
+    assert json.loads(card.read_text())["fingerprint"]["rope_theta"] == theta
     made = card.stat().st_mtime_ns
     # The next start finds the set.
     with ServerProcess(arguments, env=cache, log=log) as server:

@@ -78,7 +78,7 @@ def weights(model, tmp_path):
     return make_set(model, tmp_path / "mine", layers=(0, 1, 2))
 
 
-def make_set(model, folder, layers, files=None):
+def make_set(model, folder, layers, files=None, left_out=None):
     dice = torch.Generator().manual_seed(7)
     encoders = {
         layer: LinearEncoder.from_tensors(
@@ -112,10 +112,12 @@ def make_set(model, folder, layers, files=None):
         seed=0,
         recipe={},
         held_out=(),
+        left_out=left_out is not None,
         sha256="",
         created_by={},
     )
-    save_weights(folder, card, encoders)
+    given = {} if left_out is None else dict.fromkeys(layers, left_out)
+    save_weights(folder, card, encoders, left_out=given)
     return folder
 
 
@@ -178,6 +180,33 @@ def test_end_to_end(model_dir, data, weights, tmp_path, capsys):
     # what `eval report` reads
     found = scores(read_rows([out])["offline"], OFFLINE, "output_error")
     assert len(found) == 8 * 2
+
+
+def test_a_set_that_weighs_the_mean_is_measured_with_and_without_it(
+    model, model_dir, data, tmp_path
+):
+    left_out = torch.linspace(0, 0.5, 8).repeat(4, 1)
+    make_set(model, tmp_path / "mean", (0, 1, 2), left_out=left_out)
+    make_set(model, tmp_path / "zero", (0, 1, 2), left_out=0 * left_out)
+    out = tmp_path / "offline.csv"
+    sets = ["--weights", tmp_path / "mean", tmp_path / "zero", "--selectors", "exact"]
+    run_offline(parse(model_dir, data, out, *sets))
+    rows = {}
+    for row in rows_of(out):
+        rows.setdefault((row["selector"], row["left_out"]), []).append(row)
+    with_mean = [
+        (f"{name} + mean", own) for own in ("mean", "zero") for name in (own, f"exact ({own})")
+    ]
+    assert rows.keys() == {("exact", ""), ("mean", ""), ("zero", ""), *with_mean}
+
+    def column(key, name):
+        return [row[name] for row in rows[key]]
+
+    for name, own in with_mean:
+        plain = ("exact", "") if name.startswith("exact") else (own, "")
+        assert column((name, own), "mass") == column(plain, "mass")
+        same = column((name, own), "output_error") == column(plain, "output_error")
+        assert same == (own == "zero")
 
 
 def test_numbers_are_those_of_the_training_captures(model_dir, data, tmp_path):

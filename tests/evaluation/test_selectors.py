@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 
+from hata_kernels.attend import RATIOS, left_out_weight
 from hata_kernels.encoders import LinearEncoder, dense_scores
 from hata_sglang.evaluation.selection_quality import Judge
 from hata_sglang.evaluation.selector_list import coded, loki_channels, selector_name
@@ -143,7 +144,7 @@ def test_codes_are_ranked_by_what_serving_ranks_by():
     encoder = LinearEncoder.from_tensors(tensors, num_kv_heads=2, group=3, head_dim=16)
     selector = coded("mine", "random", {0: encoder}, torch.device("cpu"))
     assert selector.bits == "64"
-    assert torch.equal(selector.scores(case), dense_scores(encoder, case.q, case.k))
+    assert torch.equal(selector.scores(case), dense_scores(encoder, case.q, case.k, case.positions))
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["many-ties", "few-ties"])
@@ -177,6 +178,29 @@ def test_output_error_compares_attention_over_the_kept_with_attention_over_all()
             sparse = logits[tokens].softmax(0) @ case.v[tokens, 0]
             errors.append((sparse - full).norm() / full.norm())
     torch.testing.assert_close(quality.output_error, torch.stack(errors).mean().view(1))
+
+
+def test_output_with_the_mean_of_the_values_left_out():
+    case = random_case(queries=3)
+    weights = torch.linspace(0, 0.9, RATIOS).repeat(6, 1) * torch.rand(6, 1)
+    budgets = [torch.full((3,), 10), case.positions + 1]
+    some, none_left = Judge(case, 2, 2, budgets).judge(streaming(case), weights)
+    plain, _ = Judge(case, 2, 2, budgets).judge(streaming(case))
+    assert all(torch.equal(getattr(some, n), getattr(plain, n)) for n in ("mass", "recall"))
+    torch.testing.assert_close(none_left.output_error, torch.zeros(2), rtol=0, atol=1e-5)
+    errors = torch.zeros(2, 3, 3)
+    for row, position in enumerate(case.positions.tolist()):
+        tokens = [0, 1, *range(position - 7, position + 1)]
+        rest = range(2, position - 7)
+        share = left_out_weight(weights, torch.tensor([position + 1]), torch.tensor([10]))[0]
+        for head in range(6):
+            values = case.v[:, head // 3]
+            logits = case.k[: position + 1, head // 3] @ case.q[row, head] * case.scale
+            full = logits.softmax(0) @ values[: position + 1]
+            sparse = logits[tokens].softmax(0) @ values[tokens]
+            sparse += share[head] * (values[list(rest)].mean(0) - sparse)
+            errors[head // 3, head % 3, row] = (sparse - full).norm() / full.norm()
+    torch.testing.assert_close(some.output_error, errors.mean((1, 2)))
 
 
 def test_exact_reaches_the_ceiling_and_heads_of_their_own_go_beyond():

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import silu
 
 from hata_kernels.encoders import AsymmetricEncoder, Encoder, LinearEncoder, MlpEncoder
+from hata_kernels.score.distance import DISTANCES
 
 ENCODERS: dict[str, type[Encoder]] = {
     "hata": LinearEncoder,
@@ -32,9 +33,9 @@ def whole(*shape: int, most: int = 1) -> torch.Tensor:
 
 
 def make_tensors(
-    method, kv_heads, group, dim, bits, scale_bits=0, hidden=(48, 40), stages=1
+    method, kv_heads, group, dim, bits, scale_bits=0, hidden=(48, 40), stages=1, biased=False
 ) -> dict:
-    """Random weights; ``hidden`` are the widths inside of the MLPs."""
+    """Random weights; ``hidden`` are the widths inside of the MLPs, ``biased`` is by distance."""
     if method == "hashattention":
         sizes = (dim, *hidden, 32)
         heads = kv_heads * group
@@ -55,6 +56,10 @@ def make_tensors(
             half = bits // 2
             # Residuals are about as large as projections.
             tensors["residual_weight"] = (dim / half) ** 0.5 * torch.randn(kv_heads, half, half)
+        if biased:
+            # About as much as scores differ.
+            bias = -torch.rand(kv_heads, DISTANCES) * bits * (dim * group) ** 0.5
+            tensors["distance_bias"] = bias - bias.amax(1, keepdim=True)
     else:
         tensors = {"weight": torch.randn(kv_heads, dim, bits)}
     if scale_bits:
@@ -65,8 +70,11 @@ def make_tensors(
     return tensors
 
 
-def make(method, kv_heads, group, dim, bits=64, *, hidden=(48, 40), **options) -> Encoder:
+def make(
+    method, kv_heads, group, dim, bits=64, *, hidden=(48, 40), biased=False, **options
+) -> Encoder:
     size = {"scale_bits": options.get("scale_bits", 0), "stages": options.get("stages", 1)}
+    size["biased"] = biased
     tensors = make_tensors(method, kv_heads, group, dim, bits, hidden=hidden, **size)
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
     return ENCODERS[method].from_tensors(tensors, **shape, **options)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import encoder_cases as cases
 from hata_kernels.encoders import Encoder, dense_scores
-from hata_kernels.score import score_levels, score_naive
+from hata_kernels.score import score_naive
 
 
 def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: int) -> None:
@@ -20,24 +20,27 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
     if encoder.scale_bits:
         scales = torch.zeros(keys, heads, dtype=encoder.scale_dtype)
     encoder.encode_keys(k, codes=codes, slots=torch.arange(keys), scales=scales)
-    kind = (encoder.plane_weights, encoder.bits, encoder.scale_bits)
+    lengths = torch.randint(1, keys + 1, (tokens,))
     scores = score_naive(
         encoder.encode_queries(q),
         codes,
         torch.arange(keys, dtype=torch.int32).repeat(tokens, 1),
-        torch.full((tokens,), keys),
+        lengths,
         plane_weights=encoder.plane_weights,
         sink=0,
         recent=0,
         scales=scales,
         scale_bits=encoder.scale_bits,
+        bias=encoder.query_bias_of(q),
     )
-    dense = dense_scores(encoder, q, k)
+    dense = dense_scores(encoder, q, k, lengths - 1)
     assert dense.dtype == torch.float32
     assert dense.shape == (heads, tokens, keys)
-    assert torch.equal(dense, scores.transpose(0, 1))
-    assert 0 <= dense.min() <= dense.max() <= score_levels(*kind) - 2
-    if isinstance(encoder, cases.AsymmetricEncoder) and encoder.scale_bits == 0:
+    seen = (torch.arange(keys) < lengths[:, None]).expand_as(dense)
+    assert torch.equal(dense[seen], scores.transpose(0, 1)[seen])
+    assert 0 <= dense.min() <= dense.max() <= encoder.levels - 2
+    biased = "distance_bias" in encoder.tensors()
+    if isinstance(encoder, cases.AsymmetricEncoder) and encoder.scale_bits == 0 and not biased:
         levels = 2 * encoder.query_levels(q).double() + 1
         signs = torch.where(encoder.key_bits(k), 1.0, -1.0).double()
         full = encoder.bits * (2**encoder.query_bits - 1)
@@ -49,12 +52,13 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
 @given(
     st.integers(1, 3), st.integers(1, 5), st.sampled_from([16, 63, 64]), st.integers(1, 8),
     st.integers(1, 8), st.sampled_from([0, 8, 16]), st.sampled_from([0.5, 2.5, 9.0]),
-    st.integers(1, 2), st.integers(1, 9), st.integers(1, 60),
+    st.integers(1, 2), st.booleans(), st.integers(1, 9), st.integers(1, 60),
 )  # fmt: skip
 def test_dense_scores_asymmetric(
-    kv_heads, group, dim, words, query_bits, scale_bits, clip, stages, n, s
+    kv_heads, group, dim, words, query_bits, scale_bits, clip, stages, biased, n, s
 ) -> None:
     options = {"query_bits": query_bits, "scale_bits": scale_bits, "clip": clip, "stages": stages}
+    options["biased"] = biased
     encoder = cases.make("asymmetric", kv_heads, group, dim, 32 * words, **options)
     check_dense_is_what_serving_ranks_by(encoder, n, s)
 

@@ -17,7 +17,7 @@ class TransformersModel:
     exactly as attention uses them.
     """
 
-    def __init__(self, model_dir, device, max_tokens):
+    def __init__(self, model_dir, device, max_tokens, arguments=()):
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.max_tokens, self.seen = max_tokens, {}
         AttentionInterface.register("recorded", self._attention)

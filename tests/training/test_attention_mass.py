@@ -65,7 +65,7 @@ def test_exact_top_k_is_the_ceiling_and_full_bits_come_near():
     def codes(bits):
         tensors = {"weight": torch.randn(2, 32, bits)}
         random = LinearEncoder.from_tensors(tensors, num_kv_heads=2, group=2, head_dim=32)
-        return dense_scores(random, q, k)
+        return dense_scores(random, q, k, positions)
 
     def mass(scores):
         return float(attention_mass(attention, select(scores, positions, budget)).mean())

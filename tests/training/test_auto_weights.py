@@ -1,5 +1,6 @@
 """``weights: auto``: what ships, what is cached, what is made, and what is left behind."""
 
+import argparse
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import pytest
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
+from hata_sglang.seams import versions
 from hata_sglang.shape import AttentionShape
 from hata_sglang.training.checkpoint import read_config
+from hata_sglang.training.cli import add_train_arguments
 from hata_sglang.weights import auto, load_weights
 from hata_sglang.weights.encoders import load_encoders
 
@@ -25,6 +28,12 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HATA_CACHE", str(tmp_path / "cache"))
     auto.checkpoint_digest.cache_clear()
     return tmp_path / "cache"
+
+
+def served(folder, overrides=None):
+    overrides = overrides or {}
+    words = ["--json-model-override-args", json.dumps(overrides)]
+    return auto.ServedModel(read_config(folder, words), folder, overrides)
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def trainings(monkeypatch):
 @pytest.mark.slow
 def test_a_set_is_made_once_and_then_found(model_dir, cache, plans, trainings):
     config = read_config(model_dir)
-    where = (SHAPE.group, config, model_dir)
+    where = (SHAPE.group, auto.ServedModel(config, model_dir))
     assert auto.missing_sets(plans, *where) == [WANTED]
     with pytest.raises(Refusal, match=r"weights: auto: expected a set of hata, 32 bits, .*server"):
         auto.with_sets(plans, *where)
@@ -75,7 +84,7 @@ def test_a_failed_calibration_leaves_nothing_behind(model_dir, cache, plans, mon
 
     monkeypatch.setattr(auto.subprocess, "run", fail)
     with pytest.raises(HataError, match=r"weights: auto: expected `.* train --model .*code 2"):
-        auto.make_missing(plans, SHAPE.group, read_config(model_dir), model_dir, "cpu")
+        auto.make_missing(plans, SHAPE.group, served(model_dir), "cpu")
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
@@ -86,17 +95,17 @@ def test_an_interrupted_calibration_leaves_nothing_behind(model_dir, cache, plan
 
     monkeypatch.setattr(auto.subprocess, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        auto.make_missing(plans, SHAPE.group, read_config(model_dir), model_dir, "cpu")
-    assert not auto.cached_set(model_dir, WANTED).exists()
+        auto.make_missing(plans, SHAPE.group, served(model_dir), "cpu")
+    assert not auto.cached_set(served(model_dir), WANTED).exists()
     assert [path.name for path in cache.rglob("*") if "part" in path.name] == []
 
 
 def test_a_shipped_set_serves_its_own_checkpoint(demo_model, cache):
-    config = read_config(demo_model)
+    model = served(demo_model)
     for method, bits in (("asymmetric", 128), ("asymmetric", 64), ("hata", 128)):
-        found = auto.find_set(demo_model, config, auto.Wanted(method, bits))
+        found = auto.find_set(model, auto.Wanted(method, bits))
         assert found == f"smollm2-135m-instruct-{method}-{bits}b"
-    assert auto.find_set(demo_model, config, auto.Wanted("asymmetric", 96)) is None
+    assert auto.find_set(model, auto.Wanted("asymmetric", 96)) is None
 
 
 def test_a_shipped_set_is_not_for_a_model_of_its_shape(demo_model, cache, tmp_path):
@@ -106,7 +115,7 @@ def test_a_shipped_set_is_not_for_a_model_of_its_shape(demo_model, cache, tmp_pa
         if path.name != "hata-demo-model.json" and path.suffix != ".safetensors":
             shutil.copy(path, other)
     (other / "model.safetensors").write_bytes(os.urandom(1000))
-    assert auto.find_set(other, read_config(other), auto.Wanted("asymmetric", 128)) is None
+    assert auto.find_set(served(other), auto.Wanted("asymmetric", 128)) is None
 
 
 def test_checkpoints_that_differ_anywhere_have_sets_of_their_own(model_dir, cache, tmp_path):
@@ -117,7 +126,7 @@ def test_checkpoints_that_differ_anywhere_have_sets_of_their_own(model_dir, cach
         if change is not None:
             change(folder)
         auto.checkpoint_digest.cache_clear()
-        return auto.cached_set(folder, WANTED)
+        return auto.cached_set(served(folder), WANTED)
 
     def change_weights(folder):
         content = bytearray((folder / "model.safetensors").read_bytes())
@@ -130,3 +139,32 @@ def test_checkpoints_that_differ_anywhere_have_sets_of_their_own(model_dir, cach
 
     assert digest() == digest()
     assert len({digest(), digest(change_weights), digest(change_config)}) == 3
+
+
+def test_a_changed_config_has_a_set_of_its_own(model_dir, demo_model, cache):
+    changed = served(model_dir, {"rope_theta": 5.0})
+    assert auto.cached_set(changed, WANTED) == auto.cached_set(changed, WANTED)
+    assert auto.cached_set(changed, WANTED) != auto.cached_set(served(model_dir), WANTED)
+    wanted = auto.Wanted("asymmetric", 128)
+    assert auto.find_set(served(demo_model), wanted) is not None
+    assert auto.find_set(served(demo_model, {"rope_theta": 5.0}), wanted) is None
+
+
+def test_calibration_loads_the_model_as_the_server_does(model_dir, cache, plans, monkeypatch):
+    seen = []
+    done = SimpleNamespace(returncode=2)
+    monkeypatch.setattr(auto.subprocess, "run", lambda command, **_: seen.append(command) or done)
+    args = SimpleNamespace(
+        dtype="float16", quantization=None, load_format="auto",
+        model_loader_extra_config="{}", trust_remote_code=True,
+    )  # fmt: skip
+    words = versions.model_arguments(args, {"rope_theta": 5.0})
+    with pytest.raises(HataError, match="weights: auto"):
+        auto.make_missing(plans, SHAPE.group, served(model_dir), "cpu", words)
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    # What stands behind `python -m hata_sglang.cli train`.
+    parsed = parser.parse_args(seen[0][4:])
+    override = ["--json-model-override-args", '{"rope_theta": 5.0}']
+    assert parsed.sglang_args == ["--dtype", "float16", "--trust-remote-code", *override]
+    assert read_config(model_dir, parsed.sglang_args).rope_theta == 5.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -102,6 +104,16 @@ def test_a_damaged_file_is_named(served, model_dir, tmp_path):
     file.write_bytes(b"x" * 100)
     with pytest.raises(HataError, match=r"layer-001/.*: expected captures of a layer"):
         run(own, served, model_dir, tmp_path / "new")
+
+
+def test_a_set_that_could_not_be_swapped_in_ends_after_its_first_layers(
+    folder, served, model_dir, tmp_path
+):
+    recipe = replace(RECIPE, scale_bits=8)
+    where = (folder, served, model_dir, tmp_path / "new")
+    with pytest.raises(HataError, match=r"tensors of weights tiny, found scale_bits: .* found 8"):
+        calibrate(*where, recipe, OPTIONS, Console(quiet=True))
+    assert not (tmp_path / "new").exists()
 
 
 class Server:

@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods import method_names, methods, trainable
+from hata_sglang.methods.asymmetric import AsymmetricRecipe, AsymmetricTrainer
 from hata_sglang.methods.hashattention import HashAttentionRecipe, HashAttentionTrainer
 from hata_sglang.methods.hata import HataRecipe, HataTrainer
 from hata_sglang.methods.learning.layer_data import SequenceData, scale_step
@@ -76,6 +77,35 @@ def test_every_method_learns_and_repeats_itself(method):
     assert not torch.equal(
         next(iter(before.tensors().values())), next(iter(after.tensors().values()))
     )
+
+
+def test_asymmetric_codes_learn_what_distance_says():
+    """Keys and queries turn with their position, so that attention falls with the distance."""
+
+    def turning(seed):
+        generator = torch.Generator().manual_seed(seed)
+        positions = torch.arange(60, 120)
+        noise = 0.3 * torch.randn(120, 2, 16, generator=generator)
+        angles = torch.arange(120) * torch.pi / 120
+        plane = torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None]
+        q = torch.cat([8 * plane[positions].expand(-1, 4, -1), torch.zeros(60, 4, 14)], dim=-1)
+        k = torch.cat([2 * plane.expand(-1, 2, -1), torch.zeros(120, 2, 14)], dim=-1)
+        return SequenceData.of(Capture(q, k + noise, positions, 0.25), CPU)
+
+    recipe = AsymmetricRecipe(steps=60, **SMALL)
+    trainer = AsymmetricTrainer([turning(seed) for seed in range(4)], 32, recipe, seed=0)
+    assert trainer.encoder().tensors()["distance_bias"].eq(0).all()
+    for _ in range(60):
+        trainer.step()
+    bias = trainer.encoder().tensors()["distance_bias"]
+    # Between sink and recent, distances are 4 to 115: half octaves 4 to 13.
+    assert bias.amax(1).eq(0).all()
+    assert bool((bias[:, :4] == bias[:, 4:5]).all() and (bias[:, 14:] == bias[:, 13:14]).all())
+    assert bool((bias[:, 4:13] > bias[:, 5:14]).float().mean() > 0.8)
+    # In the units of u . s, which the temperature brings to logits.
+    logits = trainer.parameters["distance_bias"][:, 0, [6, 12]]
+    served = bias[:, [6, 12]] * trainer.log_temperature[:, 0].exp()
+    torch.testing.assert_close(served.diff(), logits.diff())
 
 
 def relaxed_codes(tensors, side, head, x):

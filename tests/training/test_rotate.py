@@ -66,13 +66,15 @@ def products(captured):
 
 def agreement(encoder, captured):
     """Rank correlation of scores with q.k, summed over the group."""
-    return rank_correlation(dense_scores(encoder, captured.q, captured.k), products(captured))
+    return rank_correlation(
+        dense_scores(encoder, captured.q, captured.k, captured.positions), products(captured)
+    )
 
 
 def recall(encoder, captured, count=75):
     """Share of the `count` best keys that are among the `count` best by score."""
     best = products(captured).topk(count).indices
-    found = dense_scores(encoder, captured.q, captured.k).topk(count).indices
+    found = dense_scores(encoder, captured.q, captured.k, captured.positions).topk(count).indices
     return float((best[..., :, None] == found[..., None, :]).any(-1).float().mean())
 
 

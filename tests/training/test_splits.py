@@ -137,8 +137,9 @@ def planes(seed):
 
 def capture(seed):
     generator = torch.Generator().manual_seed(seed)
-    q, k = (torch.randn(shape, generator=generator) for shape in ((6, 4, 8), (60, 2, 8)))
-    return Capture(3 * q, k, torch.arange(54, 60), 0.5)
+    shapes = ((6, 4, 8), (60, 2, 8), (60, 2, 8))
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return Capture(3 * q, k, torch.arange(54, 60), 0.5, v)
 
 
 class Captures(dict):
@@ -190,6 +191,12 @@ def test_validation_chooses_the_step_and_held_out_texts_are_looked_at_once(monke
 
     assert torch.equal(result.encoder.weight, encoders[best["validation"]].weight)
     assert result.masses[0]["hata"] == masses["held_out"][best["validation"]]
+    judge = MeasuredLayers(validation, 1, OPTIONS, torch.device("cpu"))
+    left_out = judge.left_out_weights(result.encoder, BUDGET)
+    assert torch.equal(result.left_out, left_out[0])
+    judge = MeasuredLayers(held_out, 1, OPTIONS, torch.device("cpu"))
+    errors = judge.output_errors(result.encoder, BUDGET, left_out)
+    assert list(result.output_errors[0].values()) == [error for (error,) in errors.values()]
     assert captures.asked == [("train", 0), ("validation", 0), ("held_out", 8)]
 
 
@@ -261,4 +268,9 @@ def test_layers_trained_together_are_as_good_as_alone(monkeypatch):
         assert torch.equal(found[layer].encoder.weight, chosen.weight)
         judge = MeasuredLayers(each[n]["held_out"], 1, OPTIONS, torch.device("cpu"))
         assert found[layer].masses[0]["hata"] == pytest.approx(judge.mass(chosen, BUDGET)[0])
+        judged = MeasuredLayers(each[n]["validation"], 1, OPTIONS, torch.device("cpu"))
+        left_out = judged.left_out_weights(chosen, BUDGET)
+        torch.testing.assert_close(found[layer].left_out, left_out[0])
+        error = judge.output_errors(chosen, BUDGET, left_out)["with mean"][0]
+        assert found[layer].output_errors[0]["hata + mean"] == pytest.approx(error, rel=1e-4)
         assert found[layer].masses[0]["exact"] == pytest.approx(judge.exact(BUDGET)[0])

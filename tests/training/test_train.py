@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoConfig
 
+from hata_kernels.attend import RATIOS
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.methods.hata import HataRecipe
 from hata_sglang.training.attention_mass import TopK
@@ -76,6 +77,21 @@ def test_trained_codes_keep_more_attention_than_random_ones(trained):
         mean = held_out.mean
         assert mean["exact"] > mean["hata"] > mean["random"]
         assert mean["hata"] > mean["streaming"]
+
+
+def test_held_out_texts_say_what_the_mean_of_the_values_left_out_is_worth(trained):
+    folder, _, card = trained
+    left_out = load_weights(folder / "tiny-32b").left_out
+    assert {layer: weights.shape for layer, weights in left_out.items()} == {
+        0: (4, RATIOS),
+        1: (4, RATIOS),
+    }
+    for held_out in card.held_out:
+        error = held_out.output_error
+        assert error.keys() == {"exact", "hata", "hata + mean"}
+        # That it is worth something is for models with attention to sum up: test_left_out.py.
+        assert error["exact"] < error["hata"] != error["hata + mean"]
+        assert held_out.output_error_per_layer["exact"].keys() == {0, 1}
 
 
 def test_same_seed_same_weights_other_seed_other_weights(trained, model_dir, tmp_path):

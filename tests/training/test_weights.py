@@ -185,6 +185,43 @@ def test_encoders_of_every_method_come_back(tmp_path, name):
         assert torch.equal(loaded.query_bits_of(queries), saved.query_bits_of(queries))
 
 
+def make_left_out():
+    """Of two layers, 4 query heads: rising with the ratio."""
+    return {layer: torch.linspace(0, 0.6, 8).repeat(4, 1) for layer in (0, 1)}
+
+
+def test_weights_of_the_mean_come_back_in_float32_whatever_the_rest(tmp_path, folder):
+    card = make_card(left_out=True)
+    save_weights(tmp_path / "mean", card, make_encoders(), torch.float16, make_left_out())
+    loaded = load_weights(tmp_path / "mean")
+    for layer, weights in make_left_out().items():
+        assert torch.equal(loaded.left_out[layer], weights)
+        assert loaded.layers[layer].keys() == {"weight"}
+        loaded.encoder(layer)
+    assert load_weights(folder).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(1), "layers.1.left_out: expected a tensor, as in the card, found none"),
+        (lambda w: w.update({1: w[1][:, :7]}), "expected shape [4, 8], found [4, 7]"),
+        (lambda w: w[1][2, 3].fill_(torch.nan), "expected finite numbers, found 1 NaN or infinite"),
+        (lambda w: w[1][2, 3].fill_(1.5), "expected weights from 0 to 1, found 0 to 1.5"),
+        (lambda w: w[1][2, 3].fill_(-0.1), "expected weights from 0 to 1, found -0.1 to 0.6"),
+        (lambda w: w[1][2, 0].fill_(0.1), "expected 0 where nothing is left out (first column)"),
+    ],
+    ids=["missing", "shape", "nan", "above", "below", "first"],
+)
+def test_weights_of_the_mean_that_make_no_sense_are_refused(tmp_path, change, message):
+    left_out = make_left_out()
+    change(left_out)
+    with pytest.raises(Refusal, match=re.escape(message)):
+        save_weights(tmp_path, make_card(left_out=True), make_encoders(), left_out=left_out)
+    with pytest.raises(Refusal, match="left_out: expected no tensor, as in the card, found one"):
+        save_weights(tmp_path, make_card(), make_encoders(), left_out=make_left_out())
+
+
 def test_float16_takes_half_the_space_and_loads_as_float32(tmp_path, folder):
     encoders = make_encoders()
     save_weights(tmp_path / "half", make_card(), encoders, torch.float16)
@@ -392,6 +429,9 @@ def test_a_card_whose_step_validation_texts_chose_does_not_flatter_itself():
     }
     card = make_card(training_data=TrainingData(**data))
     assert card_line(card).endswith("exact 0.900, hata 0.800 (held-out texts)")
+    errors = card.held_out[0].model_copy(update={"output_error": {"hata": 0.3, "hata + mean": 0.2}})
+    line = card_line(card.model_copy(update={"held_out": (errors,)}))
+    assert "hata 0.800, error of the output: hata 0.300, hata + mean 0.200 (held-out" in line
     assert card.training_data.deciding_files == {"a.txt": "0", "v.txt": "2"}
 
 

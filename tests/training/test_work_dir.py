@@ -23,8 +23,9 @@ OPTIONS = TrainOptions(
     budgets=(TopK(24, 2, 2),),
     evaluate_every=4,
 )
-# 2,000 tokens in ten sequences of 16 queries; bfloat16, 2 KV heads, 4 query heads, D = 16
-LAYER_BYTES = 2 * (2000 * 2 + 10 * 16 * 4) * 16
+# 2,000 tokens in ten sequences of 16 queries; bfloat16, 2 KV heads, 4 query heads, D = 16; values
+# of the two sequences that are not trained on.
+LAYER_BYTES = 2 * (2000 * 2 + 400 * 2 + 10 * 16 * 4) * 16
 
 
 def run(model_dir, text_file, out, work, recipe=RECIPE, method="hata", **options):

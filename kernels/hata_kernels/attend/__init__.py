@@ -10,17 +10,22 @@ from .api import attend, attend_dense
 from .checks import MAX_GROUP
 from .dense import DenseBuffers, fits_dense
 from .gather import AttendBuffers
+from .left_out import RATIOS, LeftOut, left_out_weight, mix_left_out
 from .naive import attend_naive
 from .sparse_decode import SparseDecode, workspace_bytes
 
 __all__ = [
     "MAX_GROUP",
+    "RATIOS",
     "AttendBuffers",
     "DenseBuffers",
+    "LeftOut",
     "SparseDecode",
     "attend",
     "attend_dense",
     "attend_naive",
     "fits_dense",
+    "left_out_weight",
+    "mix_left_out",
     "workspace_bytes",
 ]

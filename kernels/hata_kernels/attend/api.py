@@ -10,6 +10,7 @@ from ..tally import check_tally, count_attended
 from .checks import check_caches
 from .dense import DenseBuffers, launch_dense
 from .gather import AttendBuffers, launch_gather
+from .left_out import LeftOut, mix_left_out
 from .naive import attend_naive
 
 
@@ -25,6 +26,7 @@ def attend(
     out: torch.Tensor | None = None,
     buffers: AttendBuffers | None = None,
     tally: torch.Tensor | None = None,
+    left_out: LeftOut | None = None,
 ) -> torch.Tensor:
     """Attention of every request over its selected slots, a selection per KV head.
 
@@ -55,6 +57,9 @@ def attend(
         For partial results on CUDA. Allocated when None.
     tally : torch.Tensor, optional
         See `hata_kernels.tally`: counts the requests, their contexts and what is attended.
+    left_out : LeftOut, optional
+        Mixes in the mean of the values left out, and adds to each request's sum the value of its
+        newest token: the last of every selection, which is in position order.
 
     Returns
     -------
@@ -76,21 +81,25 @@ def attend(
     expect_tensor("seq_lens", seq_lens, shape=(batch,), dtypes=INTEGERS, **here)
     expect_tensor("budgets", budgets, shape=(batch,), dtypes=(torch.int32,), **here)
     check_tally(tally, where)
+    if left_out is not None:
+        left_out.check(batch, q.shape[1], k_cache)
     out = _output(out, q)
     run = launch_gather if k_cache.is_cuda else gather_reference
     tokens = (q, k_cache, v_cache, slots, seq_lens, budgets, out)
-    run(*tokens, scale=scale, buffers=buffers, tally=tally)
+    run(*tokens, scale=scale, buffers=buffers, tally=tally, left_out=left_out)
     return out
 
 
 def gather_reference(
-    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally, left_out
 ) -> None:
     """`attend` by PyTorch, of checked arguments; no buffers are needed."""
     counts, most = torch.minimum(seq_lens, budgets), slots.shape[2]
     expect_lengths("seq_lens and budgets", counts, most, f"1 to {most} tokens of every row")
     count_attended(tally, slots, seq_lens, counts)
     out.copy_(attend_naive(q, k_cache, v_cache, slots, counts, scale=scale))
+    if left_out is not None:
+        mix_left_out(out, v_cache, slots, seq_lens, counts, left_out)
 
 
 def attend_dense(

@@ -116,7 +116,7 @@ class AttendBuffers:
 
 
 def launch_gather(
-    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally
+    q, k_cache, v_cache, slots, seq_lens, budgets, out, *, scale, buffers, tally, left_out
 ) -> None:
     """`hata_kernels.attend.attend` on the GPU, of checked arguments.
 
@@ -129,6 +129,7 @@ def launch_gather(
     kv_heads, k_max = slots.shape[1:]
     group, rows = q_heads // kv_heads, batch * kv_heads
     check_heads(q, group)
+    expect(left_out is None, "left_out", "None on a GPU", "one")
     if batch == 0:
         return
     parts, block = attend_parts(rows, k_max)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checks import expect
+from ..score.distance import DISTANCES, whole_bias
+from ..score.levels import full_score, score_shift
 from .base import Encoder
 from .weights import expect_names, project, take
 
@@ -34,6 +36,11 @@ class AsymmetricEncoder(Encoder):
     is then ``(M + sum_j (2 * level_j + 1) * s_j) / 2`` with key signs ``s_j`` of -1 or 1 and
     ``M = r * (2**B - 1)``.
 
+    With ``distance_bias`` a token's score depends on how far it is from the query, too: the bias
+    of its half octave (`hata_kernels.score.distance`) is added to ``u . s``, that is
+    ``floor(bias / step + 1/2)`` to the score, which stays at 0 at least. With scales it is first
+    divided by ``scale_step[h] * 2**shift / 2`` (`score_shift`), so many of which a score of 1 is.
+
     Ours; the nearest relative is RaBitQ's estimator with quantised queries (arXiv 2405.12497).
 
     Parameters
@@ -42,7 +49,8 @@ class AsymmetricEncoder(Encoder):
         ``key_weight [Hkv, D, r]``, ``key_bias [Hkv, r]``, ``query_weight [Hkv, G * D, r]``,
         ``query_bias [Hkv, r]``, with two stages ``residual_weight [Hkv, r/2, r/2]``, and with
         ``scale_bits`` ``scale_step [Hkv]``: a key's scale is the mean of ``|x|``, of ``|x1|``
-        with two stages, in these steps.
+        with two stages, in these steps. ``distance_bias [Hkv, DISTANCES]``, finite and at most 0,
+        may be left out.
     num_kv_heads, group, head_dim : int
         KV heads, query heads per KV head, head size.
     query_bits : int
@@ -80,6 +88,7 @@ class AsymmetricEncoder(Encoder):
         expect(stages in (1, 2), "stages", "1 or 2", stages)
         names = ["key_weight", "key_bias", "query_weight", "query_bias"]
         names += ["residual_weight"] * (stages == 2) + ["scale_step"] * bool(scale_bits)
+        names += ["distance_bias"] * ("distance_bias" in tensors)
         expect_names(tensors, *names)
         bits = take(tensors, "key_weight", num_kv_heads, head_dim, None).shape[2]
         super().__init__(
@@ -100,6 +109,19 @@ class AsymmetricEncoder(Encoder):
         self.residual_weight = None
         if stages == 2:
             self.residual_weight = take(weights, "residual_weight", num_kv_heads, half, half)
+        self.score_bias = None
+        if "distance_bias" in weights:
+            self.score_bias = self._score_bias(weights)
+
+    def _score_bias(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The bias by distance as `whole_bias` takes it, checked."""
+        bias = take(weights, "distance_bias", self.num_kv_heads, DISTANCES).float()
+        others = bias[~(bias.isfinite() & (bias <= 0))].tolist()
+        expect(not others, "distance_bias", "finite numbers, none above 0", others[:3])
+        if not self.scale_bits:
+            return bias
+        shift = score_shift(full_score(self.plane_weights, self.bits), self.scale_bits)
+        return bias / (self.scale_step.float() * 2 ** (shift - 1)).unsqueeze(1)
 
     def _keys(self, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         numbers = project(k, self.key_weight, self.key_bias)
@@ -115,17 +137,24 @@ class AsymmetricEncoder(Encoder):
 
         Values from ``-2**(B-1)`` to ``2**(B-1) - 1``; level v stands for ``2 * v + 1``.
         """
+        return self._levels(q)[0]
+
+    def _levels(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels, and the step ``[T, Hkv]`` of each query's."""
         whole = q.reshape(len(q), *self.query_weight.shape[:2])
         u = project(whole, self.query_weight, self.query_bias)
         rms = u.square().mean(dim=-1, keepdim=True).sqrt()
         half = 2 ** (self.query_bits - 1)
         step = self.clip / half * torch.where(rms == 0, 1.0, rms)
-        return (u / step).floor().clamp(-half, half - 1).int()
+        return (u / step).floor().clamp(-half, half - 1).int(), step.squeeze(-1)
 
-    def _queries(self, q: torch.Tensor) -> torch.Tensor:
-        codes = self.query_levels(q) + 2 ** (self.query_bits - 1)
+    def _queries(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        levels, step = self._levels(q)
+        codes = levels + 2 ** (self.query_bits - 1)
         plane = torch.arange(self.query_bits, dtype=torch.int32, device=q.device).unsqueeze(1)
-        return (codes.unsqueeze(2) >> plane & 1).bool()
+        bits = (codes.unsqueeze(2) >> plane & 1).bool()
+        bias = None if self.score_bias is None else whole_bias(self.score_bias, step)
+        return bits, bias
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton

@@ -9,6 +9,7 @@ import torch
 
 from ..bits import pack_bits
 from ..checks import FLOATS, INTEGERS, expect, expect_tensor
+from ..score.distance import distance_bucket
 from ..score.levels import scaled_scores
 from ..tally import check_tally, count_encoded
 from .weights import EncoderWeights
@@ -44,7 +45,16 @@ class Encoder(EncoderWeights, ABC):
     def query_bits_of(self, q: torch.Tensor) -> torch.Tensor:
         """Return the planes of queries ``[T, Hq, D]``: bool ``[T, Hkv, P, r]``, in float32."""
         self._check_queries(q)
-        return self._queries(q)
+        return self._queries(q)[0]
+
+    def query_bias_of(self, q: torch.Tensor) -> torch.Tensor | None:
+        """Return what scores of queries ``[T, Hq, D]`` gain by distance; None without such a bias.
+
+        int32 ``[T, Hkv, DISTANCES]``, by half octave of the distance
+        (`hata_kernels.score.distance`), none above 0.
+        """
+        self._check_queries(q)
+        return self._queries(q)[1]
 
     def encode_keys(
         self,
@@ -103,7 +113,7 @@ class Encoder(EncoderWeights, ABC):
         return self._launch_queries(q) if q.is_cuda else self._pack_queries(q)
 
     def _pack_queries(self, q: torch.Tensor) -> torch.Tensor:
-        return pack_bits(self._queries(q)).flatten(1, 2)
+        return pack_bits(self._queries(q)[0]).flatten(1, 2)
 
     def encode_step(
         self,
@@ -189,8 +199,8 @@ class Encoder(EncoderWeights, ABC):
         """Bits and scales of checked keys, in float32 PyTorch."""
 
     @abstractmethod
-    def _queries(self, q: torch.Tensor) -> torch.Tensor:
-        """Planes of checked queries, in float32 PyTorch."""
+    def _queries(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Planes of checked queries and their bias by distance, in float32 PyTorch."""
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         """As `encode_keys` on a GPU: a method without kernels of its own has PyTorch's."""
@@ -201,7 +211,9 @@ class Encoder(EncoderWeights, ABC):
         return self._pack_queries(q)
 
 
-def dense_scores(encoder: Encoder, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+def dense_scores(
+    encoder: Encoder, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
     """Score every key for every query: the integers that serving ranks by, before sink and recent.
 
     Parameters
@@ -211,6 +223,8 @@ def dense_scores(encoder: Encoder, q: torch.Tensor, k: torch.Tensor) -> torch.Te
         ``[N, Hq, D]``.
     k : torch.Tensor
         ``[S, Hkv, D]``.
+    positions : torch.Tensor
+        ``[N]`` int64: query n is token ``positions[n]``. A key beyond it has the distance 0.
 
     Returns
     -------
@@ -224,13 +238,21 @@ def dense_scores(encoder: Encoder, q: torch.Tensor, k: torch.Tensor) -> torch.Te
         When a shape, dtype or device does not fit.
     """
     weights = torch.tensor(encoder.plane_weights, dtype=torch.float32, device=q.device)
-    planes = encoder.query_bits_of(q).float() * 2 - 1
-    queries = (planes * weights.view(-1, 1)).sum(dim=2).transpose(0, 1)
+    encoder._check_queries(q)
+    planes, bias = encoder._queries(q)
+    queries = ((planes.float() * 2 - 1) * weights.view(-1, 1)).sum(dim=2).transpose(0, 1)
     bits, scales = encoder.key_bits(k), encoder.key_scales(k)
     keys = bits.float() * 2 - 1
     # Integers below 2**24 in float32: the products are exact, also in tf32 (8-bit factors).
     signed = torch.bmm(queries, keys.permute(1, 2, 0))
     full = encoder.bits * sum(encoder.plane_weights)
     if scales is None:
-        return (signed + full) / 2
-    return scaled_scores(signed.int(), scales.T.unsqueeze(1), full, encoder.scale_bits).float()
+        scores = (signed + full) / 2
+    else:
+        scales = scales.T.unsqueeze(1)
+        scores = scaled_scores(signed.int(), scales, full, encoder.scale_bits).float()
+    if bias is None:
+        return scores
+    distance = (positions[:, None] - torch.arange(len(k), device=k.device)).clamp_min(0)
+    bucket = distance_bucket(distance).long().expand_as(scores)
+    return (scores + bias.transpose(0, 1).gather(2, bucket)).clamp_min(0)

@@ -63,9 +63,9 @@ class LinearEncoder(Encoder):
             return bits, None
         return bits, self._whole_scales(k.float().norm(dim=-1))
 
-    def _queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _queries(self, q: torch.Tensor) -> tuple[torch.Tensor, None]:
         bits = project(q, self.weight) > 0
-        return bits.unflatten(1, (self.num_kv_heads, self.group))
+        return bits.unflatten(1, (self.num_kv_heads, self.group)), None
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         from ..encode.triton import encode_triton

@@ -89,9 +89,9 @@ class MlpEncoder(Encoder):
         outputs = run_layers(k, self._key_layers)
         return (outputs > 0).reshape(k.shape[0], self.num_kv_heads, self.bits), None
 
-    def _queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _queries(self, q: torch.Tensor) -> tuple[torch.Tensor, None]:
         outputs = run_layers(q, self._query_layers)
-        return (outputs > 0).reshape(q.shape[0], self.num_kv_heads, 1, self.bits)
+        return (outputs > 0).reshape(q.shape[0], self.num_kv_heads, 1, self.bits), None
 
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         self._launch(k, self._key_layers, codes, slots, tally)

@@ -9,7 +9,7 @@ import torch
 
 from ..bits import WORD_BITS
 from ..checks import FLOATS, expect, expect_tensor
-from ..score.levels import SCALE_DTYPES
+from ..score.levels import SCALE_DTYPES, score_levels
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.10 has none
@@ -64,6 +64,11 @@ class EncoderWeights:
     def words(self) -> int:
         """int32 words per code: ``bits // 32``."""
         return self.bits // WORD_BITS
+
+    @property
+    def levels(self) -> int:
+        """Values that a score can take (`hata_kernels.score.score_levels`)."""
+        return score_levels(self.plane_weights, self.bits, self.scale_bits)
 
     @property
     def code_bytes(self) -> int:

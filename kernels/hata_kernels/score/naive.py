@@ -9,6 +9,7 @@ import torch
 
 from ..bits import WORD_BITS
 from ..checks import expect_lengths
+from .distance import distance_bucket
 from .levels import full_score, scaled_scores, score_levels
 
 
@@ -23,12 +24,14 @@ def score_naive(
     recent: int,
     scales: torch.Tensor | None = None,
     scale_bits: int = 0,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Score tokens by the weighted agreement of the query planes with the key's code.
 
     Score of (request b, KV head h, token t) = sum over the planes p of
     ``plane_weights[p] * (r - hamming(q_p, k))``, an integer A in ``[0, M]``; with scales it is
-    ``((2 * A - M) * scale + M * (2**scale_bits - 1)) >> shift`` (`score_shift`). Tokens with
+    ``((2 * A - M) * scale + M * (2**scale_bits - 1)) >> shift`` (`score_shift`). A bias of the
+    token's distance ``seq_len - 1 - t`` is added, and less than 0 becomes 0. Tokens with
     ``t < sink`` or ``t >= seq_len - recent`` get one more than the highest.
 
     Arguments are trusted, but for the lengths: `hata_kernels.rank.rank` checks them.
@@ -52,6 +55,9 @@ def score_naive(
         ``[slots, kv_heads]``, contiguous: uint8, or int16 that holds the low 16 bits.
     scale_bits : int
         Bits of a scale: 8 or 16, 0 without scales.
+    bias : torch.Tensor, optional
+        int32 ``[bs, kv_heads, DISTANCES]``, contiguous, none above 0: by half octave of the
+        distance (`hata_kernels.score.distance`), what a query's scores gain.
 
     Returns
     -------
@@ -79,6 +85,9 @@ def score_naive(
             factors = scales.index_select(0, token_slots[row, :length]).T.int()
             factors &= 2**scale_bits - 1  # int16 is read as unsigned
             scores = scaled_scores(2 * scores - full, factors, full, scale_bits)
+        if bias is not None:
+            bucket = distance_bucket(torch.arange(length - 1, -1, -1))
+            scores = (scores + bias[row].index_select(1, bucket)).clamp_min(0)
         out[row, :, :length] = scores
         force(out[row, :, :length], sink, recent, forced)
     return out
