@@ -309,6 +309,7 @@ def test_traffic_is_off_by_default_and_bounded():
     assert HataConfig.parse(HATA).traffic is None
     kept = HataConfig.parse({**HATA, "traffic": TRAFFIC}).traffic
     assert (kept.share, kept.requests, kept.min, kept.max) == (0.01, 32, 2048, 16_384)
+    assert "of 1 % of prompts of 2048 to 16384 tokens, the last 32, are kept in /kept" in str(kept)
 
 
 def test_the_folder_of_traffic_holds_from_that_of_the_yaml(tmp_path):

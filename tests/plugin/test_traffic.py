@@ -9,9 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hata_sglang.config import HataConfig
 from hata_sglang.config.traffic import Traffic
 from hata_sglang.decoding import LayerCache
+from hata_sglang.errors import Refusal
+from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
+from hata_sglang.seams.session import Session
+from hata_sglang.shape import ModelShape
 from hata_sglang.training.traffic import TrafficFolder
 
 HQ, HKV, DIM, SCALE = 4, 2, 16, 0.25
@@ -189,3 +194,30 @@ def test_links_outlive_what_the_server_drops(prefill):
         assert request.name not in [own.name for own in prefill.folder.requests()]
         assert kept.read(request, layers[0]).k.shape == (250, HKV, DIM)
     assert all(path.name.startswith("request-") for path in prefill.folder.folder.iterdir())
+
+
+@pytest.mark.parametrize("own_prefill", [False, True])
+def test_a_server_keeps_what_its_yaml_asks_for(tmp_path, monkeypatch, own_prefill):
+    cpu_preview.enable()
+    from hata_sglang.seams import traffic
+
+    config = HataConfig.parse(
+        {"method": "hata", "budget": 100, "weights": "x", "traffic": {"folder": str(tmp_path)}}
+    )
+    shape = ModelShape(num_layers=4, num_heads=HQ, num_kv_heads=HKV, head_dim=DIM, context_len=512)
+    session = Session(config, shape, config.resolve(4, 512), {})
+    monkeypatch.setattr(traffic.Session, "of_rank", lambda runner: session)
+    monkeypatch.setattr(traffic, "traffic_folder", lambda *_: tmp_path / "model")
+    monkeypatch.setattr(traffic, "METRICS", metrics := Metrics())
+    # SGLang's HybridAttnBackend has no method of hata's: prefill is another backend's.
+    backend = SimpleNamespace(**({} if own_prefill else {"hata_traffic": None}))
+    runner = SimpleNamespace(attn_backend=backend, model_config=None)
+    if own_prefill:
+        with pytest.raises(Refusal, match="traffic: expected none where prefill and decoding"):
+            traffic.keep_traffic(runner)
+        return
+    metrics.serve(session.facts(), {2: torch.zeros(4, dtype=torch.int64)}, (2,))
+    traffic.keep_traffic(runner)
+    assert list(backend.hata_traffic.layers) == [2, 3]
+    assert backend.hata_traffic.folder.folder == tmp_path / "model"
+    assert metrics.snapshot()["traffic"] == str(tmp_path / "model")
