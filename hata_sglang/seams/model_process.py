@@ -31,11 +31,14 @@ class Job(NamedTuple):
         Int64 ``[N]``, rising, whose queries are wanted.
     write : callable
         Called in the process, as ``write(layer, recording)`` for each layer; can be pickled.
+    values : bool
+        Whether v is wanted, too.
     """
 
     tokens: Sequence[int]
     positions: torch.Tensor
     write: Callable[[int, Recording], None]
+    values: bool = True
 
 
 class ModelProcess:
@@ -130,7 +133,8 @@ def _serve(
             return
         try:
             check_layers(runner.model, layers)
-            for layer, recording in record(runner, job.tokens, job.positions, layers).items():
+            found = record(runner, job.tokens, job.positions, layers, job.values)
+            for layer, recording in found.items():
                 job.write(layer, recording)
         except (HataError, OSError) as error:
             pipe.send(str(error))

@@ -27,23 +27,23 @@ class Recording(NamedTuple):
     q : torch.Tensor
         ``[N, Hq, D]``, queries of the positions that were asked for, after RoPE.
     k, v : torch.Tensor
-        ``[S, Hkv, D]``, of all positions. All three bfloat16, which is what a KV cache keeps, on
-        the CPU.
+        ``[S, Hkv, D]``, of all positions; v is None where nobody asked for it. All bfloat16, which
+        is what a KV cache keeps, on the CPU.
     scale : float
         What the model multiplies q.k with before softmax.
     """
 
     q: torch.Tensor
     k: torch.Tensor
-    v: torch.Tensor
+    v: torch.Tensor | None
     scale: float
 
 
 class _Tap:
     """Stands before a backend's prefill, and takes what goes in."""
 
-    def __init__(self, stock: Any, layers: Collection[int]) -> None:
-        self.stock = stock
+    def __init__(self, stock: Any, layers: Collection[int], values: bool) -> None:
+        self.stock, self.values = stock, values
         self.rows = torch.empty(0, dtype=torch.int64)
         self.scales: dict[int, float] = {}
         self.parts: dict[int, list[tuple[torch.Tensor, ...]]] = {layer: [] for layer in layers}
@@ -55,16 +55,17 @@ class _Tap:
             require_plain(layer, kwargs)
             queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
             keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
-            values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
-            cut = (queries[self.rows.to(q.device)], keys, values)
-            # Copied now: what follows may write on them.
-            copies = tuple(x.to("cpu", torch.bfloat16, copy=True) for x in cut)
-            if not all(x.isfinite().all() for x in copies):
+            cut = [queries[self.rows.to(q.device)], keys]
+            if self.values:
+                cut.append(v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim))
+            if not all(x.isfinite().all() for x in cut):
                 raise HataError(
                     f"model, layer {layer.layer_id}: expected finite queries, keys and values, "
                     "found NaN or infinite ones. Check the model's weights; the checkpoint may be "
                     "damaged."
                 )
+            # Copied now: what follows may write on them.
+            copies = tuple(x.to("cpu", torch.bfloat16, copy=True) for x in cut)
             self.parts[layer.layer_id].append(copies)
             self.scales[layer.layer_id] = float(layer.scaling)
         return self.stock(q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs)
@@ -72,7 +73,11 @@ class _Tap:
 
 @torch.no_grad()
 def record(
-    runner: Any, tokens: Sequence[int], positions: torch.Tensor, layers: Collection[int]
+    runner: Any,
+    tokens: Sequence[int],
+    positions: torch.Tensor,
+    layers: Collection[int],
+    values: bool = True,
 ) -> dict[int, Recording]:
     """Run a model on one sequence and take what some of its layers' attention gets.
 
@@ -86,6 +91,8 @@ def record(
         Int64 ``[N]``, rising, whose queries are wanted.
     layers : collection of int
         Of full attention (`hata_sglang.seams.layers.check_layers`).
+    values : bool
+        Whether v is wanted, too.
 
     Raises
     ------
@@ -98,7 +105,7 @@ def record(
     runner.req_to_token_pool.clear()
     runner.token_to_kv_pool_allocator.clear()
     backend, requests = runner.attn_backend, None
-    backend.forward_extend = tap = _Tap(backend.forward_extend, layers)
+    backend.forward_extend = tap = _Tap(backend.forward_extend, layers, values)
     try:
         for start in range(0, len(tokens), CHUNK):
             end = min(start + CHUNK, len(tokens))
@@ -112,7 +119,8 @@ def record(
             one_batch.extend(requests, runner)
     finally:
         del backend.forward_extend
-    return {
-        layer: Recording(*map(torch.cat, zip(*parts, strict=True)), tap.scales[layer])
-        for layer, parts in tap.parts.items()
-    }
+    found = {}
+    for layer, parts in tap.parts.items():
+        q, k, *v = map(torch.cat, zip(*parts, strict=True))
+        found[layer] = Recording(q, k, v[0] if v else None, tap.scales[layer])
+    return found

@@ -164,18 +164,12 @@ def capture_jobs(
     jobs = []
     for index, sequence in enumerate(sequences):
         positions = sampling.positions(len(sequence.tokens), generator)
-        keep = partial(_keep, store, index, positions, values)
-        jobs.append(Job(sequence.tokens, positions, keep))
+        keep = partial(_keep, store, index, positions)
+        jobs.append(Job(sequence.tokens, positions, keep, values))
     return jobs
 
 
 def _keep(
-    store: CaptureStore,
-    sequence: int,
-    positions: torch.Tensor,
-    values: bool,
-    layer: int,
-    found: Recording,
+    store: CaptureStore, sequence: int, positions: torch.Tensor, layer: int, found: Recording
 ) -> None:
-    v = found.v if values else None
-    store.write(layer, sequence, Capture(found.q, found.k, positions, found.scale, v))
+    store.write(layer, sequence, Capture(found.q, found.k, positions, found.scale, found.v))

@@ -12,8 +12,9 @@ from hata_sglang.methods import Recipe, method_names, methods
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
-#: Tokens of a sequence unless asked otherwise, at most.
-LONGEST = 16_384
+#: Tokens of a sequence unless asked otherwise, at most. Codes hold up to the distances that they
+#: were trained on.
+LONGEST = {"cpu": 16_384, "cuda": 32_768}
 #: Tokens of each kind of the package's own texts, unless asked otherwise.
 OWN_TOKENS = {"cpu": 16_384, "cuda": 98_304}
 
@@ -147,7 +148,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequence-length",
         type=int,
         default=None,
-        help=f"tokens (default: the model's context, {LONGEST} at most)",
+        help="tokens (default: the model's context, 32768 at most, on a CPU 16384)",
     )
     how.add_argument(
         "--own-tokens",
@@ -240,7 +241,7 @@ def run_train(args: argparse.Namespace) -> int:
         options=TrainOptions(
             bits=args.bits,
             seed=args.seed,
-            sequence_length=args.sequence_length or min(LONGEST, context),
+            sequence_length=args.sequence_length or min(LONGEST[args.device], context),
             minimum_length=args.minimum_length,
             own_tokens=args.own_tokens or OWN_TOKENS[args.device],
             budgets=tuple(args.budget),

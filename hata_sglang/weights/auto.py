@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 #: More arguments of ``hata-sglang train``, such as ``--data FILE`` for other texts.
 MORE_ENV = "HATA_CALIBRATION"
 #: Disk that captures of a calibration take at most, in GB; larger models run more than once.
-CAPTURES_GB = 16
+CAPTURES_GB = 24
 #: Bytes of a weights file that tell one from another of the same names and shapes.
 SAMPLE_BYTES, SAMPLES = 2**16, 16
 

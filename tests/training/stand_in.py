@@ -44,5 +44,6 @@ class TransformersModel:
             self.model.get_decoder()(input_ids=torch.tensor([job.tokens]), use_cache=False)
             for layer in layers:
                 seen = self.seen[layer]
-                job.write(layer, seen._replace(q=seen.q[job.positions]))
+                v = seen.v if job.values else None
+                job.write(layer, seen._replace(q=seen.q[job.positions], v=v))
             yield count
