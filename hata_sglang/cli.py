@@ -23,6 +23,10 @@ COMMANDS = {
         "check a YAML file against a model; print what it means for each layer",
     ),
     "train": ("hata_sglang.training.cli:add_train_arguments", "train hash weights for a model"),
+    "calibrate": (
+        "hata_sglang.training.calibrate_cli:add_calibrate_arguments",
+        "train on samples of a running server's traffic, and swap the weights in",
+    ),
     "import-hashattention": (
         "hata_sglang.training.import_hashattention:add_import_arguments",
         "turn weights that HashAttention's authors published into a set",

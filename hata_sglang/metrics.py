@@ -46,6 +46,10 @@ class Metrics:
         """
         self._facts, self._tallies, self._coded = facts, tallies, coded
 
+    def update(self, **facts: Any) -> None:
+        """Say what of the facts has changed."""
+        self._facts = {**self._facts, **facts}
+
     def snapshot(self) -> dict[str, Any] | None:
         """Facts and totals since the server started; None where hata serves nothing.
 

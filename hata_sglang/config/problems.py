@@ -125,10 +125,10 @@ def _expected_and_found(
         return context["expected"], found if is_key else context.get("found", found)
     if item["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown_key(path, root)
-    if item["type"] == "model_type":
-        return "a mapping of settings, such as {budget: 1024}", found
     schema = _model_at(root, path[:-1])
     field = schema.model_fields.get(path[-1]) if schema and path else None
+    if item["type"] == "model_type" and field is None:
+        return "a mapping of settings, such as {budget: 1024}", found
     expected = field.description if field and field.description else item["msg"]
     if item["type"] == "literal_error" and field and isinstance(item["input"], str):
         expected += f" ({nearest(item['input'], _words(field.annotation))})"

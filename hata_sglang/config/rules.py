@@ -50,6 +50,7 @@ def rule_problems(
         level = {**merged, **own}
         yield from _level_problems(("layers", key), own, level, name)
     yield from _seed_problems(merged, overrides, name)
+    yield from _traffic_problems(merged, overrides, name)
     yield from _dense_problems(merged, overrides, name, is_default="dense_layers" not in data)
     yield from _overlap_problems(layers, name)
 
@@ -151,13 +152,28 @@ def _seed_problems(
 ) -> Iterator[Problem]:
     if merged.get("seed") is None:
         return
-    levels = (merged, *overrides.values())
-    named = [_method(level["method"]) for level in levels if "method" in level]
+    named = _named_methods(merged, overrides)
     # A method that is none may have been meant as one with a seed.
     if all(method is not None and not method.seeded for method in named):
         seeded = choice(method_names(seeded=True))
         expected = f"no seed unless a layer's method is {seeded}"
         yield Problem(name(("seed",)), expected, shorten(merged["seed"]))
+
+
+def _traffic_problems(
+    merged: Mapping, overrides: Mapping[str, Mapping], name: Namer
+) -> Iterator[Problem]:
+    named = _named_methods(merged, overrides)
+    if merged.get("traffic") is not None and all(m is not None and not m.trained for m in named):
+        trained = choice(method_names(trained=True))
+        expected = f"none unless a layer's method is {trained}, whose weights can be trained on it"
+        yield Problem(name(("traffic",)), expected, shorten(merged["traffic"]))
+
+
+def _named_methods(merged: Mapping, overrides: Mapping[str, Mapping]) -> list[Method | None]:
+    """The methods of the whole model and of layers that name their own; None for what is none."""
+    levels = (merged, *overrides.values())
+    return [_method(level["method"]) for level in levels if "method" in level]
 
 
 def _ranges(values: Any) -> Iterator[tuple[Any, range]]:

@@ -37,6 +37,8 @@ from hata_sglang.config.layer_ranges import format_layers, format_range, layers_
 from hata_sglang.config.plan import LayerPlan
 from hata_sglang.config.problems import nearest, schema_problems, shorten
 from hata_sglang.config.rules import mean_obstacle, rule_problems
+from hata_sglang.config.traffic import EXPECTED as TRAFFIC_EXPECTED
+from hata_sglang.config.traffic import Traffic
 from hata_sglang.config.yaml_file import Source, read_mapping
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
@@ -140,6 +142,8 @@ class HataConfig(BaseModel):
     attend : str
         Who attends over the selected tokens on a GPU: this package's Triton kernels, FlashInfer's,
         or the faster of them where it was measured, else Triton's. A CPU takes auto alone.
+    traffic : Traffic or None
+        What is kept of live requests, to train on; None, the default, stands for nothing.
     layers : dict of str to LayerOverride
         Overrides by layer or range.
 
@@ -166,6 +170,7 @@ class HataConfig(BaseModel):
         "auto", description="auto, flashinfer, fa3, triton or torch_native"
     )
     attend: Attend = Field("auto", description="auto, triton or flashinfer")
+    traffic: Traffic | None = Field(None, description=TRAFFIC_EXPECTED)
     layers: dict[Annotated[str, BeforeValidator(_layer_key)], LayerOverride] = Field(
         default_factory=dict,
         description="a mapping of layers or ranges to settings, such as {'2-15': {budget: 1024}}",
@@ -259,6 +264,9 @@ class HataConfig(BaseModel):
     ) -> HataConfig:
         data = dict(mapping)
         _locate_weights(data, base_dir)
+        traffic = data.get("traffic")
+        if isinstance(traffic, Mapping) and isinstance(traffic.get("folder"), str | Path):
+            data["traffic"] = {**traffic, "folder": locate(traffic["folder"], base_dir)}
         if isinstance(data.get("layers"), Mapping):
             data["layers"] = {
                 key: _locate_weights(dict(own), base_dir) if isinstance(own, Mapping) else own

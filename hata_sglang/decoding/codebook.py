@@ -9,6 +9,9 @@ import torch
 from hata_kernels.encoders import Encoder
 from hata_kernels.tally import SIZE as TALLY_SIZE
 
+#: Keys that are encoded at a time where all of a layer are: what that takes beside is bounded.
+PIECE = 8192
+
 
 class CodeBook:
     """Codes and scales of keys, the encoders that make them, and what was counted.
@@ -60,10 +63,8 @@ class CodeBook:
             for layer, e in encoders.items()
             if e.scale_bits
         }
-        self.encoders = {
-            layer: e.to(device, torch.float32 if device.type == "cpu" else dtype)
-            for layer, e in encoders.items()
-        }
+        self._where = (device, torch.float32 if device.type == "cpu" else dtype)
+        self.encoders = {layer: e.to(*self._where) for layer, e in encoders.items()}
         layers = list(layers)
         tallies = torch.zeros(len(layers), TALLY_SIZE, dtype=torch.int64, **make)
         self.tallies = dict(zip(layers, tallies, strict=True))
@@ -93,6 +94,31 @@ class CodeBook:
         """Encode the keys that lie in ``slots [T]`` of a layer's ``cache [slots, Hkv, D]``."""
         if layer in self.encoders:
             self.encode(layer, slots, cache[slots])
+
+    def replace(self, layer: int, encoder: Encoder, cache: torch.Tensor) -> None:
+        """Give a layer other weights, in place, and encode all keys that it has again.
+
+        The keys are not counted: they had codes.
+
+        Parameters
+        ----------
+        layer : int
+        encoder : Encoder
+            Like the layer's own (`Encoder.expect_like`); float32, on the CPU.
+        cache : torch.Tensor
+            ``[slots, Hkv, D]``, the layer's keys.
+
+        Raises
+        ------
+        ValueError
+            If the encoder is of another kind; nothing has been changed then.
+        """
+        own = self.encoders[layer]
+        own.take_over(encoder.to(*self._where))
+        every = torch.arange(len(cache), device=cache.device)
+        for keys, slots in zip(cache.split(PIECE), every.split(PIECE), strict=True):
+            beside = {"codes": self.codes[layer], "scales": self.scales.get(layer)}
+            own.encode_keys(keys, slots=slots, **beside)
 
     def move(self, targets: torch.Tensor, sources: torch.Tensor) -> None:
         """Follow keys that moved from ``sources [T]`` to ``targets [T]``, in every layer."""

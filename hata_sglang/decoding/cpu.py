@@ -78,6 +78,10 @@ class CpuDecoder:
         self.token_slots = batch.req_to_token[batch.rows, : self.width].contiguous()
         self._rows: dict[Budget, Rows] = {}
 
+    def forget(self) -> None:
+        """Make layers anew of their encoders, whose weights have changed in place."""
+        self._layers.clear()
+
     def decode(
         self,
         plan: LayerPlan,

@@ -133,6 +133,9 @@ class GpuDecoder:
             slots, lengths = self.buffers.token_slots[:bs], self.buffers.seq_lens[:bs]
             group_rows(slots, lengths, longest=longest, groups=self.groups)
 
+    def forget(self) -> None:
+        """As of `CpuDecoder`: launches read the encoders' tensors, so there is nothing to do."""
+
     def decode(
         self,
         plan: LayerPlan,

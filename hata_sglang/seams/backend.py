@@ -94,6 +94,9 @@ def _make_decoder(session, layers, pool, device, attend, value_sums) -> CpuDecod
 class HataMethods(Methods):
     """What a stock backend gets."""
 
+    #: What keeps samples of prompts, a `hata_sglang.seams.traffic.Sampler`, where one does.
+    hata_traffic: Any = None
+
     def init_forward_metadata(self, forward_batch):
         """Make an eager step ready: the stock backend's way, and hata's where it decodes."""
         # Some bases' eager entry calls the out-of-graph method below as a part of itself.
@@ -140,7 +143,8 @@ class HataMethods(Methods):
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         """Prefill one layer: the stock backend attends, the pool writes codes beside keys.
 
-        Then values are summed, where a decode step will need their sum.
+        Then values are summed, where a decode step will need their sum, and samples are taken,
+        where calibration from traffic will.
         """
         plan = self.hata_plans.get(layer.layer_id)
         _require_keys(plan, k, save_kv_cache)
@@ -151,6 +155,10 @@ class HataMethods(Methods):
             values = self.hata_pool.layer_cache(plan.layer).values
             batch = self._hata_batch(forward_batch)
             self.hata_decoder.value_sums.recount(plan.layer, values, batch)
+        if self.hata_traffic is not None:
+            cache = self.hata_pool.layer_cache(layer.layer_id)
+            tokens = self.hata_requests.req_to_token
+            self.hata_traffic.take(q, layer, forward_batch, tokens, cache)
         return out
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from hata_sglang.errors import Problem, Refusal, refuse_any
+from hata_sglang.errors import HataError, Problem, Refusal, refuse_any
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
@@ -31,6 +31,7 @@ class Hook(NamedTuple):
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 
 def _add_codes(result: Any, self, **kwargs) -> None:
@@ -78,6 +79,29 @@ def _require_attached(result, self, *args, **kwargs) -> None:
         raise Refusal.of(setting, f"a decode backend among {names}", "another")
 
 
+def _keep_traffic(result, self, *args, **kwargs) -> None:
+    """Keep samples of requests, where the YAML asks for them."""
+    if METRICS.serving:
+        from hata_sglang.seams.traffic import keep_traffic
+
+        keep_traffic(self.tp_worker.model_runner)
+
+
+def _swap_weights(original, self, recv_req):
+    """Take ``hata_weights=SET`` as an action of ``/weights_checker``; others are SGLang's."""
+    from hata_sglang.seams.swap import ACTION, swap
+
+    if not (METRICS.serving and recv_req.action.startswith(ACTION)):
+        return original(self, recv_req)
+    from sglang.srt.managers.io_struct import CheckWeightsReqOutput
+
+    try:
+        done = swap(self.tp_worker.model_runner, recv_req.action.removeprefix(ACTION))
+    except HataError as error:
+        return CheckWeightsReqOutput(success=False, message=str(error))
+    return CheckWeightsReqOutput(success=True, message=done)
+
+
 HOOKS: tuple[Hook, ...] = (
     Hook(f"{_CONFIGURATOR}._build_token_to_kv_pool", HookType.AFTER, _add_codes),
     Hook(f"{_CONFIGURATOR}._profile_available_bytes", HookType.AFTER, _available_bytes),
@@ -88,7 +112,9 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook("sglang.srt.models.utils.enable_fused_set_kv_buffer", HookType.AROUND, _no_fused_writer),
     Hook(f"{_SCHEDULER}.get_internal_state", HookType.AFTER, _internal_state),
+    Hook(f"{_UPDATER}.check_weights", HookType.AROUND, _swap_weights),
     Hook(f"{_SCHEDULER}.__init__", HookType.AFTER, _require_attached),
+    Hook(f"{_SCHEDULER}.__init__", HookType.AFTER, _keep_traffic),
 )
 
 

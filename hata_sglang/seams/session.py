@@ -15,6 +15,7 @@ import torch
 from hata_kernels.encoders import Encoder
 from hata_sglang.config import HataConfig, LayerPlan
 from hata_sglang.config.layer_ranges import format_layers
+from hata_sglang.errors import Refusal
 from hata_sglang.seams import versions
 from hata_sglang.shape import ModelShape
 from hata_sglang.weights.encoders import load_encoders
@@ -110,6 +111,7 @@ class Session:
         return {
             "method": only(plan.method for plan in sparse),
             "bits": only(plan.bits for plan in sparse),
+            "weights": only(plan.weights for plan in sparse),
             "budget": only(str(plan.budget) for plan in sparse),
             "layers": format_layers(plan.layer for plan in sparse),
             "left_out_layers": len(self.left_out),
@@ -149,8 +151,7 @@ class Session:
         session = cls.of(owner.model_config)
         if session is None:
             return None
-        heads = versions.kv_heads_here(session.shape.num_kv_heads)
-        return session.on_rank(heads, versions.layers_here(owner))
+        return session.on_rank(*versions.part_here(owner, session.shape.num_kv_heads))
 
     def on_rank(self, kv_heads: range, layers: range) -> Session:
         """What a rank serves that has some of the KV heads, with their query heads, and layers.
@@ -178,6 +179,34 @@ class Session:
         query_heads = slice(group * kv_heads.start, group * kv_heads.stop)
         left_out = {n: weights[query_heads] for n, weights in self.left_out.items() if n in layers}
         return Session(self.config, shape, own, encoders, left_out)
+
+    def with_weights(self, ref: str, model_config: Any) -> Session:
+        """Return this session with another set in place of the one that it has.
+
+        Parameters
+        ----------
+        ref : str
+            Folder or shipped name of the set.
+        model_config : sglang.srt.configs.model_config.ModelConfig
+
+        Raises
+        ------
+        Refusal
+            If not all layers with trained codes have one set, or the other one does not fit the
+            model, the method, the bits or the layers, or is damaged.
+        """
+        named = {plan.weights for plan in self.plans if plan.weights is not None}
+        if len(named) != 1:
+            found = ", ".join(sorted(named)) or "none"
+            raise Refusal.of("weights to swap", "one set in all layers of trained codes", found)
+        plans = [p if p.weights is None else replace(p, weights=ref) for p in self.plans]
+        where = (model_config.hf_config, model_config.model_path, overrides(model_config))
+        loaded = load_encoders(plans, self.shape, *where)
+        return Session(self.config, self.shape, loaded.plans, loaded.encoders)
+
+    def keep(self, model_config: Any) -> None:
+        """Be the session of a model's server from now on."""
+        _OPENED[model_config] = self
 
     @classmethod
     def _open(cls, config: HataConfig, model_config: Any) -> Session:

@@ -106,6 +106,13 @@ def decode_backend_name(runner: Any) -> str:
     return name
 
 
+def decode_backend(runner: Any) -> Any:
+    """The attention backend of decode steps, once it is built."""
+    backend = runner.attn_backend
+    # Where prefill has another one, SGLang puts the two into a HybridAttnBackend.
+    return getattr(backend, "decode_backend", backend)
+
+
 def kv_heads_here(num_kv_heads: int) -> range:
     """KV heads of this scheduler process, as SGLang's ``QKVParallelLinear`` deals them out.
 
@@ -121,6 +128,11 @@ def kv_heads_here(num_kv_heads: int) -> range:
 def layers_here(owner: Any) -> range:
     """Layers of this scheduler process, of a ModelRunner or KVCacheConfigurator."""
     return range(owner.layer_info.start_layer, owner.layer_info.end_layer)
+
+
+def part_here(owner: Any, num_kv_heads: int) -> tuple[range, range]:
+    """KV heads and layers of this scheduler process; arguments as above."""
+    return kv_heads_here(num_kv_heads), layers_here(owner)
 
 
 def write_loc(forward_batch: Any) -> Any:

@@ -75,15 +75,22 @@ class Sampling:
     tail_queries: int = 128
     tail: int = 512
 
-    def positions(self, length: int, generator: torch.Generator) -> torch.Tensor:
+    def positions(self, length: int, generator: torch.Generator, first: int = 0) -> torch.Tensor:
         """Sample positions of a sequence of `length` tokens, rising and without repeats.
+
+        Parameters
+        ----------
+        length : int
+        generator : torch.Generator
+        first : int
+            First position whose query is at hand.
 
         Returns
         -------
         torch.Tensor
-            Int64 ``[min(queries, length - length // 2)]``.
+            Int64 ``[min(queries, length - max(length // 2, first))]``.
         """
-        half = length // 2
+        half = max(length // 2, first)
         tail_start = max(half, length - self.tail)
         tail = tail_start + torch.randperm(length - tail_start, generator=generator)
         tail = tail[: self.tail_queries]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from hata_sglang.errors import HataError
-from hata_sglang.methods import method_names, methods
+from hata_sglang.methods import Recipe, method_names, methods
 from hata_sglang.training.attention_mass import TopK
 from hata_sglang.training.recipe_options import make_recipe, option_lines
 
@@ -60,6 +61,36 @@ class _ListOptions(argparse.Action):
         parser.exit()
 
 
+def add_recipe_arguments(how: argparse._ArgumentGroup) -> None:
+    """Declare what every training takes, whatever it is trained on."""
+    how.add_argument("--steps", type=int, default=None, help="per layer (default: the method's)")
+    how.add_argument("--learning-rate", type=float, default=None, help="default: the method's")
+    how.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the method, any number of times; `hata-sglang train --list-options` "
+        "prints them",
+    )
+    how.add_argument(
+        "--budget",
+        type=parse_budget,
+        nargs="+",
+        metavar="K:SINK:RECENT",
+        default=[TopK(256, 16, 64), TopK(96, 16, 16)],
+        help="budgets to measure at; the first chooses the step (default 256:16:64 96:16:16)",
+    )
+    how.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of the weights' file (default float32)",
+    )
+    how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    how.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's)")
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hata-sglang train`` on `parser`."""
     parser.set_defaults(action=run_train)
@@ -108,15 +139,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     need.add_argument("--seed", type=int, default=0)
     how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=int, default=None, help="per layer (default: the method's)")
-    how.add_argument("--learning-rate", type=float, default=None, help="default: the method's")
-    how.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the method, any number of times; --list-options prints them",
-    )
+    add_recipe_arguments(how)
     how.add_argument(
         "--list-options",
         action=_ListOptions,
@@ -148,21 +171,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"
     )
     how.add_argument(
-        "--budget",
-        type=parse_budget,
-        nargs="+",
-        metavar="K:SINK:RECENT",
-        default=[TopK(256, 16, 64), TopK(96, 16, 16)],
-        help="budgets to measure at; the first chooses the step (default 256:16:64 96:16:16)",
-    )
-    how.add_argument(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="of the weights' file (default float32)",
-    )
-    how.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    how.add_argument(
         "--sglang-args",
         type=shlex.split,
         default=[],
@@ -170,7 +178,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="more server arguments for SGLang's run of the model, as one text, such as "
         "'--quantization fp8'",
     )
-    how.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's)")
     how.add_argument(
         "--work-dir",
         type=Path,
@@ -190,6 +197,32 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def prepare(args: argparse.Namespace, method: str, more: Sequence[str] = ()) -> Recipe:
+    """Make ready what `add_recipe_arguments` asked for; its recipe for a method.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+    method : str
+    more : sequence of str
+        Options of the method beside those of the command line, ``key=value``.
+
+    Raises
+    ------
+    HataError
+        If there is no such device, or an option is not the method's.
+    """
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise HataError("--device: expected a CUDA device for 'cuda', found none")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    common = {"steps": args.steps, "learning_rate": args.learning_rate}
+    texts = [f"{name}={value}" for name, value in common.items() if value is not None]
+    return make_recipe(methods()[method].recipe, [*texts, *more, *args.option])
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Run ``hata-sglang train``: train, write, and print what the held-out texts say.
 
@@ -198,21 +231,13 @@ def run_train(args: argparse.Namespace) -> int:
     int
         Exit code 0. Failures raise `HataError`.
     """
-    import torch
-
     # Import transformers: not paid by ``--help``.
     from hata_sglang.training.architectures import text_config
     from hata_sglang.training.checkpoint import read_config
     from hata_sglang.training.report import describe_cost
     from hata_sglang.training.train import TrainOptions, train
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise HataError("--device: expected a CUDA device for 'cuda', found none")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    common = {"steps": args.steps, "learning_rate": args.learning_rate}
-    texts = [f"{name}={value}" for name, value in common.items() if value is not None]
-    recipe = make_recipe(methods()[args.method].recipe, texts + args.option)
+    recipe = prepare(args, args.method)
     written = OWN_WRITTEN[args.device] if args.own_written is None else args.own_written
     config = read_config(args.model, args.sglang_args)
     context = text_config(config).max_position_embeddings

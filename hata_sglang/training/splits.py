@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hata_sglang.training.data import DataError, TokenSequence, read_sequences, total_tokens
 from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.texts import training_sequences
 
+T = TypeVar("T")
 SPLITS = ("train", "validation", "held_out")
 Splits = dict[str, list[TokenSequence]]
 FLAGS = {"train": "--data", "validation": "--validation", "held_out": "--held-out"}
@@ -73,6 +74,15 @@ def read_splits(
     _share_out(splits, options.minimum_length)
     _check_disjoint(splits)
     return splits
+
+
+def last_tenths(items: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    """Share out what came one after the other, as texts are: in the order of `SPLITS`.
+
+    The last tenth is held out, the one before it validates; each is one at least.
+    """
+    share = max(1, len(items) // 10)
+    return list(items[: -2 * share]), list(items[-2 * share : -share]), list(items[-share:])
 
 
 def own_splits(tokenizer: Any, options: TrainOptions) -> Splits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,9 +31,9 @@ from hata_sglang.training.options import TrainOptions
 from hata_sglang.training.report import Cost, held_out_measures, training_data, versions
 from hata_sglang.training.splits import SplitFiles, describe_splits, read_splits
 from hata_sglang.training.train_layer import LayerResult, train_layers
-from hata_sglang.weights import Card, Fingerprint, save_weights
+from hata_sglang.weights import Card, Fingerprint, TrainingData, save_weights
 
-__all__ = ["TrainOptions", "train"]
+__all__ = ["TrainOptions", "save_results", "train"]
 
 
 def train(
@@ -164,25 +165,56 @@ def train(
                 line = results[layer].summary(options.budgets[0])
                 bars.update(layers, advance=1, note=line)
                 bars.console.print(f"layer {layer}: {line}", soft_wrap=True)
-    encoder = results[plan.trained[0]].encoder
+    made_for = {"model": model_dir.resolve().name, "fingerprint": fingerprint, "revision": revision}
+    data = training_data(splits, files, options.description)
+    spent = cost.entries(list(results.values()), reused)
+    return save_results(out, method, recipe, options, results, data, spent, **made_for)
+
+
+def save_results(
+    out: Path,
+    method: str,
+    recipe: Recipe,
+    options: TrainOptions,
+    results: dict[int, LayerResult],
+    data: TrainingData,
+    spent: dict[str, str],
+    **made_for: Any,
+) -> Card:
+    """Write a set of hash weights with its card.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the weights; its name is the name of the set.
+    method : str
+    recipe : Recipe
+    options : TrainOptions
+    results : dict of int to LayerResult
+        By layer, rising.
+    data : TrainingData
+    spent : dict of str to str
+        From `Cost.entries`.
+    **made_for
+        Fields ``model``, ``fingerprint`` and ``revision`` of the card.
+    """
+    encoders = {layer: result.encoder for layer, result in results.items()}
+    encoder = next(iter(encoders.values()))
     card = Card(
         name=out.name,
-        model=model_dir.resolve().name,
-        fingerprint=fingerprint,
-        revision=revision,
         method=method,
-        bits=bits,
+        bits=encoder.bits,
         options=encoder.options(),
-        layers=plan.trained,
+        layers=tuple(results),
         shapes={name: tuple(tensor.shape) for name, tensor in encoder.tensors().items()},
-        training_data=training_data(splits, files, options.description),
+        training_data=data,
         seed=options.seed,
         recipe=recipe.card_entry() | {"steps_taken": sum(r.steps for r in results.values())},
         held_out=held_out_measures(options.budgets, results),
         left_out=True,
         sha256="",
-        created_by=versions() | cost.entries(list(results.values()), reused),
+        created_by=versions() | spent,
+        **made_for,
     )
-    encoders = {layer: result.encoder for layer, result in results.items()}
     left_out = {layer: result.left_out for layer, result in results.items()}
     return save_weights(out, card, encoders, getattr(torch, options.dtype), left_out)

@@ -120,7 +120,7 @@ def train_layers(
         note = f"loss {loss:.3f}, validation mass {sum(masses) / len(masses):.3f}"
         bars.update(task, completed=step, note=note)
     bars.remove_task(task)
-    trained = _joined([own.encoder for own in best.values()])
+    trained = joined([own.encoder for own in best.values()])
     left_out = validation.left_out_weights(trained, options.budgets[0])
     masses, errors = _measure(captures["held_out"], trained, left_out, method, seed, options)
     seconds = (time.perf_counter() - start) / len(layers)
@@ -210,7 +210,7 @@ def _by_layer(
     ]
 
 
-def _joined(encoders: Sequence[Encoder]) -> Encoder:
+def joined(encoders: Sequence[Encoder]) -> Encoder:
     """Encoders of several layers as one of a layer with all their heads."""
     tensors = [encoder.tensors() for encoder in encoders]
     together = {name: torch.cat([own[name] for own in tensors]) for name in tensors[0]}

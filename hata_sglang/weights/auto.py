@@ -91,14 +91,20 @@ def checkpoint_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def cached_set(model: ServedModel, wanted: Wanted) -> Path:
-    """Where the cache keeps a set for a model, whether it is there or not."""
+def model_name(model: ServedModel) -> str:
+    """A name for a model that no other one has: of its folder, weights, config and overrides."""
     folder = checkpoint(model.path)
     name = f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
     if model.overrides:
         text = json.dumps(dict(model.overrides), sort_keys=True)
         name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return default_cache_dir() / "weights" / name / f"{wanted.method}-{wanted.bits}b"
+    return name
+
+
+def cached_set(model: ServedModel, wanted: Wanted) -> Path:
+    """Where the cache keeps a set for a model, whether it is there or not."""
+    name = f"{wanted.method}-{wanted.bits}b"
+    return default_cache_dir() / "weights" / model_name(model) / name
 
 
 def find_set(model: ServedModel, wanted: Wanted) -> str | None:

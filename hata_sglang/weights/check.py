@@ -205,6 +205,7 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
     sparse = [plan.layer for plan in plans if not plan.dense]
     mean = format_layers(plan.layer for plan in plans if plan.left_out == "mean")
     code_bytes = sum(plan.code_bytes for plan in plans) * model.num_kv_heads
+    traffic = () if config.traffic is None else (f"Traffic: {config.traffic}.",)
     return (
         f"Model: {model.architecture}, {model.num_layers} layers, {model.num_heads} query and "
         f"{model.num_kv_heads} KV heads of {model.head_dim}, context {model.context_len:,} tokens.",
@@ -213,6 +214,7 @@ def summarise(config: HataConfig, plans: Sequence[LayerPlan], model: ModelFacts)
         f"Mean of the values left out, in layers: {mean}.",
         f"Memory per token, all layers: codes {code_bytes:,} B, K and V {model.kv_bytes:,} B "
         f"({model.dtype}): codes add {code_bytes / model.kv_bytes:.1%}.",
+        *traffic,
     )
 
 

@@ -159,7 +159,8 @@ def test_20_000_entries_of_dense_layers(tmp_path, bounded):
             BASE + "true: 1\n",
             [
                 "true (DIR:3): expected a known key (valid: method, bits, weights, seed, budget, "
-                "sink, recent, left_out, dense_layers, inner_backend, attend, layers), found 'true'"
+                "sink, recent, left_out, dense_layers, inner_backend, attend, traffic, layers), "
+                "found 'true'"
             ],
         ),
     ],

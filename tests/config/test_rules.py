@@ -232,3 +232,11 @@ def test_override_may_end_a_dense_layer():
 
 def test_dense_said_twice_is_no_contradiction():
     assert settings({**EXACT, "layers": {"0-5": {"dense": True}}}) == {}
+
+
+@pytest.mark.parametrize("base", [EXACT, RANDOM, STREAMING])
+def test_traffic_is_for_codes_that_can_be_trained(base):
+    traffic = {"traffic": {"folder": "/kept"}}
+    expected, _ = only({**base, **traffic}, "traffic")
+    assert expected.startswith("none unless a layer's method is asymmetric, ")
+    assert settings({**base, **traffic, "layers": {"5": {"method": "hata"}}}) == {}

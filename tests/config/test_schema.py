@@ -303,3 +303,37 @@ def test_weights_of_an_override_are_located_too(tmp_path):
     config = HataConfig.parse(mapping, base_dir=tmp_path)
     assert config.layers["5"].weights == str(tmp_path / "other")
     assert mapping["layers"]["5"]["weights"] == "./other"  # the caller's mapping stays as it was
+
+
+TRAFFIC = {"folder": "/kept"}
+
+
+def test_traffic_is_off_by_default_and_bounded():
+    assert HataConfig.parse(HATA).traffic is None
+    kept = HataConfig.parse({**HATA, "traffic": TRAFFIC}).traffic
+    assert (kept.share, kept.requests, kept.min, kept.max) == (0.01, 32, 2048, 16_384)
+    assert "of 1 % of prompts of 2048 to 16384 tokens, the last 32, are kept in /kept" in str(kept)
+
+
+def test_the_folder_of_traffic_holds_from_that_of_the_yaml(tmp_path):
+    config = HataConfig.parse({**HATA, "traffic": {"folder": "kept"}}, base_dir=tmp_path)
+    assert config.traffic.folder == str(tmp_path / "kept")
+    assert HataConfig.parse(json.loads(json.dumps(config.to_mapping()))) == config
+
+
+@pytest.mark.parametrize(
+    ("traffic", "setting", "expected"),
+    [
+        ({}, "traffic.folder", "the path of a folder"),
+        (True, "traffic", "a mapping such as {folder: DIR"),
+        ({"folder": 3}, "traffic.folder", "the path of a folder"),
+        ({**TRAFFIC, "share": 0}, "traffic.share", "a number above 0 and at most 1"),
+        ({**TRAFFIC, "share": 1.5}, "traffic.share", "a number above 0 and at most 1"),
+        ({**TRAFFIC, "requests": 0}, "traffic.requests", "a number of requests"),
+        ({**TRAFFIC, "max": 2**31}, "traffic.max", "a number of tokens"),
+        ({**TRAFFIC, "min": 300, "max": 200}, "traffic", "min <= max"),
+        ({**TRAFFIC, "tokens": 5}, "traffic.tokens", "a known key"),
+    ],
+)
+def test_bad_traffic(traffic, setting, expected):
+    assert problem({**HATA, "traffic": traffic}, setting)[0].startswith(expected)

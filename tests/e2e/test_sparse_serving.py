@@ -1,12 +1,18 @@
-"""One sparse server: radix reuse, batching, flushing, accounting, both APIs."""
+"""One sparse server: radix reuse, batching, flushing, accounting, both APIs, other weights."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
+import urllib.error
 import urllib.request
 
 import pytest
+import torch
+
+from hata_sglang.cli import main
+from hata_sglang.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +23,9 @@ budget: 96
 sink: 16
 recent: 32
 dense_layers: [0, 1]
+traffic: {folder: traffic, share: 1, requests: 12, min: 200, max: 400}
 """
+SHIPPED = "smollm2-135m-instruct-hata-128b"
 
 
 #: Decode steps of 16 new tokens: the first comes from prefill, and SGLang's overlap scheduling
@@ -115,7 +123,9 @@ def test_counters_are_in_server_info(client):
     facts["left_out_layers"] = 0
     assert hata.items() >= facts.items()
     totals = {"decode_steps", "layer_steps", "tokens_in_context", "tokens_attended"}
-    assert set(hata) - set(facts) == totals | {"tokens_encoded", "config"}
+    more = {"tokens_encoded", "config", "weights", "traffic"}
+    assert set(hata) - set(facts) == totals | more
+    assert hata["weights"] == SHIPPED
     assert hata["layer_steps"] == 28 * hata["decode_steps"] > 0
 
 
@@ -125,3 +135,95 @@ def test_server_says_what_it_does(client):
     on = "hata is on: method hata, 128 bits, layers 2-29 of 30 decode sparse, budget 96, beside "
     assert on + "torch_native" in log
     assert not re.search(r"Traceback", log)
+
+
+@pytest.fixture(scope="module")
+def other_set(tmp_path_factory):
+    """A set like the shipped one whose numbers were drawn."""
+    folder, shipped = tmp_path_factory.mktemp("sets") / "other", load_weights(SHIPPED)
+    generator = torch.Generator().manual_seed(0)
+    encoders = {layer: shipped.encoder(layer) for layer in shipped.layers}
+    for encoder in encoders.values():
+        encoder.weight.copy_(torch.randn(encoder.weight.shape, generator=generator))
+    save_weights(folder, shipped.card, encoders)
+    return str(folder)
+
+
+def swap(client, ref: str) -> str:
+    answer = client.post("/weights_checker", {"action": f"hata_weights={ref}"})
+    assert answer["success"]
+    assert client.counters()["weights"] == ref
+    return answer["message"]
+
+
+def test_weights_are_swapped_under_load(client, make_prompt, other_set):
+    """Afterwards old prompts and new ones are answered as by a server that started with them."""
+    prompts = [make_prompt(220 + 40 * n, 300 + n) for n in range(2)]
+    fresh = {}
+    for ref in (other_set, SHIPPED):
+        assert "in 28 layers, all codes made again" in swap(client, ref)
+        client.flush()  # no code of before is left
+        fresh[ref] = [client.generate(prompt) for prompt in prompts]
+    assert fresh[other_set] != fresh[SHIPPED]
+
+    swap(client, other_set)
+    done, failures, over = [], [], threading.Event()
+
+    def load():
+        while not over.is_set():
+            try:
+                done.append(client.together([make_prompt(80, len(done)), *prompts]))
+            except Exception as error:
+                failures.append(error)
+                return
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for ref, rounds in ((SHIPPED, 1), (other_set, 2)):
+            before = len(done)
+            swap(client, ref)
+            while len(done) < before + rounds and thread.is_alive():
+                over.wait(0.05)  # the first round began before the swap
+    finally:
+        over.set()
+        thread.join()
+    assert failures == []
+    assert done[-1][1:] == fresh[other_set]
+    # Prompts that lie in the cache since before the last swap: their codes were made again.
+    assert [client.generate(prompt) for prompt in prompts] == fresh[other_set]
+    swap(client, SHIPPED)
+    assert [client.generate(prompt) for prompt in prompts] == fresh[SHIPPED]
+
+
+def test_a_set_that_does_not_fit_is_refused_with_its_reason(client, make_prompt):
+    prompt = make_prompt(300, 310)
+    before = client.generate(prompt)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        swap(client, "smollm2-135m-instruct-hata-64b")
+    assert error.value.code == 400
+    answer = json.load(error.value)
+    assert "bits of layers 2-29: expected 64 (those of weights" in answer["message"]
+    assert client.counters()["weights"] == SHIPPED
+    assert client.generate(prompt) == before
+
+
+def test_traffic_trains_weights_that_are_swapped_in(
+    client, make_prompt, other_set, tmp_path, capsys
+):
+    swap(client, other_set)
+    for n in range(10):
+        client.generate(make_prompt(200 + n, 400 + n), new_tokens=2)
+    command = ["calibrate", "--url", client.server.base_url, "--out", str(tmp_path / "new")]
+    assert main([*command, "--steps", "5", "--budget", "60:8:8"]) == 0
+    said = capsys.readouterr().out
+    before, after = map(float, re.search(r"k = 60: (.*) before, (.*) after", said).groups())
+    assert before < after
+    assert "in 28 layers, all codes made again" in said
+    assert client.counters()["weights"] == str(tmp_path / "new")
+    card = load_weights(tmp_path / "new").card
+    assert card.layers == tuple(range(2, 30))
+    assert "live requests" in card.training_data.description
+    assert card.training_data.held_out_sequences == 1
+    assert client.generate(make_prompt(300, 311))
+    swap(client, SHIPPED)

@@ -264,6 +264,7 @@ SERVED = {
     "layers": "2-3",
     "num_layers": 4,
     "left_out_layers": 0,
+    "weights": None,
 }
 
 

@@ -75,7 +75,7 @@ def test_only_the_name_and_the_flag_are_added():
 
 def test_a_server_that_asked_patches_every_seam():
     asked, plain = _probe(HATA_SGLANG_ACTIVE="1"), _probe()
-    assert len(set(asked["patched"]) - set(plain["patched"])) == 6
+    assert len(set(asked["patched"]) - set(plain["patched"])) == 7
     changed = {n for n, f in asked["factories"].items() if f != plain["factories"][n]}
     assert changed == {"flashinfer", "fa3", "triton", "torch_native"}
     assert (

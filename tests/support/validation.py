@@ -54,6 +54,10 @@ FEATURES = (
         (f"{_CPU}cached", f"{_CPU}two", f"{_CPU}flush", f"{_GPU}cached"),
     ),
     Feature("many requests at once", (f"{_CPU}concurrent", f"{_GPU}many")),
+    Feature(
+        "weights swapped under load, and trained on traffic",
+        (f"{_CPU}weights_are", f"{_CPU}a_set", f"{_CPU}traffic"),
+    ),
     Feature("the README's launch line as printed", (f"{_GPU}launch_line",)),
     Feature("CUDA graphs off", (f"{_GPU}eager",)),
     Feature("every method in a server", (f"{_GPU}method",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -156,6 +156,39 @@ class EncoderWeights:
             **self.options(),
         )
 
+    def expect_like(self, other: EncoderWeights) -> None:
+        """Check that another encoder differs in nothing but the numbers of its tensors.
+
+        Raises
+        ------
+        ValueError
+            When it is of another class, or has other tensors, sizes or options.
+        """
+        expect(type(other) is type(self), "encoder", type(self).__name__, type(other).__name__)
+        for name, value in vars(self).items():
+            wanted, found = _without_numbers(value), _without_numbers(vars(other).get(name))
+            expect(found == wanted, name.strip("_"), wanted, found)
+
+    def take_over(self, other: Self) -> None:
+        """Copy the numbers of another encoder into this one's tensors, which stay where they are.
+
+        So captured graphs and compiled steps, which know their addresses, read the new ones. What
+        was made of the weights when the encoder was made is copied with them.
+
+        Parameters
+        ----------
+        other : EncoderWeights
+            Of the same device and dtype.
+
+        Raises
+        ------
+        ValueError
+            As `expect_like`; nothing has been copied then.
+        """
+        self.expect_like(other)
+        for own, new in zip(_held(vars(self)), _held(vars(other)), strict=True):
+            own.copy_(new)
+
     def shard(self, kv_heads: range) -> Self:
         """Return the encoder of some of the KV heads, and of their query heads.
 
@@ -176,6 +209,28 @@ class EncoderWeights:
             head_dim=self.head_dim,
             **self.options(),
         )
+
+
+def _held(value: object) -> Iterator[torch.Tensor]:
+    """Every tensor in a value: itself, or in dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _held(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _held(part)
+
+
+def _without_numbers(value: object) -> object:
+    """A value with the shape of every tensor in its place."""
+    if isinstance(value, torch.Tensor):
+        return list(value.shape)
+    if isinstance(value, Mapping):
+        return {name: _without_numbers(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_numbers(part) for part in value]
+    return value
 
 
 def take(tensors: Mapping[str, torch.Tensor], name: str, *shape: int | None) -> torch.Tensor:
