@@ -52,6 +52,7 @@ def with_bias(inputs, options):
     levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
     bias = -torch.randint(0, max(4, levels // 16), (requests, kv_heads, DISTANCES))
     bias[torch.rand(bias.shape) < 0.1] = LEAST
+    bias[requests // 2, 0] = LEAST  # a row of zeros
     return {**options, "bias": bias.int()}
 
 

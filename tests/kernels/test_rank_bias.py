@@ -8,6 +8,7 @@ import torch
 import hata_kernels.rank.buffers as sizes_of
 import hata_kernels.rank.floor as sampling
 import hata_kernels.rank.shared as sharing
+import hata_kernels.rank.take as taking
 import rank_cases as cases
 from hata_kernels.rank import rank
 from hata_kernels.score import score_levels, score_naive
@@ -59,6 +60,8 @@ def test_triton_equals_naive(
     monkeypatch.setattr(sizes_of, "SECTION_TOKENS", 1)
     if kind == "rescored":
         cases.set_room(monkeypatch, 20)
+        monkeypatch.setattr(taking, "BLOCK", 64)
+        monkeypatch.setattr(taking, "WARPS", 2)
     shape = (lengths, kv_heads, words, weights, scale_bits)
     inputs, options = cases.make_inputs(make_token_slots, *shape)
     options, ends = cases.with_bias(inputs, options), {"sink": 2, "recent": 3}
