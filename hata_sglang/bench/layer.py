@@ -7,6 +7,7 @@ import math
 import torch
 
 from hata_kernels.encoders import Encoder
+from hata_kernels.score.distance import DISTANCES
 from hata_sglang.bench.scenarios import Scenario
 from hata_sglang.bench.shapes import Shape
 from hata_sglang.methods import methods
@@ -35,6 +36,9 @@ def random_encoder(shape: Shape, method: str, bits: int) -> Encoder:
             "query_bias": torch.randn(heads, bits),
             "residual_weight": (dim / half) ** 0.5 * torch.randn(heads, half, half),
         }
+        # Farther tokens score less, by as much as scores differ.
+        falling = torch.linspace(0, -((shape.group * dim * bits) ** 0.5), DISTANCES)
+        tensors["distance_bias"] = falling.repeat(heads, 1)
         options = {"stages": 2}
     sizes = {"num_kv_heads": heads, "group": shape.group, "head_dim": dim}
     return methods()[method].encoder.from_tensors(tensors, **sizes, **options).to(DEVICE, DTYPE)

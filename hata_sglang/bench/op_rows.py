@@ -50,6 +50,7 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
     # They import Triton and PyTorch: not before a command needs them.
     from hata_kernels.rank.floor import SAMPLE
     from hata_kernels.rows import RowGroups
+    from hata_kernels.score.distance import DISTANCES
 
     shape, bits, batch, tokens = scenario.shape, scenario.bits, scenario.batch, scenario.tokens
     heads, dim, group = shape.kv_heads, shape.dim, shape.group
@@ -58,7 +59,9 @@ def stage_bytes(scenario: Scenario) -> dict[str, int]:
     if scenario.method == "asymmetric":
         # Projections of keys and of whole groups, residual weights in bf16; two float32 biases.
         weights += heads * (group * dim * bits + (bits // 2) ** 2) * 2 + heads * 2 * bits * 4
-        query_codes = batch * heads * PLANES * bits // 8
+        # And one by distance, which a query's codes have beside them in whole numbers.
+        weights += heads * DISTANCES * 4
+        query_codes = batch * heads * (PLANES * bits // 8 + DISTANCES * 4)
     vectors = batch * shape.q_heads * dim * 2
     token = heads * bits // 8 + 4  # its codes and its slot
     kept = batch * heads * scenario.k

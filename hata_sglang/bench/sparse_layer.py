@@ -8,6 +8,7 @@ import math
 import torch
 
 from hata_kernels.attend import AttendBuffers, attend
+from hata_kernels.encoders import Queries
 from hata_kernels.rank import RankBuffers, rank
 from hata_kernels.rows import RowGroups, group_rows
 from hata_sglang.bench.layer import (
@@ -40,7 +41,7 @@ class SparseLayer:
         self.layers = make_layers(scenario, self.encoder)
         # Weights of its own for every layer: in a model, no layer finds them in the L2.
         self.encoders = [copy.deepcopy(self.encoder) for _ in self.layers]
-        self.q_codes = [self.encoder.encode_queries(layer.q) for layer in self.layers]
+        self.queries = [self.encoder.encode_queries(layer.q) for layer in self.layers]
         where = {"dtype": torch.int32, "device": self.layers[0].q.device}
         self.seq_lens = torch.full((batch,), context, **where)
         self.budgets = torch.full((batch,), scenario.k, **where)
@@ -59,10 +60,10 @@ class SparseLayer:
             self.group(0)  # all layers have the same, each with slots of its own
         self.slots = [self.rank(i) for i in range(len(self.layers))]
 
-    def _rank(self, i: int, q_codes: torch.Tensor, groups: RowGroups | None) -> torch.Tensor:
+    def _rank(self, i: int, queries: Queries, groups: RowGroups | None) -> torch.Tensor:
         layer = self.layers[i]
         return rank(
-            q_codes,
+            queries.codes,
             layer.codes,
             layer.token_slots,
             self.seq_lens,
@@ -71,6 +72,7 @@ class SparseLayer:
             sink=SINK,
             recent=RECENT,
             k_max=self.scenario.k,
+            bias=queries.bias,
             buffers=self.rank_buffers,
             groups=groups,
         )
@@ -89,7 +91,7 @@ class SparseLayer:
             buffers=self.attend_buffers,
         )
 
-    def encode(self, i: int) -> torch.Tensor:
+    def encode(self, i: int) -> Queries:
         """Codes of the step's keys, to their slots, and of its queries."""
         layer, encoder = self.layers[i], self.encoders[i]
         where = {"codes": layer.codes, "slots": layer.new_places, "scratch": self.scratch}
@@ -97,11 +99,11 @@ class SparseLayer:
 
     def rank(self, i: int) -> torch.Tensor:
         """Score and select."""
-        return self._rank(i, self.q_codes[i], self.groups)
+        return self._rank(i, self.queries[i], self.groups)
 
     def rank_apart(self, i: int) -> torch.Tensor:
         """Score and select, every row by itself."""
-        return self._rank(i, self.q_codes[i], None)
+        return self._rank(i, self.queries[i], None)
 
     def group(self, i: int) -> None:
         """Find the rows that share a prefix: once for all layers of a step."""

@@ -158,10 +158,10 @@ class GpuDecoder:
             slots = self._select_without_codes(plan, q, cache.keys, where, k)
         else:
             if new_keys is None:
-                planes = encoder.encode_queries(q)
+                queries = encoder.encode_queries(q)
             else:
                 keys, new_slots = new_keys
-                planes = encoder.encode_step(
+                queries = encoder.encode_step(
                     q,
                     keys,
                     codes=cache.codes,
@@ -171,7 +171,7 @@ class GpuDecoder:
                     tally=tally,
                 )
             slots = rank(
-                planes,
+                queries.codes,
                 cache.codes,
                 *where,
                 plane_weights=encoder.plane_weights,
@@ -180,6 +180,7 @@ class GpuDecoder:
                 k_max=k,
                 scales=cache.scales,
                 scale_bits=encoder.scale_bits,
+                bias=queries.bias,
                 buffers=buffers.rank[rank_key(encoder)],
                 groups=self.groups,
             )

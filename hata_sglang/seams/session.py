@@ -199,10 +199,14 @@ class Session:
         if len(named) != 1:
             found = ", ".join(sorted(named)) or "none"
             raise Refusal.of("weights to swap", "one set in all layers of trained codes", found)
-        plans = [p if p.weights is None else replace(p, weights=ref) for p in self.plans]
+        asked = self.config.resolve(self.shape.num_layers, self.shape.context_len)
+        plans = [
+            p if p.weights is None else replace(p, weights=ref, left_out=own.left_out)
+            for p, own in zip(self.plans, asked, strict=True)
+        ]
         where = (model_config.hf_config, model_config.model_path, overrides(model_config))
         loaded = load_encoders(plans, self.shape, *where)
-        return Session(self.config, self.shape, loaded.plans, loaded.encoders)
+        return Session(self.config, self.shape, loaded.plans, loaded.encoders, loaded.left_out)
 
     def keep(self, model_config: Any) -> None:
         """Be the session of a model's server from now on."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
 from hata_sglang.metrics import METRICS
@@ -54,8 +55,8 @@ def swap(runner: Any, ref: str) -> str:
     served = Session.of(runner.model_config)
     session = served.with_weights(ref, runner.model_config)
     part = session.on_rank(*versions.part_here(runner, session.shape.num_kv_heads))
-    pool = runner.token_to_kv_pool
-    book = pool.hata_codes
+    pool, decoder = runner.token_to_kv_pool, versions.decode_backend(runner).hata_decoder
+    book, sums = pool.hata_codes, decoder.value_sums
     swapped = [plan.layer for plan in part.plans if plan.weights is not None]
     problems = []
     for layer in swapped:
@@ -64,11 +65,17 @@ def swap(runner: Any, ref: str) -> str:
         except ValueError as error:
             expected = "the encoder of the set that is served, of other numbers"
             problems.append(Problem(f"weights {ref}, layer {layer}", expected, str(error)))
+    mean = [] if sums is None else sorted(sums.weights)
+    if mean != sorted(part.left_out):
+        words = (f"a mean in layers {format_layers(own)}" for own in (mean, part.left_out))
+        problems.append(Problem(f"left_out with weights {ref}", *words))
     refuse_any(problems)
     _wait(pool.device)  # a step may be running still, on a stream of its own
     for layer in swapped:
         book.replace(layer, part.encoders[layer], pool.layer_cache(layer).keys)
-    versions.decode_backend(runner).hata_decoder.forget()
+    for layer in mean:
+        sums.weights[layer].copy_(part.left_out[layer])
+    decoder.forget()
     _wait(pool.device)
     session.keep(runner.model_config)
     METRICS.update(weights=session.facts()["weights"])

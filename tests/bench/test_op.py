@@ -79,9 +79,10 @@ def test_bytes_of_hata():
 
 def test_bytes_of_asymmetric_encoding():
     stages = stage_bytes(Scenario(LLAMA, 1, 1024, 256, "asymmetric", 128))
-    weights = 8 * (128 * 128 + 4 * 128 * 128 + 64 * 64) * 2 + 8 * 2 * 128 * 4
+    weights = 8 * (128 * 128 + 4 * 128 * 128 + 64 * 64) * 2 + 8 * (2 * 128 + 44) * 4
     vectors = (32 + 8) * 128 * 2
-    assert stages["encode"] == weights + vectors + 8 * 16 + 8 * 4 * 16  # key codes, four planes
+    queries = 8 * 4 * 16 + 8 * 44 * 4  # four planes, and the bias by distance
+    assert stages["encode"] == weights + vectors + 8 * 16 + queries  # and the codes of keys
 
 
 def test_bytes_of_a_shared_document():

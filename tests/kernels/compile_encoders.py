@@ -25,7 +25,7 @@ def encode_all() -> None:
             run_keys(encoder)
             run_queries(encoder, BF16)
     for bits, group, dim in ((96, 3, 64), (256, 7, 256), (32, 1, 96)):
-        encoder = make("asymmetric", 1, group, dim, bits)
+        encoder = make("asymmetric", 1, group, dim, bits, biased=bits > 32)
         for dtype in (BF16, F32):
             run_queries(encoder.to("cpu", dtype), dtype)
     residual_all()
@@ -42,7 +42,8 @@ def mlp() -> MlpEncoder:
 def linear_and_asymmetric() -> tuple[LinearEncoder, AsymmetricEncoder]:
     """Encoders of 128 bits as a server has them."""
     linear = make("hata", 2, 4, 128, 128)
-    return linear.to("cpu", BF16), make("asymmetric", 2, 4, 128, 128, stages=2).to("cpu", BF16)
+    asymmetric = make("asymmetric", 2, 4, 128, 128, stages=2, biased=True)
+    return linear.to("cpu", BF16), asymmetric.to("cpu", BF16)
 
 
 def residual_all() -> None:
@@ -87,7 +88,8 @@ def step_all() -> None:
     ):  # fmt: skip
         heads, group, dim, _ = shape
         q, k = zeros(tokens, heads * group, dim, dtype=BF16), zeros(tokens, heads, dim, dtype=BF16)
-        for method, options in (("hata", {}), ("asymmetric", {}), ("asymmetric", {"stages": 2})):
+        of_two = {"stages": 2, "biased": True}
+        for method, options in (("hata", {}), ("asymmetric", {}), ("asymmetric", of_two)):
             encoder = make(method, *shape, scale_bits=scale_bits, **options).to("cpu", BF16)
             codes, scales = buffers(encoder)
             stored = (codes, zeros(tokens), scales)

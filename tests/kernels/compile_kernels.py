@@ -18,19 +18,21 @@ from hata_kernels.attend.value_sums import launch_sums
 from hata_kernels.rows import RowGroups
 from hata_kernels.rows.triton import group_rows_triton
 from hata_kernels.score import exact_score
+from hata_kernels.score.distance import DISTANCES
 from hata_kernels.select.flashinfer_topk import _repeat_rows_kernel
 from hata_kernels.tally import SIZE
 from rank_cases import rank_triton
 
 
 def rank_all() -> None:
-    """Codes of several models, for contexts of 131072 tokens."""
-    for heads, words, weights, scale_bits in (
+    """Codes of several models, for contexts of 131072 tokens; some with a bias by distance."""
+    for heads, words, weights, scale_bits, *biased in (
         (8, 4, (1,) * 4, 0), (8, 4, (1, 2, 4, 8), 0), (8, 2, (1, 2, 4, 8), 0), (32, 4, (1,), 0),
         (32, 4, (1, 2, 4, 8), 0), (3, 3, (1,) * 3, 0), (8, 4, (1,) * 4, 8),
         (32, 2, (1, 2, 4, 8), 0), (32, 1, (1, 2, 4, 8), 0), (8, 1, (1, 2, 4, 8), 0),
         (2, 4, (1, 2, 4, 8), 0), (8, 8, (1, 2, 4, 8), 0), (8, 8, (1,) * 4, 0),
         (8, 8, tuple(2**plane for plane in range(8)), 16),
+        (8, 4, (1, 2, 4, 8), 0, True), (8, 2, (1, 2, 4, 8), 0, True), (2, 4, (1, 2, 4, 8), 8, True),
     ):  # fmt: skip
         scale_dtype = {8: torch.uint8, 16: torch.int16}.get(scale_bits)
         for batch, k_max in ((8, 512), (8, 2048), (1, 2048)):
@@ -46,12 +48,14 @@ def rank_all() -> None:
                 k_max=k_max,
                 scales=zeros(99, heads, dtype=scale_dtype) if scale_bits else None,
                 scale_bits=scale_bits,
+                bias=zeros(batch, heads, DISTANCES) if biased else None,
             )
 
 
 def shared_all() -> None:
     """Tiles of 16 to 1024 tokens, one to eight words, scales; and what finds rows and groups."""
-    for heads, words, weights, scale_bits in (
+    for heads, words, weights, scale_bits, *biased in (
+        (8, 4, (1, 2, 4, 8), 0, True), (8, 4, (1,) * 4, 8, True),
         (8, 4, (1, 2, 4, 8), 0), (8, 4, (1,) * 4, 8), (8, 8, (1, 2, 4, 8), 0), (64, 4, (1, 2), 0),
         (8, 2, (1, 2, 4, 8), 0),
         (4, 2, (1, 2, 4, 8), 16), (2, 3, (3, 1), 0), (1, 4, (1,) * 4, 0), (3, 1, (1,), 0),
@@ -69,6 +73,7 @@ def shared_all() -> None:
             k_max=512,
             scales=zeros(99, heads, dtype=scale_dtype) if scale_bits else None,
             scale_bits=scale_bits,
+            bias=zeros(32, heads, DISTANCES) if biased else None,
             groups=RowGroups(32, 131072, torch.device("cpu")),
         )
     for rows_dtype, shares in ((torch.int64, [(15600000, 20, 4096)]), (torch.int32, [])):

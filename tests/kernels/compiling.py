@@ -27,7 +27,7 @@ FITTED = triton.__version__.startswith("3.6.")
 SPILLS = {
     "_count_kernel": 512,  # its histogram of 4096 bins
     # Kept to 128 registers, so that 16 warps are in flight; nothing of its inner loop is spilled.
-    "shared_kernel": 16,
+    "shared_kernel": 40,
     # 16 warps leave it 128 registers.
     "take_kernel": 16,
     # With 8-bit scales ptxas stops at 64 registers, though it may take more.
@@ -96,6 +96,8 @@ def filter_spills(*, SCORING: Scoring, TILING: Tiling, **_) -> int:
     # Eight planes, scales of 16 bits: products of 64 bits. No shipped set has these.
     if SCORING.wide:
         return 752
+    if SCORING.biased:
+        return 128  # where tokens of a tile are in several half octaves
     if SCORING.scale_bits:
         return 72
     if TILING.sections > 1 and SCORING.heads < 4:

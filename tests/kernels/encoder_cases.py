@@ -116,6 +116,11 @@ CASES = [
         "asymmetric", 2, 1, 96, 32, {"query_bits": 3, "scale_bits": 8, "stages": 2},
         id="residual-B3-scale8-r32",
     ),
+    pytest.param("asymmetric", 2, 3, 64, 64, {"biased": True, "stages": 2}, id="biased-B4-r64"),
+    pytest.param(
+        "asymmetric", 3, 1, 80, 96, {"biased": True, "query_bits": 6, "scale_bits": 8},
+        id="biased-B6-scale8-D80-r96",
+    ),
     pytest.param("hashattention", 3, 3, 64, 96, {}, id="mlp-3-layers-G3"),
     pytest.param("hashattention", 2, 1, 96, 32, {"hidden": (40,)}, id="mlp-2-layers-G1-D96"),
     pytest.param("hashattention", 2, 4, 64, 128, {"hidden": ()}, id="mlp-1-layer-G4"),
@@ -219,6 +224,27 @@ def assert_query_bits(planes: torch.Tensor, encoder: Encoder, q: torch.Tensor) -
     assert mostly(clear, 0.97)
     assert torch.equal(levels[clear].double(), numbers.floor().clamp(-half, half - 1)[clear])
     assert bool((levels - numbers.floor().clamp(-half, half - 1)).abs().le(1).all())
+
+
+def assert_bias(found: torch.Tensor | None, encoder: Encoder, q: torch.Tensor) -> None:
+    """What scores gain by distance is the rounded real number, where there is such a bias."""
+    tensors = encoder.tensors()
+    if "distance_bias" not in tensors:
+        assert found is None
+        return
+    assert found.dtype == torch.int32
+    bias = tensors["distance_bias"].double()
+    if encoder.scale_bits:
+        full = encoder.bits * (2**encoder.query_bits - 1) * 2 * (2**encoder.scale_bits - 1)
+        shift = next(shift for shift in range(64) if full >> shift < 2047)
+        bias /= tensors["scale_step"].double()[:, None] * 2**shift / 2
+    whole_q = q.double().reshape(len(q), encoder.num_kv_heads, -1)
+    u = torch.einsum("thi,hir->thr", whole_q, tensors["query_weight"].double())
+    rms = (u + tensors["query_bias"].double()).square().mean(-1, keepdim=True).sqrt()
+    step = encoder.clip * torch.where(rms == 0, 1.0, rms) / 2 ** (encoder.query_bits - 1)
+    exact = (bias / step).clamp_min(-(2**20))
+    error = (found - exact).abs()
+    assert bool((error <= 0.5 + 1e-5 * exact.abs()).all())
 
 
 def assert_scales(scales: torch.Tensor, encoder: Encoder, k: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ import hata_kernels.rank.take as taking
 import hata_kernels.rank.triton as launches
 from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
+from hata_kernels.score.distance import DISTANCES, LEAST
 from hata_kernels.score.scoring import Scoring
 
 
@@ -41,7 +42,18 @@ def make_codes(requests, slots, kv_heads, words, weights, scale_bits):
         scales = torch.randint(0, 2**scale_bits, (slots, kv_heads))
         scales[::5], scales[1::5] = 0, 2**scale_bits - 1
         scales = scales.to({8: torch.uint8, 16: torch.int16}[scale_bits])
-    return (q_codes, codes), {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits}
+    options = {"plane_weights": weights, "scales": scales, "scale_bits": scale_bits, "bias": None}
+    return (q_codes, codes), options
+
+
+def with_bias(inputs, options):
+    """The options with a bias by distance, of about as much as scores differ, or the most."""
+    requests, (_, kv_heads, words) = len(inputs[0]), inputs[1].shape
+    levels = score_levels(options["plane_weights"], 32 * words, options["scale_bits"])
+    bias = -torch.randint(0, max(4, levels // 16), (requests, kv_heads, DISTANCES))
+    bias[torch.rand(bias.shape) < 0.1] = LEAST
+    bias[requests // 2, 0] = LEAST  # a row of zeros
+    return {**options, "bias": bias.int()}
 
 
 def make_inputs(make_token_slots, lengths, kv_heads, words, weights, scale_bits):
@@ -81,7 +93,7 @@ def make_buffers(inputs, options, device, k_max, *, rows=0, width=0, values=0) -
 
 def sections(inputs, options) -> int:
     """Lists that a row has in the call of these arguments, without groups."""
-    scoring = Scoring.of(inputs[1], options["plane_weights"], options["scale_bits"])
+    scoring = Scoring.of(inputs[1], options["plane_weights"], options["scale_bits"], False)
     return sizing.Tiling.of(inputs[2].shape[0] * scoring.heads, scoring, 0).sections
 
 
@@ -127,8 +139,14 @@ def move(device, arguments, options):
     rows, width = arguments[2].shape
     table = random_words(rows, width + 7).to(device)
     moved[2] = table[:, 3 : width + 3].copy_(moved[2])
-    scales = options["scales"]
-    return moved, {**options, "scales": None if scales is None else scales.to(device)}
+    return moved, on(device, options)
+
+
+def on(device, options):
+    """Options whose tensors are on the device."""
+    moved = {name: options[name] for name in ("scales", "bias")}
+    moved = {name: x if x is None else x.to(device) for name, x in moved.items()}
+    return options | moved
 
 
 @pytest.fixture

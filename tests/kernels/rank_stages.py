@@ -42,7 +42,7 @@ def rows_of(arguments, options) -> list[Row]:
     def score(**of) -> torch.Tensor:
         return score_naive(*arguments[:4], plane_weights=weights, **of).long()
 
-    of = {name: options[name] for name in ("sink", "recent", "scales", "scale_bits")}
+    of = {name: options[name] for name in ("sink", "recent", "scales", "scale_bits", "bias")}
     scores, agreement = score(**of), score(sink=0, recent=0, scales=None, scale_bits=0)
     return [
         Row(
@@ -156,8 +156,7 @@ class Ranked:
         out = torch.empty(batch, kv_heads, k_max, dtype=torch.int32, device=device)
         out.fill_(poison(out.dtype))
         moved = [argument.to(device) for argument in arguments]
-        scales = options["scales"]
-        options = options | {"scales": None if scales is None else scales.to(device)}
+        options = cases.on(device, options)
         cases.rank_triton(*moved, **options, out=out, buffers=buffers, groups=groups)
         self.sizes, self.rows, self.out = sizes, batch * kv_heads, out.cpu()
         self.levels = score_levels(weights, 32 * words, options["scale_bits"])

@@ -54,8 +54,7 @@ class Call:
         expected = rank(*self.arguments, **self.options)
         buffers = buffers or self.buffers(device)
         moved = [argument.to(device) for argument in self.arguments]
-        scales = self.options["scales"]
-        options = self.options | {"scales": None if scales is None else scales.to(device)}
+        options = cases.on(device, self.options)
         found = cases.rank_triton(*moved, **options, buffers=buffers, groups=groups)
         assert torch.equal(found.cpu(), expected)
         return buffers

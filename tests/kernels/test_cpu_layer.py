@@ -65,7 +65,16 @@ class Layer:
             k_max=rows.selected.shape[2],
             scales=self.scales,
             scale_bits=self.encoder.scale_bits,
+            bias=self.bias(rows),
         )
+
+    def bias(self, rows: Rows) -> torch.Tensor | None:
+        """Of the call's queries, by distance; 0 for those of rows that were not ranked."""
+        if rows.biases.shape[2] == 0:
+            return None
+        bias = torch.zeros(rows.biases.shape, dtype=torch.int32)
+        bias[self.ranked()] = torch.from_numpy(rows.biases)[self.ranked()]
+        return bias
 
     def check(self, rows: Rows, out: torch.Tensor) -> None:
         """The selection is the reference's, and the attention to it, but for rounding."""
@@ -104,6 +113,8 @@ def test_a_step_is_the_references(
     ranked = layer.ranked()
     planes = cases.unpack_bits(torch.from_numpy(rows.planes)[ranked])
     cases.assert_query_bits(planes, encoder, layer.q[ranked])
+    bias = layer.bias(rows)
+    cases.assert_bias(bias if bias is None else bias[ranked], encoder, layer.q[ranked])
 
 
 def left_out_of(layer: Layer) -> tuple[LeftOut, LeftOut]:

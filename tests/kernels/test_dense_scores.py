@@ -21,8 +21,9 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
         scales = torch.zeros(keys, heads, dtype=encoder.scale_dtype)
     encoder.encode_keys(k, codes=codes, slots=torch.arange(keys), scales=scales)
     lengths = torch.randint(1, keys + 1, (tokens,))
+    queries = encoder.encode_queries(q)
     scores = score_naive(
-        encoder.encode_queries(q),
+        queries.codes,
         codes,
         torch.arange(keys, dtype=torch.int32).repeat(tokens, 1),
         lengths,
@@ -31,7 +32,7 @@ def check_dense_is_what_serving_ranks_by(encoder: Encoder, tokens: int, keys: in
         recent=0,
         scales=scales,
         scale_bits=encoder.scale_bits,
-        bias=encoder.query_bias_of(q),
+        bias=queries.bias,
     )
     dense = dense_scores(encoder, q, k, lengths - 1)
     assert dense.dtype == torch.float32

@@ -8,6 +8,7 @@ import torch
 import encoder_cases as cases
 from encoder_cases import unpack_bits, whole
 from hata_kernels.encode.triton_step import StepScratch
+from hata_kernels.encoders import Queries
 
 SLOTS = 60
 
@@ -32,7 +33,10 @@ STEPS = [
         id="one-stage-T16-B8-G1-D96-r256-scale16",
     ),
     pytest.param("asymmetric", 40, 2, 3, 80, 64, {"query_bits": 2}, id="one-stage-T40-B2-D80-r64"),
-    pytest.param("asymmetric", 1, 8, 4, 128, 128, {"stages": 2}, id="residual-T1-B4-D128-r128"),
+    pytest.param(
+        "asymmetric", 1, 8, 4, 128, 128, {"stages": 2, "biased": True},
+        id="residual-T1-B4-D128-r128-biased",
+    ),
     pytest.param(
         "asymmetric", 15, 3, 6, 64, 64, {"stages": 2, "query_bits": 3, "scale_bits": 8},
         id="residual-T15-B3-G6-r64-scale8",
@@ -42,8 +46,9 @@ STEPS = [
         id="residual-T16-B7-D256-r32",
     ),
     pytest.param(
-        "asymmetric", 17, 1, 1, 96, 96, {"stages": 2, "query_bits": 6, "scale_bits": 16},
-        id="residual-T17-B6-G1-D96-r96-scale16",
+        "asymmetric", 17, 2, 1, 96, 96,
+        {"stages": 2, "query_bits": 6, "scale_bits": 16, "biased": True},
+        id="residual-T17-B6-G1-D96-r96-scale16-biased",
     ),
     pytest.param(
         "asymmetric", 40, 1, 5, 64, 256, {"stages": 2, "query_bits": 8}, id="residual-T40-B8-r256"
@@ -59,7 +64,7 @@ def make_whole(method, kv_heads, group, dim, bits, **options):
     encoder = cases.make(method, kv_heads, group, dim, bits, **options)
     tensors = encoder.tensors()
     for name, tensor in tensors.items():
-        if name == "scale_step":
+        if name in ("scale_step", "distance_bias"):
             continue
         tensors[name] = whole(*tensor.shape)
         if name in ("weight", "key_weight", "query_weight"):
@@ -84,24 +89,27 @@ def fused_step(make_numbers, tokens, kv_heads, group, dim, dtype, device):
 
 
 def run(encoder, q, k, slots, poison, scratch=None, launch=True):
-    """Queries' codes, and the poisoned buffers of codes and scales after the step, on the CPU."""
+    """The queries, and the poisoned buffers of codes and scales after the step, on the CPU."""
     codes, scales = cases.make_buffers(encoder, SLOTS, poison, q.device)
     stored = {"codes": codes, "slots": slots.to(q.device), "scales": scales}
     if launch:
-        q_codes = encoder._launch_step(q, k, **stored, scratch=scratch, tally=None)
+        queries = encoder._launch_step(q, k, **stored, scratch=scratch, tally=None)
     else:
-        q_codes = encoder.encode_step(q, k, **stored)
+        queries = encoder.encode_step(q, k, **stored)
     rest = torch.ones(SLOTS, dtype=torch.bool)
     rest[slots.long()] = False
     assert codes.cpu()[rest].eq(-987654321).all()
     assert scales is None or scales.cpu()[rest].eq(77).all()
-    return q_codes.cpu(), codes.cpu(), None if scales is None else scales.cpu()
+    queries = Queries(*(x if x is None else x.cpu() for x in queries))
+    return queries, codes.cpu(), None if scales is None else scales.cpu()
 
 
 def same_queries(found, expected, encoder, q) -> None:
     """Bits or levels are equal but for those within rounding of the next, which may be the next."""
+    for queries in (found, expected):
+        cases.assert_bias(queries.bias, encoder, q)
     found, expected = (
-        unpack_bits(x).unflatten(1, (encoder.num_kv_heads, -1)) for x in (found, expected)
+        unpack_bits(x.codes).unflatten(1, (encoder.num_kv_heads, -1)) for x in (found, expected)
     )
     numbers = cases.query_numbers(encoder, q)
     if not isinstance(encoder, cases.AsymmetricEncoder):
@@ -135,7 +143,7 @@ def check_step(poison, device, dtype, make_numbers, make, method, tokens, *shape
         # Every sum is exact.
         assert torch.equal(found, expected)
         if method != "asymmetric":
-            assert torch.equal(q_found, q_expected)
+            assert torch.equal(q_found.codes, q_expected.codes)
     for codes in (found, expected):
         cases.assert_key_bits(unpack_bits(codes[rows]), here, k.cpu(), 0.9)
     same_queries(q_found, q_expected, here, q.cpu())
@@ -199,7 +207,7 @@ def test_scratch_serves_steps_of_any_number_of_tokens(device, poison, stages) ->
         for _ in range(2):
             found = run(encoder, q, k, slots, poison, scratch)
             # The same program in the same order: the same bits.
-            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[0].codes, expected[0].codes)
             assert torch.equal(found[1], expected[1])
             assert scratch.arrived.eq(0).all()
     q, k = fused_step(torch.randn, 49, kv_heads, group, dim, torch.float32, device)
@@ -210,7 +218,8 @@ def test_scratch_serves_steps_of_any_number_of_tokens(device, poison, stages) ->
 @pytest.mark.gpu
 @pytest.mark.parametrize("stages", [1, 2])
 def test_steps_of_a_graph_share_scratch(poison, stages) -> None:
-    encoder = cases.make("asymmetric", 8, 4, 128, 128, stages=stages).to("cuda", torch.bfloat16)
+    encoder = cases.make("asymmetric", 8, 4, 128, 128, stages=stages, biased=True)
+    encoder = encoder.to("cuda", torch.bfloat16)
     layers = [fused_step(torch.randn, 24, 8, 4, 128, torch.bfloat16, "cuda") for _ in range(20)]
     slots, scratch = torch.arange(24, device="cuda"), encoder.step_scratch(30)
     codes = poison(20, SLOTS, 8, 4, dtype=torch.int32, device="cuda")
@@ -229,7 +238,9 @@ def test_steps_of_a_graph_share_scratch(poison, stages) -> None:
         codes.fill_(7)
         graph.replay()
         assert torch.equal(codes[:, :24], stored[:, :24])
-        assert all(map(torch.equal, found, expected))
+        for now, before in zip(found, expected, strict=True):
+            assert torch.equal(now.codes, before.codes)
+            assert torch.equal(now.bias, before.bias)
     assert scratch.arrived.eq(0).all()
 
 
@@ -250,17 +261,22 @@ def test_a_step_is_keys_and_queries(
         codes, scales = cases.make_buffers(encoder, SLOTS, poison, any_device)
         stored = {"codes": codes, "slots": slots, "scales": scales}
         q_found = encoder.encode_step(q, k, **stored, scratch=scratch)
-        assert q_found.shape == q_expected.shape
+        assert q_found.codes.shape == q_expected.codes.shape
         if any_device.type == "cpu" or method == "hashattention":
             assert torch.equal(codes, expected)
-            assert torch.equal(q_found, q_expected)
+            assert torch.equal(q_found.codes, q_expected.codes)
+            cases.assert_bias(q_found.bias, encoder, q.cpu())
             assert scales is None or torch.equal(scales, expected_scales)
             continue
         # Blocks of other sizes: sums may round differently, and do so near zero.
         here = encoder.to("cpu", torch.float32)
         rows = slots.cpu()
         cases.assert_key_bits(unpack_bits(codes.cpu()[rows]), here, k.cpu(), 0.9)
-        same_queries(q_found.cpu(), q_expected.cpu(), here, q.cpu())
+        q_found, q_expected = (
+            Queries(*(x if x is None else x.cpu() for x in queries))
+            for queries in (q_found, q_expected)
+        )
+        same_queries(q_found, q_expected, here, q.cpu())
         if scales is not None:
             cases.assert_scales(scales.cpu()[rows], here, k.cpu())
 
@@ -270,8 +286,8 @@ def test_no_tokens_and_wrong_arguments(device, poison, method) -> None:
     encoder = cases.make(method, 2, 3, 16).to(device, torch.float32)
     q, k = torch.randn(4, 6, 32, device=device), torch.randn(4, 2, 32, device=device)
     slots = torch.arange(4)
-    q_codes, codes, _ = run(encoder, q[:0, :, :16], k[:0, :, :16], slots[:0], poison)
-    assert q_codes.shape == (0, 6 if method == "hata" else 8, 2)
+    queries, codes, _ = run(encoder, q[:0, :, :16], k[:0, :, :16], slots[:0], poison)
+    assert queries.codes.shape == (0, 6 if method == "hata" else 8, 2)
     assert codes.eq(-987654321).all()
     with pytest.raises(ValueError, match=r"q\.stride\(2\): expected 1, found 2"):
         run(encoder, q[..., ::2], k[..., :16], slots, poison)

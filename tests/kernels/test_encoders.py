@@ -47,7 +47,8 @@ def test_codes_are_the_packed_bits(poison, method, kv_heads, group, dim, bits, o
         assert torch.equal(stored, encoder.key_scales(k))
         assert scales[rest].eq(77).all()
     planes = len(encoder.plane_weights)
-    q_codes = encoder.encode_queries(q)
+    q_codes, bias = encoder.encode_queries(q)
+    cases.assert_bias(bias, encoder, q)
     assert q_codes.shape == (5, kv_heads * planes, encoder.words)
     assert q_codes.is_contiguous()
     packed = pack_bits(encoder.query_bits_of(q))
@@ -68,7 +69,7 @@ def test_stored_and_made_again(method, kv_heads, group, dim, bits, options) -> N
     assert torch.equal(again.query_bits_of(q), encoder.query_bits_of(q))
     assert again.code_bytes == bits // 8 + encoder.scale_bits // 8
     assert again.words == bits // 32
-    assert set(options) - {"hidden"} <= set(encoder.options())
+    assert set(options) - {"hidden", "biased"} <= set(encoder.options())
     assert again.options() == encoder.options() == half.options()
     for name, tensor in half.tensors().items():
         assert tensor.dtype == torch.float32
@@ -84,4 +85,4 @@ def test_no_tokens(method) -> None:
     encoder.encode_keys(torch.empty(0, 2, 64), codes=codes, slots=torch.empty(0, dtype=torch.int64))
     assert codes.eq(3).all()
     shape = (0, 2 * len(encoder.plane_weights), encoder.words)
-    assert encoder.encode_queries(torch.empty(0, 6, 64)).shape == shape
+    assert encoder.encode_queries(torch.empty(0, 6, 64)).codes.shape == shape

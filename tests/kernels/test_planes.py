@@ -59,7 +59,7 @@ def check_against_the_reference(
     shape = {"num_kv_heads": kv_heads, "group": group, "head_dim": dim}
     encoder = AsymmetricEncoder(tensors, **shape, query_bits=planes, clip=CLIP)
     there = encoder.to(device, dtype)
-    found = levels_of(there._launch_queries(q.to(device)), planes)
+    found = levels_of(there._launch_queries(q.to(device)).codes, planes)
     expected = encoder.query_levels(q)
     steps = in_steps(q, weight, bias, planes)
     clear = ((steps - steps.round()).abs() > CLOSE * 2**planes) | (steps == 0)
@@ -93,7 +93,7 @@ def test_triton_is_the_reference_in_bfloat16(
 def test_no_queries_and_wrong_arguments(device) -> None:
     encoder = cases.make("asymmetric", 2, 3, 16, query_bits=3).to(device, torch.float32)
     q = torch.randn(4, 6, 32, device=device)
-    assert encoder._launch_queries(q[:0, :, :16]).shape == (0, 6, 2)
+    assert encoder._launch_queries(q[:0, :, :16]).codes.shape == (0, 6, 2)
     with pytest.raises(ValueError, match=r"q\.stride\(2\): expected 1, found 2"):
         encoder._launch_queries(q[..., ::2])
     with pytest.raises(

@@ -9,6 +9,7 @@ import torch
 
 from hata_kernels.rank import RankBuffers, RankSizes, rank
 from hata_kernels.score import score_levels
+from hata_kernels.score.distance import DISTANCES
 from rank_cases import rank_triton
 
 
@@ -35,6 +36,7 @@ def test_no_requests(device) -> None:
 
 SCALES = torch.zeros(50, 3, dtype=torch.uint8)
 INTS = {"dtype": torch.int32}
+BIAS = torch.zeros(2, 3, DISTANCES, **INTS)
 GOOD = {
     "q_codes": torch.zeros(2, 6, 4, **INTS),
     "codes": torch.zeros(50, 3, 4, **INTS),
@@ -86,6 +88,8 @@ GOOD = {
         ({"scale_bits": 8}, "scales: expected a tensor, found None"),
         ({"scales": SCALES}, "scales: expected None, because scale_bits is 0"),
         ({"scales": SCALES, "scale_bits": 16}, r"scales\.dtype: expected torch\.int16"),
+        ({"bias": BIAS[:1]}, r"bias\.shape: expected \[2, 3, 44\], found \[1, 3, 44\]"),
+        ({"bias": BIAS.long()}, r"bias\.dtype: expected torch\.int32"),
         ({"scales": SCALES[:9], "scale_bits": 8}, r"scales\.shape: expected \[50, 3\]"),
     ],
 )

@@ -24,6 +24,8 @@ CASES = {
     "bytes": ([1500, 401], 1, 2, BYTES, 0, [101, 401], 16, 64, 1),
     "scales8": ([900, 33, 640], 3, 4, (1, 2, 4, 8), 8, [47, 64, 30], 3, 3, 32),
     "scales16": ([700], 1, 4, BYTES, 16, [60], 0, 0, 8),
+    "biased": ([1301, 20, 700], 2, 4, (1, 2, 4, 8), 0, [60, 20, 41], 3, 9, 4),
+    "biased-scales16": ([1100, 333], 3, 3, (3, 1), 16, [33, 64], 4, 5, 32),
     "quarter": ([640, 500, 501], 3, 1, (1,), 0, [160, 124, 125], 0, 1, 8),
     "all-forced": ([450, 400], 1, 2, (3, 1), 0, [11, 10], 50, 200, 1),
 }  # fmt: skip
@@ -33,6 +35,8 @@ KINDS = {
     "hata": (8, 4, (1,) * 4, 0, 128, 32),
     "scales8": (2, 2, (1, 2, 4, 8), 8, 64, 1),
     "three-words-scales16": (3, 3, (3, 1), 16, 256, 32),
+    "biased": (8, 4, (1, 2, 4, 8), 0, 128, 32),
+    "biased-scales8": (2, 2, (1, 2, 4, 8), 8, 64, 1),
     "one-head": (1, 4, (1, 2, 4, 8), 0, 1024, 32),
     "weights-of-127": (1, 1, (64, 63), 0, 256, 1),
 }
@@ -77,7 +81,10 @@ def alone(request, monkeypatch, make_token_slots):
     """Arguments and options of rows that are ranked one by one."""
     *shape, thread_words = CASES[request.param]
     monkeypatch.setattr(sizes_of, "THREAD_WORDS", thread_words)
-    return make_inputs(make_token_slots, *shape)
+    arguments, options = make_inputs(make_token_slots, *shape)
+    if request.param.startswith("biased"):
+        options = cases.with_bias(arguments, options)
+    return arguments, options
 
 
 @pytest.fixture(params=KINDS)
@@ -85,7 +92,10 @@ def together(request, monkeypatch, device):
     """Arguments, options and groups of rows that share tiles."""
     *shape, thread_words = KINDS[request.param]
     monkeypatch.setattr(sizes_of, "THREAD_WORDS", thread_words)
-    return make_sharers(device, *shape)
+    arguments, options, groups = make_sharers(device, *shape)
+    if request.param.startswith("biased"):
+        options = cases.with_bias(arguments, options)
+    return arguments, options, groups
 
 
 def rank_rows(device, monkeypatch, arguments, options, groups=None):

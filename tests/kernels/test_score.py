@@ -132,7 +132,7 @@ def test_scaled_scores_have_few_values_and_no_bit_is_wasted(planes, words, scale
 
 def test_compiled_kernels_are_told_apart_by_all_that_they_depend_on(monkeypatch) -> None:
     """Triton's cache on disk knows a constant by its text, and outlives this package's versions."""
-    scoring = Scoring(8, 4, (1, 2, 4, 8), 8, True)
+    scoring = Scoring(8, 4, (1, 2, 4, 8), 8, True, True)
     before = str(scoring)
     derived = [name for name, of in vars(Scoring).items() if isinstance(of, property)]
     assert len(derived) > 10

@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 
+from hata_kernels.score.distance import DISTANCES
 from hata_sglang.config import HataConfig
 from hata_sglang.decoding import Batch, LayerCache
 from hata_sglang.methods import methods
@@ -31,6 +32,8 @@ ASYMMETRIC = {
     "query_weight": rand(HKV, GROUP * DIM, 64),
     "query_bias": rand(HKV, 64),
 }
+# By distance, of about as much as scores differ.
+BIAS = {"distance_bias": -300 * rand(HKV, DISTANCES).abs()}
 MLP = {
     f"{side}.{n}.{name}": rand(*shape)
     for side, n in product(("key", "query"), (0, 1))
@@ -41,8 +44,8 @@ METHODS = {
     "hata": ("hata", LINEAR, {}),
     "hata, 8-bit scales": ("hata", LINEAR | STEP, {"scale_bits": 8}),
     "hashattention": ("hashattention", MLP, {}),
-    "asymmetric": ("asymmetric", ASYMMETRIC, {"query_bits": 3}),
-    "asymmetric, 16-bit scales": ("asymmetric", ASYMMETRIC | STEP, {"scale_bits": 16}),
+    "asymmetric": ("asymmetric", ASYMMETRIC | BIAS, {"query_bits": 3}),
+    "asymmetric, 16-bit scales": ("asymmetric", ASYMMETRIC | STEP | BIAS, {"scale_bits": 16}),
     "random": ("random", LINEAR, {}),
     "exact": ("exact", None, {}),
     "streaming": ("streaming", None, {}),
@@ -117,15 +120,25 @@ class Step:
         weights = torch.tensor(self.encoder.plane_weights, device=bits.device)
         agreement = ((bits[:, None] == planes).sum(-1) * weights).sum(-1)
         if self.scales is None:
-            return agreement
+            return self.biased(row, head, agreement)
         full = self.encoder.bits * sum(self.encoder.plane_weights)
         top = 2**self.encoder.scale_bits - 1
         scale = self.scales[slots, head].long() % (top + 1)
         shift = next(n for n in range(64) if 2 * full * top >> n < 2047)
-        return ((2 * agreement - full) * scale + full * top) >> shift
+        return self.biased(row, head, ((2 * agreement - full) * scale + full * top) >> shift)
+
+    def biased(self, row: int, head: int, scores: torch.Tensor) -> torch.Tensor:
+        """Scores and what they gain by distance."""
+        bias = self.encoder.encode_queries(self.q).bias
+        if bias is None:
+            return scores
+        left = [len(scores) - token for token in range(len(scores))]  # d + 1
+        octaves = [math.frexp(size)[1] - 1 for size in left]
+        buckets = [2 * n + (2 * d >= 3 * 2**n) for n, d in zip(octaves, left, strict=True)]
+        return (scores + bias[row, head, buckets]).clamp_min(0)
 
     def planes(self) -> torch.Tensor:
-        return unpack(self.encoder.encode_queries(self.q).unflatten(1, (HKV, -1)))
+        return unpack(self.encoder.encode_queries(self.q).codes.unflatten(1, (HKV, -1)))
 
     def kept(self, row: int, head: int) -> list[int]:
         """Positions that a row keeps: forced ones, then the best, earlier ones first."""

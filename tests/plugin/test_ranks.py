@@ -9,6 +9,7 @@ import torch
 
 from hata_kernels.attend import RATIOS
 from hata_kernels.encoders import AsymmetricEncoder, LinearEncoder, MlpEncoder
+from hata_kernels.score.distance import DISTANCES
 from hata_sglang.config import HataConfig
 from hata_sglang.seams import session as seam
 from hata_sglang.seams.session import Session
@@ -29,6 +30,7 @@ def make_encoders():
         "query_bias": rand(KV_HEADS, 64),
         "residual_weight": rand(KV_HEADS, 32, 32),
         "scale_step": torch.rand(KV_HEADS) + 0.1,
+        "distance_bias": -100 * torch.rand(KV_HEADS, DISTANCES),
     }
     mlps = {}
     for side in ("key", "query"):
@@ -62,6 +64,9 @@ def test_codes_of_a_rank_are_those_of_the_whole(session, heads):
         part = rank.encoders[layer]
         assert torch.equal(part.key_bits(own), encoder.key_bits(k)[:, list(heads)])
         assert torch.equal(part.query_bits_of(queries), encoder.query_bits_of(q)[:, list(heads)])
+        if encoder.score_bias is not None:
+            of_part, of_whole = part.encode_queries(queries), encoder.encode_queries(q)
+            assert torch.equal(of_part.bias, of_whole.bias[:, list(heads)])
         if encoder.scale_bits:
             assert torch.equal(part.key_scales(own), encoder.key_scales(k)[:, list(heads)])
     for layer, weights in session.left_out.items():

@@ -10,8 +10,9 @@ import pytest
 import torch
 from decoder_cases import LAYER, METHODS, SCALE, SLOTS, Step
 
+from hata_kernels.attend import RATIOS
 from hata_sglang.config import HataConfig
-from hata_sglang.decoding import CodeBook, CpuDecoder, GpuDecoder, LayerCache
+from hata_sglang.decoding import CodeBook, CpuDecoder, GpuDecoder, LayerCache, ValueSums
 from hata_sglang.errors import Refusal
 from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
@@ -129,7 +130,7 @@ class Served:
         settings |= {"budget": 40, "sink": 2, "recent": 2, "dense_layers": []}
         config = HataConfig.parse(settings)
         loaded = load_encoders(config.resolve(2, 512), SHAPE, CONFIG)
-        session = Session(config, SHAPE, loaded.plans, loaded.encoders)
+        session = Session(config, SHAPE, loaded.plans, loaded.encoders, loaded.left_out)
         sizes = {"head_num": 2, "head_dim": 16, "layer_num": 2, "page_size": 1}
         self.pool = MHATokenToKVPool(
             60, dtype=torch.float32, device="cpu", enable_memory_saver=False, **sizes
@@ -141,7 +142,9 @@ class Served:
             self.pool.set_kv_buffer(SimpleNamespace(layer_id=layer), slots, keys, keys)
         book = self.pool.hata_codes
         self.metrics.serve(session.facts(), book.tallies, tuple(book.encoders))
-        decoder = CpuDecoder(loaded.plans, {0: 1.0, 1: 1.0}, book.encoders)
+        self.sums = ValueSums(loaded.left_out, 4, SHAPE, "cpu") if loaded.left_out else None
+        scales = {0: 1.0, 1: 1.0}
+        decoder = CpuDecoder(loaded.plans, scales, book.encoders, value_sums=self.sums)
         self.runner = SimpleNamespace(
             # Of a class whose instances can be kept weakly.
             model_config=type("Config", (), {"hf_config": CONFIG, "model_path": ""})(),
@@ -157,16 +160,25 @@ class Served:
         """Everything that a swap may change."""
         book = self.pool.hata_codes
         held = [*book, *(t for e in book.encoders.values() for t in e.tensors().values())]
+        held += [] if self.sums is None else self.sums.weights.values()
         return [t.clone() for t in held], self.metrics.snapshot()
 
 
-def make_folder(path, name="hata", seed=0, change=None):
-    """A set of `test_weights` of other numbers, or of what `change` makes of card and encoders."""
+def make_folder(path, name="hata", seed=0, change=None, mean=False):
+    """A set of `test_weights` of other numbers, or of what `change` makes of card and encoders.
+
+    With weights of the mean of the values left out where `mean` says so.
+    """
     card, encoders = make_set(name)
     encoders = {layer: alike(encoder, seed + layer) for layer, encoder in encoders.items()}
     if change is not None:
         card, encoders = change(card, encoders)
-    save_weights(path, card, encoders)
+    left_out = {}
+    if mean:
+        dice = torch.Generator().manual_seed(seed)
+        left_out = {n: torch.rand(SHAPE.num_heads, RATIOS, generator=dice) for n in encoders}
+        card = card.model_copy(update={"left_out": True})
+    save_weights(path, card, encoders, left_out)
     return path
 
 
@@ -225,6 +237,22 @@ HOSTILE = {
 def test_a_set_that_does_not_fit_changes_nothing(served, tmp_path, case):
     name, change, message = HOSTILE[case]
     refused(served, make_folder(tmp_path / "second", name, 10, change), message)
+
+
+def test_what_the_mean_weighs_goes_along(tmp_path, monkeypatch):
+    first = make_folder(tmp_path / "first", mean=True)
+    served = Served(first, monkeypatch)
+    held = {layer: own.data_ptr() for layer, own in served.sums.weights.items()}
+    second = make_folder(tmp_path / "second", seed=10, mean=True)
+    served.swap(second)
+    fresh = Served(second, monkeypatch)
+    for layer, own in served.sums.weights.items():
+        assert torch.equal(own, fresh.sums.weights[layer])
+        assert own.data_ptr() == held[layer]  # where graphs look for them
+    plain = make_folder(tmp_path / "plain", seed=20)
+    refused(served, plain, "left_out with .*: expected a mean in layers 0-1, found .* none")
+    served = Served(plain, monkeypatch)
+    refused(served, first, "left_out with .*: expected a mean in layers none, found .* 0-1")
 
 
 def test_a_damaged_set_changes_nothing(served, tmp_path):

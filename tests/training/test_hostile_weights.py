@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from hata_sglang.errors import Refusal
 from hata_sglang.weights import load_weights, save_weights
@@ -153,6 +153,17 @@ def test_biases_may_be_zero(tmp_path):
         encoder.key_bias.zero_()
     save_weights(tmp_path, card, encoders)
     use(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e-30, 70.0])
+def test_a_bias_by_distance_lowers_scores(tmp_path, bounded, value):
+    card, tensors = made("asymmetric biased")
+    named = load(tensors)
+    named["layers.1.distance_bias"][1, 7] = value
+    write(tmp_path, card, save(named))
+    (problem,) = refusal(tmp_path, bounded)
+    assert problem.expected == "tensors and options of method asymmetric for tiny-llama"
+    assert problem.found.startswith("distance_bias: expected finite numbers, none above 0, found [")
 
 
 def test_a_name_with_a_number_of_5000_digits(tmp_path, bounded):

@@ -91,11 +91,15 @@ def make_encoders(tensors=None, method="hata", **options):
 
 
 def randoms(**shapes):
-    """Two layers of random tensors of these shapes; ``__`` in a name stands for a dot."""
+    """Two layers of random tensors of these shapes; ``__`` in a name stands for a dot.
+
+    Above 0, as scales are; that by distance below 0.
+    """
     generator = torch.Generator().manual_seed(1)
     return {
         layer: {
-            name.replace("__", "."): torch.rand(shape, generator=generator) + 0.01
+            name.replace("__", "."): (torch.rand(shape, generator=generator) + 0.01)
+            * (-1 if name == "distance_bias" else 1)
             for name, shape in shapes.items()
         }
         for layer in (0, 1)
@@ -118,6 +122,16 @@ METHODS = {
             scale_step=(2,),
         ),
         {"query_bits": 3, "clip": 2.25, "scale_bits": 16},
+    ),
+    "asymmetric biased": (
+        randoms(
+            key_weight=(2, 16, 32),
+            key_bias=(2, 32),
+            query_weight=(2, 32, 32),
+            query_bias=(2, 32),
+            distance_bias=(2, 44),
+        ),
+        {},
     ),
     "hashattention": (
         randoms(

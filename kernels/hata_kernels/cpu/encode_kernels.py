@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from ..bits import WORD_BITS
+from ..score.distance import LEAST
 from .compiling import FLAGS
 from .numbers import load
 
@@ -40,7 +41,7 @@ def _pack_signs(numbers, out):
 
 @njit(**FLAGS)
 def _pack_levels(numbers, unit, out):
-    """Planes of a quantised vector: `AsymmetricEncoder.query_levels`."""
+    """Planes of a quantised vector: `AsymmetricEncoder.query_levels`; returns its step."""
     planes, words = out.shape
     size = np.float32(0)
     for j in range(len(numbers)):
@@ -55,6 +56,15 @@ def _pack_levels(numbers, unit, out):
             level = np.int32(min(max(level, -half), half - np.float32(1)) + half)
             for p in range(planes):
                 out[p, w] |= (level >> p & 1) << j
+    return step
+
+
+@njit(**FLAGS)
+def _write_bias(score_bias, step, out):
+    """Round a bias by distance to whole scores: `hata_kernels.score.distance.whole_bias`."""
+    for i in range(len(score_bias)):
+        whole = np.floor(score_bias[i] / step + np.float32(0.5))
+        out[i] = np.int32(max(whole, np.float32(LEAST)))
 
 
 @njit(**FLAGS)
@@ -124,20 +134,23 @@ def encode_asymmetric(
     query_weight,
     query_bias,
     unit,
+    score_bias,
     codes,
     slots,
     scales,
     steps,
     ranked,
     planes,
+    biases,
 ):
     """Encode the keys and queries of a step as `AsymmetricEncoder` does.
 
     Sums may round otherwise: a bit or a level within rounding of the next may be the next.
 
     Parameters are those of `encode_linear`, with the weights of `AsymmetricEncoder`
-    (``residual_weight [0, 0, 0]`` for one stage), the size of a level where the rms is 1, and
-    ``planes [T, Hkv, B, r / 32]``.
+    (``residual_weight [0, 0, 0]`` for one stage), the size of a level where the rms is 1, its
+    ``score_bias [Hkv, DISTANCES]`` or ``[0, 0]``, ``planes [T, Hkv, B, r / 32]``, and
+    ``biases [T, Hkv, DISTANCES]`` of `Queries`, written where there is such a bias.
     """
     heads, dim, bits = key_weight.shape
     size = query_weight.shape[1]
@@ -165,4 +178,6 @@ def encode_asymmetric(
                 load(q, t, member, kind, queries[g * dim : (g + 1) * dim])
             numbers[:] = query_bias[h]
             _project(queries, query_weight[h], numbers)
-            _pack_levels(numbers, unit, planes[t, h])
+            step = _pack_levels(numbers, unit, planes[t, h])
+            if len(score_bias) > 0:
+                _write_bias(score_bias[h], step, biases[t, h])

@@ -7,7 +7,7 @@ from numba import njit
 
 from ..bits import WORD_BITS
 from .compiling import FLAGS
-from .numbers import popcount
+from .numbers import as_bits, popcount
 
 
 @njit(**FLAGS)
@@ -131,6 +131,30 @@ def scale_scores(scales, slots, head, heads, full, shift, scores):
         if width == 2:
             scale |= np.int64(scales[slots[i], np.uint64(head * width + 1)]) << 8
         scores[i] = ((2 * np.int64(scores[i]) - full) * scale + full * most) >> shift
+
+
+@njit(**FLAGS)
+def add_bias(bias, left, scores):
+    """Add a query's bias by distance to scores, which stay at 0 at least.
+
+    Parameters
+    ----------
+    bias : int32 [DISTANCES]
+    left : int
+        Tokens of the context from the first of these on: its distance and one more.
+    scores : int32 [tokens]
+    """
+    begin = 0
+    while begin < len(scores):
+        bucket = (as_bits(np.float32(left - begin)) >> 22) - 254
+        # As many tokens as are left at the near end of this half octave are not of it.
+        edge = (2 + (bucket & 1) << (bucket >> 1)) >> 1
+        end = min(left - edge + 1, len(scores))
+        own = bias[min(bucket, len(bias) - 1)]
+        part = scores[begin:end]
+        for i in range(len(part)):
+            part[i] = max(part[i] + own, 0)
+        begin = end
 
 
 @njit(**FLAGS)

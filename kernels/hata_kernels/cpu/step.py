@@ -17,7 +17,7 @@ from .step_kernels import ASYMMETRIC, BAD_SLOT, DONE, GIVEN, LINEAR, decode_laye
 _NO_SCALES, _NO_NUMBERS = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.uint16)
 _NO_PLANES, _NO_TALLY = np.empty((0, 0, 0, 0), np.int32), np.empty(0, np.int64)
 _NO_MATRIX, _NO_ROWS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
-_NO_STEPS = np.empty(0, np.float32)
+_NO_STEPS, _NO_BIASES = np.empty(0, np.float32), np.empty((0, 0, 0), np.int32)
 _NO_MEAN = (_NO_MATRIX, np.empty(0, np.int64), _NO_ROWS)
 
 
@@ -41,6 +41,8 @@ class Rows:
         it.
     planes : numpy.ndarray
         int32 ``[bs, kv_heads, P, words]``: what that layer's queries became.
+    biases : numpy.ndarray
+        int32 ``[bs, kv_heads, DISTANCES]``, their bias by distance; of no columns without.
 
     Raises
     ------
@@ -132,6 +134,8 @@ class SparseLayer:
         expect(powers, "plane_weights", "powers of 2", weights)
         self.encoder, self.buffers, self.scale = encoder, (k_cache, v_cache, codes, scales), scale
         self._planes = (encoder.num_kv_heads, len(weights), encoder.words)
+        bias = encoder.score_bias
+        self._biases = (encoder.num_kv_heads, 0 if bias is None else bias.shape[1])
         self._no_slots = torch.empty(0, dtype=torch.int64)
         full, encoding = full_score(weights, bits), _encoding_of(encoder)
         self._method = encoding[0]
@@ -192,7 +196,8 @@ class SparseLayer:
         """
         slots = self._no_slots if new_slots is None else new_slots
         ranked = len(rows.whole) < len(q)
-        out, planes = torch.empty(q.shape, dtype=q.dtype) if ranked else None, _NO_PLANES
+        out = torch.empty(q.shape, dtype=q.dtype) if ranked else None
+        planes, biases = _NO_PLANES, _NO_BIASES
         try:
             if q.dtype != self.buffers[0].dtype:
                 raise TypeError(f"q.dtype: expected that of the caches, found {q.dtype}")
@@ -200,10 +205,13 @@ class SparseLayer:
                 planes = self._encode(q, slots).numpy().reshape(-1, *self._planes)
             elif ranked:
                 planes = np.empty((len(q), *self._planes), np.int32)
+            if ranked:
+                biases = np.empty((len(q), *self._biases), np.int32)
             status = decode_layer(
                 _words(q),
                 (slots.long() if slots.dtype == torch.int32 else slots).numpy(),
                 planes,
+                biases,
                 rows.selected_array,
                 _words(out) if ranked else _NO_NUMBERS,
                 *rows.arrays,
@@ -217,7 +225,7 @@ class SparseLayer:
         if status != DONE:
             self._check(q, rows, slots, tally, left_out)
             expect(status != BAD_SLOT, "slots", f"0 to {len(self.buffers[0]) - 1}", "others")
-        rows.planes = planes
+        rows.planes, rows.biases = planes, biases
         if not rows.whole:
             return out
         whole = [self._attend_whole(q[row : row + 1], own) for row, own in rows.whole]
@@ -243,7 +251,7 @@ class SparseLayer:
             k_cache, _, codes, scales = self.buffers
             keys = k_cache.index_select(0, slots)
             self.encoder.encode_keys(keys, codes=codes, slots=slots, scales=scales)
-        return self.encoder.encode_queries(q)
+        return self.encoder.encode_queries(q).codes
 
     def _check(
         self,
@@ -280,8 +288,10 @@ def _encoding_of(encoder: Encoder) -> tuple:
         residual = tensors.get("residual_weight", _NO_MATRIX)
         of_keys = (tensors["key_weight"], tensors["key_bias"], residual)
         unit = encoder.clip / 2 ** (encoder.query_bits - 1)
-        return ASYMMETRIC, *of_keys, tensors["query_weight"], tensors["query_bias"], unit, steps
-    rest = (_NO_ROWS, _NO_MATRIX, _NO_MATRIX, _NO_ROWS, 0.0)
+        bias = _NO_ROWS if encoder.score_bias is None else encoder.score_bias.numpy()
+        of_queries = (tensors["query_weight"], tensors["query_bias"], unit, bias)
+        return ASYMMETRIC, *of_keys, *of_queries, steps
+    rest = (_NO_ROWS, _NO_MATRIX, _NO_MATRIX, _NO_ROWS, 0.0, _NO_ROWS)
     if isinstance(encoder, LinearEncoder):
         return LINEAR, tensors["weight"], *rest, steps
     return GIVEN, _NO_MATRIX, *rest, _NO_STEPS

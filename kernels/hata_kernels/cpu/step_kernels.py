@@ -13,7 +13,7 @@ from ..tally import ATTENDED, CONTEXT, ENCODED, SIZE, STEPS
 from .compiling import FLAGS, compiled
 from .encode_kernels import encode_asymmetric, encode_linear
 from .numbers import exp, load, prefetch, store
-from .rank_kernels import gather_codes, pack_planes, scale_scores, score, take
+from .rank_kernels import add_bias, gather_codes, pack_planes, scale_scores, score, take
 
 #: Tokens whose codes stay in the processor's first cache while they are compared with all planes.
 BLOCK = 256
@@ -118,12 +118,13 @@ def _mix(out, selected, total, weights, length, count):
 
 
 @njit(**FLAGS)
-def _rank(planes, codes, scales, slots, budget, numbers, selected):
+def _rank(planes, biases, codes, scales, slots, budget, numbers, selected):
     """Select the best tokens of one row, for each of its KV heads: as `rank_naive` does.
 
     Parameters
     ----------
     planes : int32 [Hkv, P, words]
+    biases : int32 [Hkv, DISTANCES], or [Hkv, 0]
     codes, scales
         As in `decode_layer`.
     slots : int32 [length]
@@ -161,6 +162,8 @@ def _rank(planes, codes, scales, slots, budget, numbers, selected):
                 score(own, packed[h], merged[h], left[h], part)
                 if scales.size > 0:
                     scale_scores(scales, some, h, heads, full, scale_shift, part)
+                if biases.size > 0:
+                    add_bias(biases[h], length - begin, part)
                 for i in range(len(part)):
                     counts[h, np.uint64(part[i])] += 1
     for h in range(heads):
@@ -168,17 +171,19 @@ def _rank(planes, codes, scales, slots, budget, numbers, selected):
 
 
 @compiled(
-    "int64(uint16[:,:,:], int64[::1], int32[:,:,:,::1], int32[:,:,::1], uint16[:,:,::1], "
+    "int64(uint16[:,:,:], int64[::1], int32[:,:,:,::1], int32[:,:,::1], int32[:,:,::1], "
+    "uint16[:,:,::1], "
     "int32[:,::1], int64[::1], int32[::1], int64, uint16[:,:,::1], uint16[:,:,::1], "
     "int32[:,:,::1], uint8[:,::1], int64, float32[:,:,::1], float32[:,::1], "
-    "float32[:,:,::1], float32[:,:,::1], float32[:,::1], float64, float32[::1], int64[::1], "
-    "int64, int64, int64, int64, int64, float64, int64[::1], "
+    "float32[:,:,::1], float32[:,:,::1], float32[:,::1], float64, float32[:,::1], float32[::1], "
+    "int64[::1], int64, int64, int64, int64, int64, float64, int64[::1], "
     "float32[:,:,::1], int64[::1], float32[:,::1])"
 )
 def decode_layer(
     q,
     new_slots,
     planes,
+    biases,
     selected,
     out,
     table,
@@ -196,6 +201,7 @@ def decode_layer(
     query_weight,
     query_bias,
     unit,
+    score_bias,
     steps,
     shifts,
     full,
@@ -222,6 +228,8 @@ def decode_layer(
     planes : int32 [bs, Hkv, P, words]
         Written but where `method` says that they are given. Anything where no row is ranked, as
         `out`.
+    biases : int32 [bs, Hkv, DISTANCES], or [bs, Hkv, 0] without `score_bias`
+        Written, and anything, like planes.
     selected : int32 [bs, Hkv, k_max]
         Written: what `rank_naive` says.
     out : uint16 [bs, Hq, D or 2 * D]
@@ -235,7 +243,7 @@ def decode_layer(
     scales : uint8 [slots, Hkv * bytes], or [0, 0]
     method : int
         `GIVEN`, where no key is new, `LINEAR` or `ASYMMETRIC`.
-    key_weight, key_bias, residual_weight, query_weight, query_bias, unit, steps
+    key_weight, key_bias, residual_weight, query_weight, query_bias, unit, score_bias, steps
         As in `encode_asymmetric`; of `LINEAR` the key weight and the steps count.
     shifts : int64 [P]
         Logarithms of the planes' weights.
@@ -256,6 +264,8 @@ def decode_layer(
     if ranked.any() and out.shape != q.shape:
         return MISFIT
     if ranked.any() and planes.shape != (batch, heads, len(shifts), codes.shape[2]):
+        return MISFIT
+    if ranked.any() and biases.shape != (batch, heads, score_bias.shape[1]):
         return MISFIT
     if selected.shape[:2] != (batch, heads):
         return MISFIT
@@ -288,8 +298,8 @@ def decode_layer(
         encode_linear(q, keys, kind, key_weight, *where)
     elif method == ASYMMETRIC:
         of_keys = (key_weight, key_bias, residual_weight)
-        of_queries = (query_weight, query_bias, unit)
-        encode_asymmetric(q, keys, kind, *of_keys, *of_queries, *where)
+        of_queries = (query_weight, query_bias, unit, score_bias)
+        encode_asymmetric(q, keys, kind, *of_keys, *of_queries, *where, biases)
     numbers = (shifts, full, levels, scale_shift, sink, recent)
     attended = np.empty((group, dim), np.float32)
     newest, selected_sum = np.empty(dim, np.float32), np.zeros(dim if mean else 0, np.float32)
@@ -310,7 +320,7 @@ def decode_layer(
                 selected[b, h, :length] = table[b, :length]
             continue
         own = selected[b, :, :budget]
-        _rank(planes[b], codes, scales, table[b, :length], budget, numbers, own)
+        _rank(planes[b], biases[b], codes, scales, table[b, :length], budget, numbers, own)
         for h in range(heads):
             for slot in own[h, :ASKED]:
                 _prefetch_row(keys, slot, h)

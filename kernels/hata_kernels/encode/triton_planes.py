@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
+from ..encoders.base import Queries
+from ..score import distance
 from .triton import expect_bits, expect_rows
+
+DISTANCES, LEAST = tl.constexpr(distance.DISTANCES), tl.constexpr(distance.LEAST)
+
+
+class Planes(NamedTuple):
+    """Where queries go, as a kernel takes it: `Queries`, and `AsymmetricEncoder.score_bias`.
+
+    What is None is no argument of it.
+    """
+
+    codes: torch.Tensor
+    bias: torch.Tensor | None
+    score_bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, encoder, tokens: int, device: torch.device) -> Planes:
+        """Of so many queries that are still to be encoded."""
+        kv_heads, bias = encoder.num_kv_heads, None
+        rows = kv_heads * encoder.query_bits
+        codes = torch.empty((tokens, rows, encoder.words), dtype=torch.int32, device=device)
+        if encoder.score_bias is not None:
+            shape = (tokens, kv_heads, distance.DISTANCES)
+            bias = torch.empty(shape, dtype=torch.int32, device=device)
+        return cls(codes, bias, encoder.score_bias)
+
+    @property
+    def queries(self) -> Queries:
+        """What the encoder returns."""
+        return Queries(self.codes, self.bias)
 
 
 @triton.jit
 def store_planes(
     u,
-    out_ptr,
+    out,
     token,
     valid,
     head,
@@ -23,8 +56,14 @@ def store_planes(
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Quantise projections ``u [BLOCK_M, BLOCK_R]`` of one KV head, and store their planes."""
+    """Quantise projections ``u [BLOCK_M, BLOCK_R]`` of one KV head, and store their planes; and
+    their bias by distance, where they have one.
+    """
     column = tl.arange(0, BLOCK_R)
+    if out.bias is not None:
+        distance = tl.arange(0, 64)
+        known = distance < DISTANCES
+        bias = tl.load(out.score_bias + head * DISTANCES + distance, mask=known, other=0)
     # Columns beyond the code are 0 and add nothing to the rms.
     rms = tl.sqrt(tl.sum(u * u, axis=1) / BITS)
     HALF: tl.constexpr = 2 ** (PLANES - 1)
@@ -39,8 +78,13 @@ def store_planes(
         bit = ((code >> plane) & 1) << (column % 32)[None, :]
         # The bits are disjoint, so the sum is their union; bit 31 makes it wrap to the sign bit.
         packed = tl.sum(tl.reshape(bit, (BLOCK_M, WORDS, 32)), axis=2)
-        out_rows = out_ptr + ((token * KV_HEADS + head) * PLANES + plane) * (BITS // 32)
+        out_rows = out.codes + ((token * KV_HEADS + head) * PLANES + plane) * (BITS // 32)
         tl.store(out_rows[:, None] + word[None, :], packed, mask=in_row)
+    if out.bias is not None:
+        whole = tl.maximum(tl.floor(bias[None, :] / step[:, None] + 0.5), LEAST).to(tl.int32)
+        bias_rows = out.bias + (token * KV_HEADS + head) * DISTANCES
+        in_row = valid[:, None] & known[None, :]
+        tl.store(bias_rows[:, None] + distance[None, :], whole, mask=in_row)
 
 
 # For 1 and for multiples of 16 Triton would compile the same anew.
@@ -49,7 +93,7 @@ def _planes_kernel(
     q_ptr,
     weight_ptr,
     bias_ptr,
-    out_ptr,
+    out,
     tokens,
     q_stride_token,
     q_stride_head,
@@ -91,10 +135,10 @@ def _planes_kernel(
         u = tl.dot(q, w, acc=u, input_precision="ieee")
     bias = tl.load(bias_ptr + head * BITS + column, mask=in_code, other=0).to(tl.float32)
     u += bias[None, :]
-    store_planes(u, out_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R)
+    store_planes(u, out, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R)
 
 
-def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
+def launch_planes(encoder, q: torch.Tensor) -> Queries:
     """`AsymmetricEncoder.encode_queries`, of checked queries.
 
     Raises
@@ -106,11 +150,9 @@ def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
     expect_rows(encoder.query_weight, q=q)
     expect_bits(encoder.bits)
     tokens, (kv_heads, bits) = len(q), (encoder.num_kv_heads, encoder.bits)
-    planes = encoder.query_bits
-    shape = (tokens, kv_heads * planes, encoder.words)
-    out = torch.empty(shape, dtype=torch.int32, device=q.device)
+    out = Planes.of(encoder, tokens, q.device)
     if tokens == 0:
-        return out
+        return out.queries
     block_m, block_r = 16, triton.next_power_of_2(bits)
     _planes_kernel[(triton.cdiv(tokens, block_m), kv_heads)](
         q,
@@ -125,11 +167,11 @@ def launch_planes(encoder, q: torch.Tensor) -> torch.Tensor:
         GROUP=encoder.group,
         DIM=encoder.head_dim,
         BITS=bits,
-        PLANES=planes,
+        PLANES=encoder.query_bits,
         BLOCK_M=block_m,
         BLOCK_R=block_r,
         # Keeps a tile of weights within 32 KiB.
         BLOCK_D=max(16, min(64, 16384 // block_r)),
         num_warps=4 if block_r <= 128 else 8,
     )
-    return out
+    return out.queries

@@ -13,8 +13,9 @@ import triton.language as tl
 from ..bits import WORD_BITS
 from ..chain import chain_options, most_cache, start_next, wait_for_last
 from ..checks import expect
+from ..encoders.base import Queries
 from .triton import Stored, _encode_kernel, expect_bits, expect_rows
-from .triton_planes import store_planes
+from .triton_planes import Planes, store_planes
 from .triton_residual import _residual_kernel
 
 BLOCK_M = 16
@@ -30,7 +31,7 @@ def _asymmetric_step_kernel(
     key_weight_ptr,
     key_bias_ptr,
     residual_ptr,
-    q_codes_ptr,
+    planes,
     stored,
     partial_ptr,
     arrived_ptr,
@@ -142,7 +143,7 @@ def _asymmetric_step_kernel(
         bias = tl.load(query_bias_ptr + head * BITS + column, mask=in_code, other=0)
         total += bias.to(tl.float32)[None, :]
         store_planes(
-            total, q_codes_ptr, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R
+            total, planes, token, valid, head, clip, KV_HEADS, BITS, PLANES, BLOCK_M, BLOCK_R
         )
         tl.store(arrived_ptr + block_head, 0)
 
@@ -173,7 +174,7 @@ def step_blocks(group: int, dim: int, bits: int) -> tuple[int, int, int]:
     return block_r, block_d, triton.cdiv(group * dim, block_d)
 
 
-def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
+def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> Queries:
     """`AsymmetricEncoder.encode_step` of checked arguments, in one launch.
 
     Launches that follow one another may share ``scratch``.
@@ -188,11 +189,9 @@ def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Te
     expect_bits(encoder.bits)
     tokens, bits, half = len(k), encoder.bits, encoder.bits // 2
     kv_heads, group, dim = encoder.num_kv_heads, encoder.group, encoder.head_dim
-    planes, residual = encoder.query_bits, encoder.residual_weight
-    shape = (tokens, kv_heads * planes, encoder.words)
-    q_codes = torch.empty(shape, dtype=torch.int32, device=q.device)
+    planes, residual = Planes.of(encoder, tokens, q.device), encoder.residual_weight
     if tokens == 0:
-        return q_codes
+        return planes.queries
     if scratch is None:
         scratch = StepScratch(tokens, kv_heads, group, dim, bits, q.device)
     block_r, block_d, splits = step_blocks(group, dim, bits)
@@ -215,7 +214,7 @@ def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Te
             encoder.key_weight,
             encoder.key_bias,
             residual,
-            q_codes,
+            planes,
             Stored(units, slots, scales, encoder.scale_step, tally),
             scratch.partial,
             scratch.arrived,
@@ -229,7 +228,7 @@ def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Te
             GROUP=group,
             DIM=dim,
             BITS=bits,
-            PLANES=planes,
+            PLANES=encoder.query_bits,
             UNIT=unit,
             BLOCK_M=BLOCK_M,
             BLOCK_R=block_r,
@@ -244,4 +243,4 @@ def launch_step(encoder, q, k, codes, slots, scales, scratch, tally) -> torch.Te
             **chain_options(q.device),
         )
     )
-    return q_codes
+    return planes.queries

@@ -10,7 +10,7 @@ import torch
 from ..checks import expect
 from ..score.distance import DISTANCES, whole_bias
 from ..score.levels import full_score, score_shift
-from .base import Encoder
+from .base import Encoder, Queries
 from .weights import expect_names, project, take
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ class AsymmetricEncoder(Encoder):
         self.residual_weight = None
         if stages == 2:
             self.residual_weight = take(weights, "residual_weight", num_kv_heads, half, half)
-        self.score_bias = None
         if "distance_bias" in weights:
             self.score_bias = self._score_bias(weights)
 
@@ -167,7 +166,7 @@ class AsymmetricEncoder(Encoder):
         weights = (self.key_weight, self.key_bias)
         encode_triton(k, *weights, **where, scale_of="projections", tally=tally)
 
-    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _launch_queries(self, q: torch.Tensor) -> Queries:
         from ..encode.triton_planes import launch_planes
 
         return launch_planes(self, q)
@@ -179,7 +178,7 @@ class AsymmetricEncoder(Encoder):
         sizes = (self.num_kv_heads, self.group, self.head_dim, self.bits)
         return StepScratch(tokens, *sizes, device or self.device)
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> Queries:
         from ..encode.triton_step import launch_step
 
         return launch_step(self, q, k, codes, slots, scales, scratch, tally)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from ..encode.triton_step import StepScratch
 
 
+class Queries(NamedTuple):
+    """Queries as keys are scored for them.
+
+    Attributes
+    ----------
+    codes : torch.Tensor
+        int32 ``[T, Hkv * P, words]``: their packed planes; plane p of KV head h is row
+        ``h * P + p``.
+    bias : torch.Tensor or None
+        int32 ``[T, Hkv, DISTANCES]``, none above 0: what scores gain by distance
+        (`hata_kernels.score.distance`); None without such a bias.
+    """
+
+    codes: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
 class Encoder(EncoderWeights, ABC):
     """Encoder of one layer: its hash weights and what they make of keys and queries.
 
@@ -27,6 +44,9 @@ class Encoder(EncoderWeights, ABC):
 
     Parameters are those of `EncoderWeights`.
     """
+
+    #: ``[Hkv, DISTANCES]``, what `Queries.bias` is made of, where there is one.
+    score_bias: torch.Tensor | None = None
 
     def key_bits(self, k: torch.Tensor) -> torch.Tensor:
         """Return the bits of keys ``[T, Hkv, D]``: bool ``[T, Hkv, r]``, computed in float32."""
@@ -46,15 +66,6 @@ class Encoder(EncoderWeights, ABC):
         """Return the planes of queries ``[T, Hq, D]``: bool ``[T, Hkv, P, r]``, in float32."""
         self._check_queries(q)
         return self._queries(q)[0]
-
-    def query_bias_of(self, q: torch.Tensor) -> torch.Tensor | None:
-        """Return what scores of queries ``[T, Hq, D]`` gain by distance; None without such a bias.
-
-        int32 ``[T, Hkv, DISTANCES]``, by half octave of the distance
-        (`hata_kernels.score.distance`), none above 0.
-        """
-        self._check_queries(q)
-        return self._queries(q)[1]
 
     def encode_keys(
         self,
@@ -99,10 +110,8 @@ class Encoder(EncoderWeights, ABC):
             # Integers keep the low bits that the dtype has room for.
             scales.index_copy_(0, slots.long(), values.to(scales.dtype))
 
-    def encode_queries(self, q: torch.Tensor) -> torch.Tensor:
-        """Return the packed planes of queries ``[T, Hq, D]``: int32 ``[T, Hkv * P, words]``.
-
-        Plane p of KV head h is row ``h * P + p``. On CUDA the last dimension of q is contiguous.
+    def encode_queries(self, q: torch.Tensor) -> Queries:
+        """Encode queries ``[T, Hq, D]``. On CUDA their last dimension is contiguous.
 
         Raises
         ------
@@ -112,8 +121,9 @@ class Encoder(EncoderWeights, ABC):
         self._check_queries(q)
         return self._launch_queries(q) if q.is_cuda else self._pack_queries(q)
 
-    def _pack_queries(self, q: torch.Tensor) -> torch.Tensor:
-        return pack_bits(self._queries(q)[0]).flatten(1, 2)
+    def _pack_queries(self, q: torch.Tensor) -> Queries:
+        planes, bias = self._queries(q)
+        return Queries(pack_bits(planes).flatten(1, 2), bias)
 
     def encode_step(
         self,
@@ -125,7 +135,7 @@ class Encoder(EncoderWeights, ABC):
         scales: torch.Tensor | None = None,
         scratch: StepScratch | None = None,
         tally: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> Queries:
         """Encode a decode step: `encode_keys` of ``k``, and what `encode_queries` of ``q`` returns.
 
         On CUDA one launch where the method allows, so that neither may count on the other's
@@ -184,7 +194,7 @@ class Encoder(EncoderWeights, ABC):
         shape = (None, self.num_kv_heads, self.head_dim)
         expect_tensor("k", k, shape=shape, dtypes=FLOATS, device=self.device)
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> Queries:
         """As `encode_step` on a GPU."""
         self._launch_keys(k, codes, slots, scales, tally)
         return self._launch_queries(q)
@@ -206,7 +216,7 @@ class Encoder(EncoderWeights, ABC):
         """As `encode_keys` on a GPU: a method without kernels of its own has PyTorch's."""
         self._store_keys(k, codes, slots, scales, tally)
 
-    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _launch_queries(self, q: torch.Tensor) -> Queries:
         """As `encode_queries` on a GPU, likewise."""
         return self._pack_queries(q)
 

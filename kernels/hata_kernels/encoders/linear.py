@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .base import Encoder
+from .base import Encoder, Queries
 from .weights import expect_names, project, take
 
 
@@ -73,12 +73,12 @@ class LinearEncoder(Encoder):
         where = {"out": codes, "slots": slots, "scales": scales, "scale_step": self.scale_step}
         encode_triton(k, self.weight, **where, scale_of="norm", tally=tally)
 
-    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _launch_queries(self, q: torch.Tensor) -> Queries:
         from ..encode.triton import encode_triton
 
-        return encode_triton(q, self.weight)
+        return Queries(encode_triton(q, self.weight))
 
-    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> torch.Tensor:
+    def _launch_step(self, q, k, codes, slots, scales, scratch, tally) -> Queries:
         from ..encode.triton_step_linear import launch_step
 
-        return launch_step(self, q, k, codes, slots, scales, tally)
+        return Queries(launch_step(self, q, k, codes, slots, scales, tally))

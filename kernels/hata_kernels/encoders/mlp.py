@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 from ..bits import WORD_BITS
 from ..checks import expect
-from .base import Encoder
+from .base import Encoder, Queries
 from .weights import expect_names, project, take
 
 MAX_LAYERS = 3
@@ -96,11 +96,11 @@ class MlpEncoder(Encoder):
     def _launch_keys(self, k, codes, slots, scales, tally=None) -> None:
         self._launch(k, self._key_layers, codes, slots, tally)
 
-    def _launch_queries(self, q: torch.Tensor) -> torch.Tensor:
+    def _launch_queries(self, q: torch.Tensor) -> Queries:
         shape = (q.shape[0], self.num_kv_heads, self.words)
         codes = torch.empty(shape, dtype=torch.int32, device=q.device)
         self._launch(q, self._query_layers, codes, None, None)
-        return codes
+        return Queries(codes)
 
     def _launch(self, x, layers, codes, slots, tally) -> None:
         """Hidden layers by PyTorch, in the weights' dtype; the last one packs and scatters."""

@@ -9,6 +9,7 @@ import torch
 from ..bits import WORD_BITS
 from ..checks import expect, expect_rows, expect_tensor
 from ..rows.groups import RowGroups
+from ..score.distance import DISTANCES
 from ..score.levels import SCALE_DTYPES, full_score
 from ..score.naive import score_naive
 from ..select import select
@@ -31,6 +32,7 @@ def rank(
     out: torch.Tensor | None = None,
     scales: torch.Tensor | None = None,
     scale_bits: int = 0,
+    bias: torch.Tensor | None = None,
     buffers: RankBuffers | None = None,
     groups: RowGroups | None = None,
 ) -> torch.Tensor:
@@ -45,7 +47,7 @@ def rank(
 
     Parameters
     ----------
-    q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, scales, scale_bits
+    q_codes, codes, token_slots, seq_lens, plane_weights, sink, recent, scales, scale_bits, bias
         As in `hata_kernels.score.score_naive`.
     budgets : torch.Tensor
         int32 ``[bs]``, at least 1: tokens that a request keeps per KV head, k_max at most.
@@ -70,7 +72,7 @@ def rank(
         When a shape, dtype, device, count or ``plane_weights`` does not fit; on a CPU when a length
         or budget does not, which a GPU trusts; on a GPU when buffers or groups do not.
     """
-    _check_codes(q_codes, codes, plane_weights, scales, scale_bits)
+    _check_codes(q_codes, codes, plane_weights, scales, scale_bits, bias)
     (batch, _, _), kv_heads, device = q_codes.shape, codes.shape[1], codes.device
     expect_rows(token_slots, seq_lens, batch, sink, recent, device)
     expect(k_max >= 1, "k_max", "at least 1", k_max)
@@ -85,18 +87,19 @@ def rank(
     run = rank_naive
     if codes.is_cuda:
         from .triton import rank_triton as run  # Triton is imported with it
-    of_codes = (q_codes, codes, plane_weights, scales, scale_bits)
+    of_codes = (q_codes, codes, plane_weights, scales, scale_bits, bias)
     run(*of_codes, token_slots, seq_lens, budgets, sink, recent, out, buffers, groups)
     return out
 
 
 def rank_naive(
-    q_codes, codes, plane_weights, scales, scale_bits,
+    q_codes, codes, plane_weights, scales, scale_bits, bias,
     token_slots, seq_lens, budgets, sink, recent, out, buffers, groups,
 ) -> None:  # fmt: skip
     """`rank` by PyTorch, of checked arguments; buffers and groups make no difference."""
     ends = {"sink": sink, "recent": recent}
     of_codes = {"plane_weights": plane_weights, "scales": scales, "scale_bits": scale_bits}
+    of_codes["bias"] = bias
     scores = score_naive(q_codes, codes, token_slots, seq_lens, **ends, **of_codes)
     out.copy_(select(scores, token_slots, seq_lens, budgets, k_max=out.shape[2]))
 
@@ -107,6 +110,7 @@ def _check_codes(
     plane_weights: Sequence[int],
     scales: torch.Tensor | None,
     scale_bits: int,
+    bias: torch.Tensor | None,
 ) -> None:
     """Check the codes of queries and keys and what a score is made of."""
     where = {"device": codes.device, "contiguous": True}
@@ -126,3 +130,5 @@ def _check_codes(
         expect_tensor("scales", scales, shape=(slots, kv_heads), dtypes=dtypes, **where)
     else:
         expect(scales is None, "scales", "None, because scale_bits is 0", "a tensor")
+    if bias is not None:
+        expect_tensor("bias", bias, shape=(len(q_codes), kv_heads, DISTANCES), **int32)

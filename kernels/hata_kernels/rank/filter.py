@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
+from .distance import common_bucket
 from .score import load_codes, load_lanes, score_codes
 
 #: `append` for a token, and what counts it as well: operands are numbered as they are given there.
@@ -194,9 +195,10 @@ def filter_kernel(
             next_token = token + programs * TILE
             more = next_token < length
             next_slot = load_lanes(slots_row + next_token, more)
-        forced = (start < scalars.sink) | (start + TILE > length - scalars.recent)
+        bucket, special = common_bucket(length, start, TILE, SCORING)
+        special |= (start < scalars.sink) | (start + TILE > length - scalars.recent)
         score = score_codes(
-            inputs, scalars, keys, batch, head, slot, token, length, forced, SCORING
+            inputs, scalars, keys, batch, head, slot, token, length, special, bucket, SCORING
         )
         row = batch * SCORING.heads + head
         floor = tl.load(scratch.floors + row, mask=head < SCORING.heads, other=SCORING.forced + 1)

@@ -80,7 +80,7 @@ def floor_kernel(
     if (length <= UNSAMPLED) | (budget * 4 >= length):
         tl.store(scratch.floors + row, 0)
         return
-    score = score_codes(inputs, scalars, keys, batch, head, slot, token, length, True, SCORING)
+    score = score_codes(inputs, scalars, keys, batch, head, slot, token, length, True, 0, SCORING)
     # So many of the top k are expected in the sample; it holds more than `rank` of them, which
     # would put the floor above the threshold, where chance is off by DEVIATIONS of its root.
     expected = budget.to(tl.float32) * SAMPLE / length.to(tl.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .distance import DISTANCES, bucket_of
+
 #: Over which of two dimensions Triton spreads threads: see `load_lanes`.
 LANES_LAST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
 
@@ -153,10 +155,25 @@ def load_codes(codes_ptr, slot, head, SCORING: tl.constexpr):
 
 @triton.jit
 def score_codes(
-    inputs, scalars, keys, batch, head, slot, token, length, some_forced, SCORING: tl.constexpr
+    inputs,
+    scalars,
+    keys,
+    batch,
+    head,
+    slot,
+    token,
+    length,
+    special,
+    bucket,
+    SCORING: tl.constexpr,
 ):
-    """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave."""
+    """Scores ``[LANES, RUN]`` of tokens of one request, from what `load_codes` gave.
+
+    ``special`` says that some may be sinks or recent, or at distances that are not all in the half
+    octave ``bucket``.
+    """
     row = batch * SCORING.heads + head
+    has_head = head < SCORING.heads
     q_place = inputs.q_codes + row[:, None, None] * (SCORING.planes * SCORING.words)
     PIECES: tl.constexpr = SCORING.pieces
     score = tl.full(slot.shape, SCORING.full, tl.int32)
@@ -165,10 +182,18 @@ def score_codes(
         score -= _weighted_distance(keys[piece], q_place + word, real, SCORING)
     if SCORING.most > 0:
         place = slot.to(tl.int64) * SCORING.heads + head[:, None]
-        has_scale = (head < SCORING.heads)[:, None]
-        scale = load_lanes(inputs.scales + place, has_scale)
+        scale = load_lanes(inputs.scales + place, has_head[:, None])
         score = scaled(score, scale, SCORING)
-    if some_forced:  # a scalar: the branch is the same for all threads
+    if SCORING.biased:
+        bias_rows = inputs.bias + row * DISTANCES
+        bias = tl.load(bias_rows + bucket, mask=has_head, other=0)
+        score += bias[:, None]
+    if special:  # a scalar: the branch is the same for all threads
+        if SCORING.biased:
+            own_bias = bias_rows[:, None] + bucket_of(length, token)
+            score += load_lanes(own_bias, has_head[:, None]) - bias[:, None]
         forced = (token < scalars.sink) | (token >= length - scalars.recent)
         score = tl.where(forced, SCORING.forced, score)
+    if SCORING.biased:
+        score = tl.maximum(score, 0)
     return score

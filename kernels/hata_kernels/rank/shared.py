@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..chain import start_next, wait_for_last
+from .distance import DISTANCES, add_nearer, bucket_of
 from .filter import append, count_kept
 from .score import scaled
 
@@ -160,6 +161,12 @@ def shared_kernel(
             value_place = scratch.bit_scores + row[:, None] * VALUES + tl.arange(0, VALUES)[None, :]
             values = tl.load(value_place, mask=scored[:, None], other=0)
             shortest = tl.min(tl.where(scored, length, NEVER), axis=0)
+            if SCORING.biased:
+                bias_rows = inputs.bias + row * DISTANCES
+                bucket = bucket_of(length, begin * TILE)
+                nearer = bucket - bucket_of(length, (begin + SPAN) * TILE - 1)
+                nearer = tl.max(tl.where(scored, nearer, 0), axis=0)
+                bias = tl.load(bias_rows + bucket, mask=scored, other=0)
             last = tl.minimum(begin + SPAN, tl.max(end, axis=0) // TILE)
             for tile in tl.range(begin, last, num_stages=STAGES):
                 start = tile * TILE
@@ -180,6 +187,13 @@ def shared_kernel(
                 if SCORING.most > 0:
                     scale = tl.load(inputs.scales + slot.to(tl.int64) * HEADS + head)
                     score = scaled(score, scale[None, :], SCORING)
+                if SCORING.biased:
+                    score += bias[:, None]
+                    if nearer > 0:
+                        token = (start + dealt)[None, :]
+                        of_rows = (bias, bias_rows, scored)
+                        score = add_nearer(score, *of_rows, length, token, bucket, nearer)
+                    score = tl.maximum(score, 0)
                 if (start < scalars.sink) | (start + TILE > shortest - scalars.recent):
                     token = (start + dealt)[None, :]
                     forced = token < scalars.sink

@@ -11,6 +11,7 @@ import triton.language as tl
 from ..bits import power_of_2
 from ..chain import start_next, wait_for_last
 from .buffers import Tiling
+from .distance import common_bucket
 from .score import load_codes, load_lanes, score_codes
 from .topk import (
     fits,
@@ -118,9 +119,10 @@ def topk_rescored(inputs, scalars, row, slots, out, SCORING: tl.constexpr, SELEC
             valid = token < length
             slot = load_lanes(slots + token, valid)
             keys = load_codes(inputs.codes, slot, head, SCORING)
-            forced = (first < scalars.sink) | (first + BLOCK > length - scalars.recent)
+            bucket, special = common_bucket(length, first, BLOCK, SCORING)
+            special |= (first < scalars.sink) | (first + BLOCK > length - scalars.recent)
             score = score_codes(
-                inputs, scalars, keys, batch, head, slot, token, length, forced, SCORING
+                inputs, scalars, keys, batch, head, slot, token, length, special, bucket, SCORING
             )
             score = tl.where(valid, score, -1)
             if step <= STEPS:

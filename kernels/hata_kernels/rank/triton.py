@@ -45,6 +45,7 @@ class Inputs(NamedTuple):
     q_codes: torch.Tensor | None
     codes: torch.Tensor
     scales: torch.Tensor | None
+    bias: torch.Tensor | None
     token_slots: torch.Tensor
     seq_lens: torch.Tensor
     budgets: torch.Tensor
@@ -69,7 +70,7 @@ class Scalars(NamedTuple):
 
 
 def rank_triton(
-    q_codes, codes, plane_weights, scales, scale_bits,
+    q_codes, codes, plane_weights, scales, scale_bits, bias,
     token_slots, seq_lens, budgets, sink, recent, out, buffers, groups,
 ) -> None:  # fmt: skip
     """`rank` on a GPU, of checked arguments: three launches, or four.
@@ -83,7 +84,7 @@ def rank_triton(
     rows = batch * kv_heads
     if rows == 0:
         return
-    scoring = Scoring.of(codes, plane_weights, scale_bits)
+    scoring = Scoring.of(codes, plane_weights, scale_bits, bias is not None)
     values = shared_values(kv_heads, words, scoring.weights) if groups is not None else 0
     sizes = RankSizes.of(kv_heads, words, scoring.levels, width, k_max, values)
     if buffers is None:
@@ -99,7 +100,7 @@ def rank_triton(
     tiling = Tiling.of(rows, scoring, values)
     options = {"SCORING": scoring, **chain_options(codes.device)}
     found_request, found_head = found_steps(batch, kv_heads, values)
-    inputs = Inputs(q_codes, codes, scales, token_slots, seq_lens, budgets)
+    inputs = Inputs(q_codes, codes, scales, bias, token_slots, seq_lens, budgets)
     scalars = Scalars(
         token_slots_stride=token_slots.stride(0),
         members_stride=None,

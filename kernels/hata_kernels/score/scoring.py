@@ -27,6 +27,8 @@ class Scoring:
         Of a query's planes.
     scale_bits : int
         Bits of the keys' scales, 0 without.
+    biased : bool
+        Whether scores gain a bias by distance.
     ptx : bool
         Whether there is inline assembly: Triton's interpreter has none.
     """
@@ -35,12 +37,15 @@ class Scoring:
     words: int
     weights: tuple[int, ...]
     scale_bits: int
+    biased: bool
     ptx: bool
 
     @classmethod
-    def of(cls, codes: torch.Tensor, plane_weights: Sequence[int], scale_bits: int) -> Scoring:
+    def of(
+        cls, codes: torch.Tensor, plane_weights: Sequence[int], scale_bits: int, biased: bool
+    ) -> Scoring:
         """For codes ``[slots, kv_heads, words]``, where they are."""
-        return cls(*codes.shape[1:], tuple(plane_weights), scale_bits, codes.is_cuda)
+        return cls(*codes.shape[1:], tuple(plane_weights), scale_bits, biased, codes.is_cuda)
 
     def __repr__(self) -> str:
         """Properties as well: Triton's cache on disk knows a constant by its text."""
