@@ -29,12 +29,11 @@ SHAPE = ModelShape(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, conte
 def alike(encoder, seed: int):
     """An encoder of the same kind with other numbers."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.randn(tensor.shape, generator=generator).abs_()
-        if name == "scale_step"
-        else torch.randn(tensor.shape, generator=generator)
-        for name, tensor in encoder.tensors().items()
-    }
+    signs = {"scale_step": 1, "distance_bias": -1}
+    tensors = {}
+    for name, tensor in encoder.tensors().items():
+        numbers = torch.randn(tensor.shape, generator=generator)
+        tensors[name] = signs[name] * numbers.abs() if name in signs else numbers
     sizes = {"num_kv_heads": encoder.num_kv_heads, "group": encoder.group}
     sizes["head_dim"] = encoder.head_dim
     return type(encoder).from_tensors(tensors, **sizes, **encoder.options())
@@ -177,8 +176,10 @@ def make_folder(path, name="hata", seed=0, change=None, mean=False):
     if mean:
         dice = torch.Generator().manual_seed(seed)
         left_out = {n: torch.rand(SHAPE.num_heads, RATIOS, generator=dice) for n in encoders}
+        for weights in left_out.values():
+            weights[:, 0] = 0  # where nothing is left out
         card = card.model_copy(update={"left_out": True})
-    save_weights(path, card, encoders, left_out)
+    save_weights(path, card, encoders, left_out=left_out)
     return path
 
 
