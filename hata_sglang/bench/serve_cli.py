@@ -83,7 +83,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from hata_sglang.bench import serve_arms
     from hata_sglang.bench.serve import COLUMNS, KEYS, run_arms
     from hata_sglang.demo.model import ensure_demo_model
-    from hata_sglang.evaluation.arms import demo_config, dense_backend
+    from hata_sglang.evaluation.arms import demo_config
     from hata_sglang.evaluation.results import ResultFile
     from hata_sglang.evaluation.server import exit_on_sigterm
     from hata_sglang.seams.cpu_preview import has_cuda_driver
@@ -107,7 +107,8 @@ def run_serve(args: argparse.Namespace) -> int:
         vocabulary, dummy = read_config(model).vocab_size, args.shape is not None
         more = shlex.split(args.server_args)
         flags = serve_arms.common_flags(model, workloads, on_cpu=on_cpu, dummy=dummy, more=more)
-        arms = serve_arms.make_arms(flags, dense_backend(), configs, folder)
+        stock = "torch_native" if on_cpu else "flashinfer"
+        arms = serve_arms.make_arms(flags, stock, configs, folder)
         exit_on_sigterm()
         failed = run_arms(
             arms,

@@ -25,9 +25,9 @@ def demo_config() -> Path:
     return Path(str(files("hata_sglang") / "configs" / "demo.yaml"))
 
 
-def dense_backend() -> str:
-    """Name of the stock attention backend that hata is compared with on this machine."""
-    return "flashinfer" if has_cuda_driver() else "torch_native"
+def dense_flags() -> list[str]:
+    """Flags of the server that decodes densely: on a GPU SGLang chooses, as it does inside hata."""
+    return [] if has_cuda_driver() else ["--attention-backend", "torch_native"]
 
 
 def arm_settings(

@@ -62,6 +62,8 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     from hata_sglang.evaluation.budgets import read_count
     from hata_sglang.evaluation.offline import add_offline_arguments, run_offline
     from hata_sglang.evaluation.tasks import TASKS
+    from hata_sglang.evaluation.tasks.material import NOVEL
+    from hata_sglang.training.texts import KINDS
 
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
@@ -85,11 +87,17 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--samples", type=read_count, default=20, help="per task and length (20)")
     server.add_argument("--seed", type=int, default=0)
 
-    nll = add("nll", run_nll, "Likelihood of a text, decoded step by step by servers.")
+    nll = add("nll", run_nll, "Likelihood of texts, decoded step by step by servers.")
     _add_servers(nll)
-    nll.add_argument("--text", type=Path, help="UTF-8 file (default: a shipped novel)")
-    nll.add_argument("--chunks", type=read_count, default=8, help="stretches of the text (8)")
-    nll.add_argument("--context", type=int, default=6000, help="tokens before (6000)")
+    nll.add_argument(
+        "--text",
+        nargs="+",
+        default=[NOVEL],
+        help=f"UTF-8 files, {NOVEL} (the default), or kinds of the texts that calibration does "
+        f"not train on: {', '.join(KINDS)}",
+    )
+    nll.add_argument("--chunks", type=read_count, default=8, help="stretches of each text (8)")
+    nll.add_argument("--context", nargs="+", type=int, default=[6000], help="tokens before (6000)")
     nll.add_argument("--continuation", type=read_count, default=1000, help="tokens counted (1000)")
 
     report = add("report", run_report, "Make tables of CSV files of any of these.")
@@ -157,13 +165,16 @@ def run_server(args: argparse.Namespace) -> int:
 
 
 def run_nll(args: argparse.Namespace) -> int:
-    """``eval nll``: the same stretches of a text through every server."""
+    """``eval nll``: the same stretches of every text through every server."""
     from hata_sglang.evaluation import nll
     from hata_sglang.evaluation.forced import SERVER_FLAGS
 
-    (name, text), tokenizer = nll.read_text(args.text), _tokenizer(args.model)
-    chunks = nll.make_chunks(tokenizer, text, args.chunks, args.context, args.continuation)
-    return _grade(args, nll, nll.questions(chunks, name), *SERVER_FLAGS)
+    tokenizer, asked = _tokenizer(args.model), []
+    for name, text in map(nll.read_text, args.text):
+        for context in args.context:
+            chunks = nll.make_chunks(tokenizer, text, args.chunks, context, args.continuation)
+            asked += nll.questions(chunks, name)
+    return _grade(args, nll, asked, *SERVER_FLAGS)
 
 
 def run_report(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.forced import decode_logprobs
 from hata_sglang.evaluation.grading import Question
 from hata_sglang.evaluation.tasks.material import NOVEL, unpack
+from hata_sglang.training.texts import KINDS, kind_texts
 
 COLUMNS = (
     *("arm", "method", "bits", "budget", "text", "chunk"),
@@ -50,20 +51,29 @@ class Chunk(NamedTuple):
         return hashlib.sha256(ids.encode()).hexdigest()[:12]
 
 
-def read_text(path: str | Path | None = None) -> tuple[str, str]:
-    """A text and its name: a file, or the novel that this package ships.
+def read_text(name: str = NOVEL) -> tuple[str, str]:
+    """A text and its name.
+
+    Parameters
+    ----------
+    name : str
+        Path of a file; or the novel that this package ships; or one of the kinds of texts that it
+        ships to evaluate by (`hata_sglang.training.texts.KINDS`), one document after the other.
 
     Raises
     ------
     Refusal
         If the file is missing or not UTF-8.
     """
-    if path is None:
+    if name == NOVEL:
         return NOVEL, unpack(f"{NOVEL}.txt.gz")
+    if name in KINDS:
+        return name, "\n\n".join(text.plain() for text in kind_texts(name, "test"))
     try:
-        return Path(path).stem, Path(path).read_text(encoding="utf-8")
+        return Path(name).stem, Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal.of("--text", "a readable file in UTF-8", str(error)) from None
+        expected = f"a readable file in UTF-8, {NOVEL}, {', '.join(KINDS)}"
+        raise Refusal.of("--text", expected, str(error)) from None
 
 
 def make_chunks(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_backend
+from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_flags
 from hata_sglang.evaluation.budgets import budget_name
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
@@ -50,7 +50,7 @@ def arm_flags(
     if arm not in ARMS:
         raise Refusal.of("arm", choice(ARMS), repr(arm))
     if arm == "dense":
-        return Arm(arm), ["--attention-backend", dense_backend()]
+        return Arm(arm), dense_flags()
     settings = arm_settings(arm, config, weights, budget)
     # A budget below sink + recent is refused here, not by a server.
     described = describe(arm, HataConfig.parse(settings))
@@ -62,11 +62,15 @@ def arm_flags(
 def describe(name: str, config: HataConfig) -> Arm:
     """What a server with this configuration is called in the tables.
 
-    Bits and budget are those of the file's top level, not of its overrides per layer.
+    Bits, budget and the mean of the values left out are those of the file's top level, not of its
+    overrides per layer.
     """
     method, bits = methods()[config.method], ""
     if method.trained:
-        bits = str(read_card(config.weights).bits)
+        card = read_card(config.weights)
+        bits = str(card.bits)
+        # As `eval offline` has it.
+        name += " + mean" if card.left_out and config.left_out != "none" else ""
     elif method.coded:
         bits = str(config.bits or method.default_bits)
     return Arm(name, config.method, bits, budget_name(config.budget))

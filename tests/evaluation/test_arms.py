@@ -1,5 +1,6 @@
 from argparse import ArgumentTypeError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,10 +20,21 @@ def flags(tmp_path):
     )[1]
 
 
-def test_dense_names_the_stock_backend_and_no_yaml(flags, monkeypatch):
-    for gpu, backend in ((True, "flashinfer"), (False, "torch_native")):
+def test_dense_is_sglangs_own_choice_on_a_gpu_and_no_yaml(flags, monkeypatch):
+    for gpu, expected in ((True, []), (False, ["--attention-backend", "torch_native"])):
         monkeypatch.setattr(arms, "has_cuda_driver", lambda gpu=gpu: gpu)
-        assert flags("dense", None) == ["--attention-backend", backend]
+        assert flags("dense", None) == expected
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+@pytest.mark.parametrize("asked", ["auto", "mean", "none"])
+def test_an_arm_is_named_after_the_mean_that_its_server_mixes_in(weighed, asked, monkeypatch):
+    card = SimpleNamespace(bits=128, left_out=weighed)
+    monkeypatch.setattr(serving, "read_card", lambda ref: card)
+    settings = {"method": "asymmetric", "weights": "w", "budget": 256, "left_out": asked}
+    arm = serving.describe("asymmetric", HataConfig.parse(settings))
+    name = "asymmetric + mean" if weighed and asked != "none" else "asymmetric"
+    assert arm == (name, "asymmetric", "128", "256")
 
 
 def test_the_files_own_method_is_served_as_the_file_says(flags):

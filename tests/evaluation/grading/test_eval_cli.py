@@ -81,13 +81,19 @@ def test_ruler_stands_for_all_tasks_each_once(tmp_path, monkeypatch, capsys):
     assert "invalid choice: 'other' (choose from" in capsys.readouterr().err
 
 
-def test_likelihoods_of_a_file(tmp_path):
-    text = tmp_path / "mine.txt"
-    text.write_bytes(bytes(range(2, 40)) * 3)
+def test_likelihoods_of_files_at_two_contexts(tmp_path):
+    texts = [tmp_path / "mine.txt", tmp_path / "yours.txt"]
+    for text in texts:
+        text.write_bytes(bytes(range(2, 40)) * 3)
     out = tmp_path / "nll.csv"
-    where = ("--model", "m", "--arms", "dense", "--out", out)
-    run("nll", *where, "--text", text, "--chunks", 2, "--context", 20, "--continuation", 5)
-    assert [row["chunk"] for row in rows(out)] == ["0", "1"]
+    where = ("--model", "m", "--arms", "dense", "--out", out, "--text", *texts)
+    run("nll", *where, "--chunks", 2, "--context", 20, 30, "--continuation", 5)
+    assert [(row["text"], row["context"], row["chunk"]) for row in rows(out)] == [
+        (text, context, chunk)
+        for text in ("mine", "yours")
+        for context in ("20", "30")
+        for chunk in "01"
+    ]
     assert all(float(row["nll"]) > 0 for row in rows(out))
 
 

@@ -142,6 +142,10 @@ def test_texts(tmp_path):
     assert name == "pride-and-prejudice"
     assert len(text) > 500_000
     (tmp_path / "mine.txt").write_text("words")
-    assert read_text(tmp_path / "mine.txt") == ("mine", "words")
-    with pytest.raises(Refusal, match="--text"):
-        read_text(tmp_path / "none.txt")
+    assert read_text(str(tmp_path / "mine.txt")) == ("mine", "words")
+    kind, text = read_text("chats")
+    assert kind == "chats"
+    assert text.startswith("user: ")
+    assert "\n\nassistant: " in text
+    with pytest.raises(Refusal, match=r"--text: expected a readable file in UTF-8, .*, languages"):
+        read_text(str(tmp_path / "none.txt"))
