@@ -157,8 +157,9 @@ def run_server(args: argparse.Namespace) -> int:
 
     tokenizer, asked = _tokenizer(args.model), []
     names = [name for word in args.tasks for name in (TASKS if word == "ruler" else [word])]
-    for name in dict.fromkeys(names):
-        for length in args.lengths:
+    # A run that is cut off has whole lengths.
+    for length in args.lengths:
+        for name in dict.fromkeys(names):
             samples = TASKS[name].samples(args.samples, length, tokenizer, args.seed)
             asked += run_tasks.questions(samples, length, args.seed)
     return _grade(args, run_tasks, asked)
@@ -170,8 +171,9 @@ def run_nll(args: argparse.Namespace) -> int:
     from hata_sglang.evaluation.forced import SERVER_FLAGS
 
     tokenizer, asked = _tokenizer(args.model), []
-    for name, text in map(nll.read_text, args.text):
-        for context in args.context:
+    texts = [nll.read_text(name) for name in args.text]
+    for context in args.context:
+        for name, text in texts:
             chunks = nll.make_chunks(tokenizer, text, args.chunks, context, args.continuation)
             asked += nll.questions(chunks, name)
     return _grade(args, nll, asked, *SERVER_FLAGS)

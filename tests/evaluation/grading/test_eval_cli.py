@@ -90,8 +90,8 @@ def test_likelihoods_of_files_at_two_contexts(tmp_path):
     run("nll", *where, "--chunks", 2, "--context", 20, 30, "--continuation", 5)
     assert [(row["text"], row["context"], row["chunk"]) for row in rows(out)] == [
         (text, context, chunk)
-        for text in ("mine", "yours")
         for context in ("20", "30")
+        for text in ("mine", "yours")
         for chunk in "01"
     ]
     assert all(float(row["nll"]) > 0 for row in rows(out))
