@@ -162,4 +162,5 @@ def describe_splits(splits: Splits) -> str:
         for split, word in words.items()
     )
     written = sum(sequence.written for sequence in splits["train"])
-    return f"sequences: {', '.join(parts)}; {written:,} of the tokens are written by the model"
+    more = f"; the model itself writes {written:,} of the tokens" if written else ""
+    return f"sequences: {', '.join(parts)}{more}"

@@ -70,7 +70,7 @@ def test_a_captured_step_many_times(enabled, monkeypatch) -> None:
     ends = {"plane_weights": encoder.plane_weights, "sink": 4, "recent": 1, "k_max": 300}
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        q_codes = encoder.encode_step(q, k, codes=codes, slots=new_slots)
+        q_codes = encoder.encode_step(q, k, codes=codes, slots=new_slots).codes
         return q_codes, rank(q_codes, codes, token_slots, lengths, budgets, **ends)
 
     run = captured(step, torch.device("cuda"))
@@ -102,7 +102,8 @@ def test_layers_of_a_step_many_times(any_device) -> None:
     make = {"device": device, "dtype": dtype}
     layers = []
     for _ in range(3):
-        encoder = encoders.make("asymmetric", kv_heads, group, dim, 128, stages=2).to(**make)
+        encoder = encoders.make("asymmetric", kv_heads, group, dim, 128, stages=2, biased=True)
+        encoder = encoder.to(**make)
         caches = [torch.randn(slots, kv_heads, dim, **make) for _ in range(2)]
         codes = torch.zeros(slots, kv_heads, encoder.words, dtype=torch.int32, device=device)
         encoder.encode_keys(caches[0], codes=codes, slots=torch.arange(slots, device=device))
@@ -120,11 +121,12 @@ def test_layers_of_a_step_many_times(any_device) -> None:
         outputs = []
         for encoder, k_cache, v_cache, codes, q, k in layers:
             k_cache.index_copy_(0, new_slots, k)
-            q_codes = encoder.encode_step(q, k, codes=codes, slots=new_slots, scratch=scratch)
-            picked = rank(q_codes, codes, *rows, **options, buffers=buffers, groups=groups)
+            queries = encoder.encode_step(q, k, codes=codes, slots=new_slots, scratch=scratch)
+            shared = {"bias": queries.bias, "buffers": buffers, "groups": groups}
+            picked = rank(queries.codes, codes, *rows, **options, **shared)
             tokens = (q, k_cache, v_cache, picked)
             out = attend(*tokens, seq_lens, budgets, scale=dim**-0.5, buffers=parts)
-            outputs.append((q_codes, picked, out))
+            outputs.append((queries, picked, out))
         return outputs
 
     run = captured(step, device)
@@ -132,11 +134,11 @@ def test_layers_of_a_step_many_times(any_device) -> None:
         for *_, q, k in layers:
             q.normal_()
             k.normal_()
-        for (_, k_cache, v_cache, codes, q, _), (q_codes, picked, out) in zip(
+        for (_, k_cache, v_cache, codes, q, _), (queries, picked, out) in zip(
             layers, run(), strict=True
         ):
-            on_cpu = [x.cpu() for x in (q_codes, codes, *rows)]
-            assert torch.equal(picked.cpu(), rank(*on_cpu, **options))
+            on_cpu = [x.cpu() for x in (queries.codes, codes, *rows)]
+            assert torch.equal(picked.cpu(), rank(*on_cpu, **options, bias=queries.bias.cpu()))
             tokens = [x.float().cpu() for x in (q, k_cache, v_cache)]
             expected = attend(*tokens, picked.cpu(), *on_cpu[3:], scale=dim**-0.5)
             torch.testing.assert_close(out.float().cpu(), expected, atol=2e-2, rtol=2e-2)

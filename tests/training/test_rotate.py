@@ -190,7 +190,9 @@ def test_keys_that_are_all_alike_give_finite_weights():
 
 def test_steps_and_rates_are_no_options():
     for option in ("steps=5", "learning_rate=0.1"):
-        with pytest.raises(Refusal, match=r"--option .*: expected .*found an unknown option"):
+        with pytest.raises(
+            Refusal, match=r"--option .*: expected a known option.*found an unknown one"
+        ):
             make_recipe(RotateRecipe, [option])
     assert make_recipe(RotateRecipe, ["stages=2", "scale_bits=16"]) == RotateRecipe(
         stages=2, scale_bits=16
