@@ -25,9 +25,14 @@ def demo_config() -> Path:
     return Path(str(files("hata_sglang") / "configs" / "demo.yaml"))
 
 
-def dense_flags() -> list[str]:
-    """Flags of the server that decodes densely: on a GPU SGLang chooses, as it does inside hata."""
-    return [] if has_cuda_driver() else ["--attention-backend", "torch_native"]
+def dense_server() -> tuple[str, list[str]]:
+    """Launcher (a module) and flags of the server that decodes densely.
+
+    On a GPU all is SGLang's choice; hata's inner backend is the same one, unless a YAML names it.
+    """
+    if has_cuda_driver():
+        return "sglang.launch_server", []
+    return "hata_sglang.launch_server", ["--attention-backend", "torch_native"]
 
 
 def arm_settings(

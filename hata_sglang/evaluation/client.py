@@ -100,8 +100,8 @@ class Client:
             return False
         return True
 
-    def state(self) -> dict[str, Any]:
-        """Of SGLang's scheduler, hata's counters among it.
+    def server_info(self) -> dict[str, Any]:
+        """The server's arguments, and under ``internal_states`` its schedulers' state.
 
         Raises
         ------
@@ -112,7 +112,11 @@ class Client:
         if not isinstance(info, dict) or "internal_states" not in info:
             found = str(info)[:300]
             raise ClientError(f"{self.base_url}/server_info: expected SGLang's, found {found!r}")
-        return info["internal_states"][0]
+        return info
+
+    def state(self) -> dict[str, Any]:
+        """Of SGLang's scheduler, hata's counters among it; errors of `server_info`."""
+        return self.server_info()["internal_states"][0]
 
     def counters(self) -> dict[str, Any] | None:
         """Facts and totals of hata (`hata_sglang.metrics.Metrics`), or None without hata."""

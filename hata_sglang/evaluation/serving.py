@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_flags
+from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_server
 from hata_sglang.evaluation.budgets import budget_name
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
@@ -50,7 +50,7 @@ def arm_flags(
     if arm not in ARMS:
         raise Refusal.of("arm", choice(ARMS), repr(arm))
     if arm == "dense":
-        return Arm(arm), dense_flags()
+        return Arm(arm), dense_server()[1]
     settings = arm_settings(arm, config, weights, budget)
     # A budget below sink + recent is refused here, not by a server.
     described = describe(arm, HataConfig.parse(settings))
@@ -108,6 +108,7 @@ def started(
                 status.update(f"{waits}, {seconds:.0f} s")
 
             arguments = ["--model-path", str(model), *own, *flags]
-            with ServerProcess(arguments, on_wait=show) as server:
+            module = dense_server()[0] if arm == "dense" else "hata_sglang.launch_server"
+            with ServerProcess(arguments, module=module, on_wait=show) as server:
                 status.stop()  # rich shows one of these at a time, and progress bars follow
                 yield server.client, described

@@ -146,7 +146,7 @@ def test_a_sparse_server_computes_what_transformers_does_under_its_selections(
     with start(yaml(method, name), "--chunked-prefill-size", "256") as server:
         client = connect(server)
         answers = [client.post("/generate", request | {"input_ids": ids}) for ids in prompts]
-        facts = server.counters()
+        facts = client.counters()
     assert facts["left_out_layers"] == (28 if mean else 0)
     cached = [answer["meta_info"]["cached_tokens"] for answer in answers]
     assert cached[1:] == [PROMPT] * (len(prompts) - 1)

@@ -20,10 +20,31 @@ def flags(tmp_path):
     )[1]
 
 
-def test_dense_is_sglangs_own_choice_on_a_gpu_and_no_yaml(flags, monkeypatch):
-    for gpu, expected in ((True, []), (False, ["--attention-backend", "torch_native"])):
-        monkeypatch.setattr(arms, "has_cuda_driver", lambda gpu=gpu: gpu)
-        assert flags("dense", None) == expected
+@pytest.mark.parametrize("gpu", [True, False])
+def test_dense_is_served_by_sglang_alone(gpu, tmp_path, monkeypatch):
+    """On a GPU by its own launcher: this package's would take hata where nothing is named."""
+    started = []
+
+    class NoServer:
+        client = None
+
+        def __init__(self, arguments, module, on_wait):
+            started.append((module, arguments))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(serving, "ServerProcess", NoServer)
+    monkeypatch.setattr(arms, "has_cuda_driver", lambda: gpu)
+    quiet = serving.Console(quiet=True)
+    with serving.started("dense", Path("m"), None, ["--dtype", "float32"], quiet) as (_, arm):
+        assert not arm.sparse
+    named = [] if gpu else ["--attention-backend", "torch_native"]
+    module = "sglang.launch_server" if gpu else "hata_sglang.launch_server"
+    assert started == [(module, ["--model-path", "m", *named, "--dtype", "float32"])]
 
 
 @pytest.mark.parametrize("weighed", [True, False])

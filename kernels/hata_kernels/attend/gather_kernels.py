@@ -153,6 +153,8 @@ def _part_kernel(
         whole += tl.load(
             v_ptr + (tl.maximum(newest, 0) * HEADS + head) * DIM + d, mask=own, other=0.0
         ).to(tl.float32)
+        # Threads that hold the same columns all load the sum: none may find the one stored here.
+        tl.debug_barrier()
         tl.store(sums_ptr + sum_place, whole, mask=own)
     if SPLIT:
         place = (row * parts + split) * KEPT + member

@@ -117,7 +117,8 @@ def test_an_arm_gets_a_server_of_its_own(config, tmp_path, monkeypatch):
     class NoServer:
         client = Client("http://127.0.0.1:1")
 
-        def __init__(self, arguments, on_wait):
+        def __init__(self, arguments, module, on_wait):
+            assert module == "hata_sglang.launch_server"
             self.arguments = arguments
 
         def __enter__(self):
