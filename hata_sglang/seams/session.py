@@ -183,6 +183,8 @@ class Session:
     def with_weights(self, ref: str, model_config: Any) -> Session:
         """Return this session with another set in place of the one that it has.
 
+        The mean of the values left out stays in, or out, whatever the other set weighs.
+
         Parameters
         ----------
         ref : str
@@ -199,11 +201,7 @@ class Session:
         if len(named) != 1:
             found = ", ".join(sorted(named)) or "none"
             raise Refusal.of("weights to swap", "one set in all layers of trained codes", found)
-        asked = self.config.resolve(self.shape.num_layers, self.shape.context_len)
-        plans = [
-            p if p.weights is None else replace(p, weights=ref, left_out=own.left_out)
-            for p, own in zip(self.plans, asked, strict=True)
-        ]
+        plans = [p if p.weights is None else replace(p, weights=ref) for p in self.plans]
         where = (model_config.hf_config, model_config.model_path, overrides(model_config))
         loaded = load_encoders(plans, self.shape, *where)
         return Session(self.config, self.shape, loaded.plans, loaded.encoders, loaded.left_out)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Problem, refuse_any
 from hata_sglang.files import locate
 from hata_sglang.metrics import METRICS
 from hata_sglang.seams import versions
 from hata_sglang.seams.session import Session
+from hata_sglang.weights import read_card
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def swap(runner: Any, ref: str) -> str:
     session = served.with_weights(ref, runner.model_config)
     part = session.on_rank(*versions.part_here(runner, session.shape.num_kv_heads))
     pool, decoder = runner.token_to_kv_pool, versions.decode_backend(runner).hata_decoder
-    book, sums = pool.hata_codes, decoder.value_sums
+    book = pool.hata_codes
     swapped = [plan.layer for plan in part.plans if plan.weights is not None]
     problems = []
     for layer in swapped:
@@ -65,22 +65,20 @@ def swap(runner: Any, ref: str) -> str:
         except ValueError as error:
             expected = "the encoder of the set that is served, of other numbers"
             problems.append(Problem(f"weights {ref}, layer {layer}", expected, str(error)))
-    mean = [] if sums is None else sorted(sums.weights)
-    if mean != sorted(part.left_out):
-        words = (f"a mean in layers {format_layers(own)}" for own in (mean, part.left_out))
-        problems.append(Problem(f"left_out with weights {ref}", *words))
     refuse_any(problems)
     _wait(pool.device)  # a step may be running still, on a stream of its own
     for layer in swapped:
         book.replace(layer, part.encoders[layer], pool.layer_cache(layer).keys)
-    for layer in mean:
-        sums.weights[layer].copy_(part.left_out[layer])
+    for layer, weights in part.left_out.items():
+        decoder.value_sums.weights[layer].copy_(weights)
     decoder.forget()
     _wait(pool.device)
     session.keep(runner.model_config)
     METRICS.update(weights=session.facts()["weights"])
     seconds = time.perf_counter() - start
     done = f"hata: weights {ref} in {len(swapped)} layers, all codes made again, in {seconds:.2f} s"
+    if read_card(ref).left_out and not part.left_out:
+        done += "; without the mean of the values left out, which this server began without"
     logger.info(done)
     return done
 

@@ -18,7 +18,7 @@ LONGEST = {"cpu": 16_384, "cuda": 32_768}
 #: Tokens of each kind of the package's own texts, unless asked otherwise.
 OWN_TOKENS = {"cpu": 16_384, "cuda": 98_304}
 #: Tokens that the model writes at the end of one of them, of each kind.
-OWN_WRITTEN = {"cpu": 64, "cuda": 512}
+OWN_WRITTEN = {"cpu": 64, "cuda": 128}
 
 
 def parse_budget(text: str) -> TopK:
@@ -165,7 +165,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="TOKENS",
         help="that the model itself writes at the end of one of the package's own texts of each "
-        "kind (default 512, on a CPU 64)",
+        "kind (default 128, on a CPU 64)",
     )
     how.add_argument(
         "--minimum-length", type=int, default=2048, help="shorter texts are left out (default 2048)"

@@ -251,9 +251,12 @@ def test_what_the_mean_weighs_goes_along(tmp_path, monkeypatch):
         assert torch.equal(own, fresh.sums.weights[layer])
         assert own.data_ptr() == held[layer]  # where graphs look for them
     plain = make_folder(tmp_path / "plain", seed=20)
-    refused(served, plain, "left_out with .*: expected a mean in layers 0-1, found .* none")
+    refused(served, plain, "left_out of layers 0-1: expected auto or none, .*found mean")
     served = Served(plain, monkeypatch)
-    refused(served, first, "left_out with .*: expected a mean in layers none, found .* 0-1")
+    assert served.swap(first).endswith(
+        "mean of the values left out, which this server began without"
+    )
+    assert served.metrics.snapshot()["left_out_layers"] == 0
 
 
 def test_a_damaged_set_changes_nothing(served, tmp_path):
