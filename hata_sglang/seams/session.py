@@ -18,6 +18,7 @@ from hata_sglang.config.layer_ranges import format_layers
 from hata_sglang.errors import Refusal
 from hata_sglang.seams import versions
 from hata_sglang.shape import ModelShape
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 #: Where a server's arguments keep its configuration: a key of SGLang's overrides of the model's
@@ -50,10 +51,12 @@ def carried(model_config: Any) -> HataConfig | None:
     return HataConfig.parse(content["settings"], base_dir=Path(origin).parent, origin=origin)
 
 
-def overrides(model_config: Any) -> dict[str, Any]:
-    """What a server's arguments change in its model's config, hata's own key aside."""
+def served_model(model_config: Any) -> ServedModel:
+    """What ``weights: auto`` asks of SGLang's ``ModelConfig``; hata's own key is no override."""
     given = getattr(model_config, "model_override_args", {})
-    return {name: value for name, value in given.items() if name != CARRIED}
+    overrides = {name: value for name, value in given.items() if name != CARRIED}
+    where = (model_config.model_path, overrides, model_config.revision)
+    return ServedModel(model_config.hf_config, *where)
 
 
 def model_shape(model_config: Any) -> ModelShape:
@@ -202,8 +205,7 @@ class Session:
             found = ", ".join(sorted(named)) or "none"
             raise Refusal.of("weights to swap", "one set in all layers of trained codes", found)
         plans = [p if p.weights is None else replace(p, weights=ref) for p in self.plans]
-        where = (model_config.hf_config, model_config.model_path, overrides(model_config))
-        loaded = load_encoders(plans, self.shape, *where)
+        loaded = load_encoders(plans, self.shape, served_model(model_config))
         return Session(self.config, self.shape, loaded.plans, loaded.encoders, loaded.left_out)
 
     def keep(self, model_config: Any) -> None:
@@ -214,8 +216,7 @@ class Session:
     def _open(cls, config: HataConfig, model_config: Any) -> Session:
         shape = model_shape(model_config)
         plans = config.resolve(shape.num_layers, shape.context_len)
-        where = (model_config.hf_config, model_config.model_path, overrides(model_config))
-        loaded = load_encoders(plans, shape, *where)
+        loaded = load_encoders(plans, shape, served_model(model_config))
         return cls(config, shape, loaded.plans, loaded.encoders, loaded.left_out)
 
 

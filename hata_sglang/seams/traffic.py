@@ -20,10 +20,10 @@ from hata_sglang.config.traffic import Traffic
 from hata_sglang.decoding import LayerCache
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.metrics import METRICS
-from hata_sglang.seams.session import Session, overrides
+from hata_sglang.seams.session import Session, served_model
 from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.traffic import TrafficFolder
-from hata_sglang.weights.auto import ServedModel, model_name
+from hata_sglang.weights.auto import model_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ _RANDOM = random.SystemRandom()
 
 def traffic_folder(settings: Traffic, config: Any) -> Path:
     """Where a server keeps requests to a model, of SGLang's config: in a folder of its own."""
-    model = ServedModel(config.hf_config, config.model_path, overrides(config))
-    return Path(settings.folder) / model_name(model)
+    return Path(settings.folder) / model_name(served_model(config))
 
 
 def keep_traffic(runner: Any) -> None:

@@ -13,8 +13,8 @@ from hata_sglang.decoding.gpu_buffers import most_tokens
 from hata_sglang.errors import Problem, Refusal, refuse_any
 from hata_sglang.seams import versions
 from hata_sglang.seams.cpu_preview import has_cuda_driver
-from hata_sglang.seams.session import Session, carried, carry, model_shape, overrides
-from hata_sglang.weights.auto import ServedModel, make_missing
+from hata_sglang.seams.session import Session, carried, carry, model_shape, served_model
+from hata_sglang.weights.auto import make_missing
 
 #: Head sizes that FlashInfer, FA3 and hata's kernels all have.
 HEAD_DIMS = (64, 128, 256)
@@ -184,9 +184,9 @@ def _make_weights(config: HataConfig, model_config: Any, args: Any) -> None:
     shape = model_shape(model_config)
     plans = config.resolve(shape.num_layers, shape.context_len)
     device = "cpu" if args.device == "cpu" or not has_cuda_driver() else "cuda"
-    changed = overrides(model_config)
-    model = ServedModel(model_config.hf_config, model_config.model_path, changed)
-    make_missing(plans, shape.group, model, device, versions.model_arguments(args, changed))
+    model = served_model(model_config)
+    arguments = versions.model_arguments(args, model.overrides)
+    make_missing(plans, shape.group, model, device, arguments)
 
 
 def _arguments(args: Any) -> list[Problem]:

@@ -48,7 +48,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
     client = Client(args.url)
     info = client.server_info()
     facts = _served(args.url, info)
-    served, model_dir = load_weights(facts["weights"]), checkpoint(info["model_path"])
+    served = load_weights(facts["weights"])
+    model_dir = checkpoint(info["model_path"], info["revision"])
     card = served.card
     folder = Path(facts["traffic"])
     out = (args.out or _default_out(folder.name, card)).resolve()

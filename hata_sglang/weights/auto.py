@@ -51,11 +51,19 @@ class ServedModel(NamedTuple):
     overrides : mapping
         What the server's arguments change in the checkpoint's config. They may change keys, as a
         longer context by another RoPE does, so that a set belongs to both.
+    revision : str, optional
+        On the hub: a branch, tag or commit.
     """
 
     hf_config: Any
-    path: str | Path
+    path: str | Path = ""
     overrides: Mapping[str, Any] = MappingProxyType({})
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's, found as SGLang finds it."""
+        return checkpoint(self.path, self.revision)
 
 
 class Wanted(NamedTuple):
@@ -65,7 +73,7 @@ class Wanted(NamedTuple):
     bits: int
 
 
-def checkpoint(model_path: str | Path) -> Path:
+def checkpoint(model_path: str | Path, revision: str | None = None) -> Path:
     """The folder of a model that a path or a name on a hub means; SGLang finds the same one."""
     folder = Path(model_path).expanduser()
     if folder.is_dir():
@@ -73,7 +81,7 @@ def checkpoint(model_path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
-    return Path(snapshot_download(str(model_path), allow_patterns=wanted))
+    return Path(snapshot_download(str(model_path), revision=revision, allow_patterns=wanted))
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +101,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 def model_name(model: ServedModel) -> str:
     """A name for a model that no other one has: of its folder, weights, config and overrides."""
-    folder = checkpoint(model.path)
+    folder = model.folder
     name = f"{folder.resolve().name}-{checkpoint_digest(folder)[:16]}"
     if model.overrides:
         text = json.dumps(dict(model.overrides), sort_keys=True)
@@ -113,7 +121,7 @@ def find_set(model: ServedModel, wanted: Wanted) -> str | None:
     for name in () if model.overrides else shipped_weights():
         card = read_card(name)
         same = (card.method, card.bits, card.fingerprint) == (*wanted, fingerprint)
-        if same and card.revision == model_revision(checkpoint(model.path)):
+        if same and card.revision == model_revision(model.folder):
             return name
     path = cached_set(model, wanted)
     return str(path) if (path / CARD_FILE).is_file() else None
@@ -191,7 +199,7 @@ def make_missing(
 
 
 def _calibrate(model: ServedModel, wanted: Wanted, device: str, arguments: Sequence[str]) -> None:
-    folder, target = checkpoint(model.path), cached_set(model, wanted)
+    folder, target = model.folder, cached_set(model, wanted)
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.warning(
         "hata: no hash weights for %s yet: calibrating %s codes of %d bits, once; they will be in "

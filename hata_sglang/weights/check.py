@@ -250,13 +250,14 @@ def run_check(args: argparse.Namespace) -> int:
     config = HataConfig.load(args.file)
     model = read_model(folder)
     asked = config.resolve(model.num_layers, model.context_len)
-    for own in missing_sets(asked, model.group, ServedModel(model.hf_config, folder)):
+    served = ServedModel(model.hf_config, folder)
+    for own in missing_sets(asked, model.group, served):
         print(
             f"Weights auto: there is no set of {own.method}, {own.bits} bits, for this model yet. "
             "A server makes it before it starts, once; then this command shows what layers do."
         )
         return 0
-    loaded = load_encoders(asked, model, model.hf_config, folder)
+    loaded = load_encoders(asked, model, served)
     plans = loaded.plans
 
     # Piped output has no width of its own; the table needs about 115 columns.

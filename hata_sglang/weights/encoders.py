@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -49,9 +46,7 @@ class LoadedEncoders:
 def load_encoders(
     plans: Sequence[LayerPlan],
     model: AttentionShape,
-    hf_config: Any,
-    model_path: str | Path = "",
-    overrides: Mapping[str, Any] = MappingProxyType({}),
+    served: ServedModel,
 ) -> LoadedEncoders:
     """Load every set of hash weights that the plans name; make the encoder of every coded layer.
 
@@ -61,12 +56,8 @@ def load_encoders(
         Of all layers.
     model : AttentionShape
         Heads of the model to be served.
-    hf_config : transformers.PretrainedConfig
-        Of the same model.
-    model_path : str or Path
-        Its checkpoint; only ``weights: auto`` looks at it.
-    overrides : mapping
-        What the server's arguments change in its config; likewise.
+    served : ServedModel
+        The same model; only ``weights: auto`` looks at more than its config.
 
     Returns
     -------
@@ -79,7 +70,7 @@ def load_encoders(
         and the layers that a set lacks, whose bits the YAML gives differently, or that are to have
         a mean of the values left out which the set does not weigh.
     """
-    plans = with_sets(plans, model.group, ServedModel(hf_config, model_path, overrides))
+    plans = with_sets(plans, model.group, served)
     sets: dict[str, HashWeights] = {}
     encoders: dict[int, Encoder] = {}
     problems: list[Problem] = []
@@ -88,7 +79,8 @@ def load_encoders(
         try:
             sets[ref] = load_weights(ref)
             # Made for another model, every layer is wrong; saying so once is enough.
-            found = check_against_model(sets[ref], hf_config) or _plan_problems(users, sets[ref])
+            found = check_against_model(sets[ref], served.hf_config)
+            found = found or _plan_problems(users, sets[ref])
             problems += found
             if not found:
                 encoders |= {plan.layer: sets[ref].encoder(plan.layer) for plan in users}

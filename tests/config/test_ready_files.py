@@ -9,6 +9,7 @@ import pytest
 from hata_sglang.config import HataConfig
 from hata_sglang.methods import methods
 from hata_sglang.shape import AttentionShape
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def resolve(path):
 
 @pytest.mark.parametrize("path", [DEMO, *READY], ids=lambda path: path.stem)
 def test_fits_the_demo_model(path):
-    loaded = load_encoders(resolve(path), HEADS, CONFIG)
+    loaded = load_encoders(resolve(path), HEADS, ServedModel(CONFIG))
     assert loaded.plans[0].dense
     coded = {plan.layer for plan in loaded.plans if plan.ranks == "codes"}
     assert set(loaded.encoders) == coded

@@ -15,6 +15,7 @@ from hata_sglang.metrics import Metrics
 from hata_sglang.seams import cpu_preview
 from hata_sglang.seams.session import Session
 from hata_sglang.shape import ModelShape
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 HQ, HKV, DIM, CONTEXT, BUDGET = 4, 2, 64, 512, 40
@@ -36,7 +37,7 @@ class Inner:
 def make_session(recent: int) -> Session:
     settings = {"method": "random", "bits": 64, "budget": BUDGET, "sink": 4, "recent": recent}
     config = HataConfig.parse({**settings, "dense_layers": [0]})
-    loaded = load_encoders(config.resolve(3, CONTEXT), SHAPE, hf_config=None)
+    loaded = load_encoders(config.resolve(3, CONTEXT), SHAPE, ServedModel(None))
     return Session(config, SHAPE, loaded.plans, loaded.encoders)
 
 

@@ -12,6 +12,7 @@ from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams.session import Session
 from hata_sglang.shape import ModelShape
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, context_len=512)
@@ -20,7 +21,7 @@ SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, conte
 def make_session(method: str = "random", shape: ModelShape = SHAPE) -> Session:
     config = HataConfig.parse({"method": method, "budget": 128, "dense_layers": [0]})
     plans = config.resolve(shape.num_layers, shape.context_len)
-    loaded = load_encoders(plans, shape, hf_config=None)
+    loaded = load_encoders(plans, shape, ServedModel(None))
     return Session(config, shape, loaded.plans, loaded.encoders)
 
 
@@ -153,7 +154,9 @@ def test_random_weights_are_the_same_in_every_process():
     first, second = make_session().plans[1:]
 
     def weight(plan):
-        return load_encoders([plan], SHAPE, None).encoders[plan.layer].tensors()["weight"]
+        return (
+            load_encoders([plan], SHAPE, ServedModel(None)).encoders[plan.layer].tensors()["weight"]
+        )
 
     assert torch.equal(weight(first), weight(first))
     assert not torch.equal(weight(first), weight(second))

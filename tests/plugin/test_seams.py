@@ -15,6 +15,7 @@ from hata_sglang.errors import Refusal
 from hata_sglang.seams import cpu_preview
 from hata_sglang.seams.session import Session
 from hata_sglang.shape import ModelShape
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = ModelShape(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=64, context_len=32768)
@@ -33,7 +34,7 @@ def make_session(
         {"bits": bits} if bits else {}
     )
     config = HataConfig.parse(settings)
-    loaded = load_encoders(config.resolve(3, shape.context_len), shape, hf_config=None)
+    loaded = load_encoders(config.resolve(3, shape.context_len), shape, ServedModel(None))
     return Session(config, shape, loaded.plans, loaded.encoders)
 
 

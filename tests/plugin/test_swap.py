@@ -19,6 +19,7 @@ from hata_sglang.seams import cpu_preview
 from hata_sglang.seams.session import Session
 from hata_sglang.shape import ModelShape
 from hata_sglang.weights import save_weights
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 from test_weights import CONFIG, make_set
 
@@ -128,7 +129,7 @@ class Served:
         settings = settings or {"method": "hata", "weights": str(folder)}
         settings |= {"budget": 40, "sink": 2, "recent": 2, "dense_layers": []}
         config = HataConfig.parse(settings)
-        loaded = load_encoders(config.resolve(2, 512), SHAPE, CONFIG)
+        loaded = load_encoders(config.resolve(2, 512), SHAPE, ServedModel(CONFIG))
         session = Session(config, SHAPE, loaded.plans, loaded.encoders, loaded.left_out)
         sizes = {"head_num": 2, "head_dim": 16, "layer_num": 2, "page_size": 1}
         self.pool = MHATokenToKVPool(
@@ -146,7 +147,9 @@ class Served:
         decoder = CpuDecoder(loaded.plans, scales, book.encoders, value_sums=self.sums)
         self.runner = SimpleNamespace(
             # Of a class whose instances can be kept weakly.
-            model_config=type("Config", (), {"hf_config": CONFIG, "model_path": ""})(),
+            model_config=type(
+                "Config", (), {"hf_config": CONFIG, "model_path": "", "revision": None}
+            )(),
             token_to_kv_pool=self.pool,
             attn_backend=SimpleNamespace(hata_decoder=decoder),
         )

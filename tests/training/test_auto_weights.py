@@ -13,10 +13,12 @@ import pytest
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import HataError, Refusal
 from hata_sglang.seams import versions
+from hata_sglang.seams.session import CARRIED, served_model
 from hata_sglang.shape import AttentionShape
 from hata_sglang.training.checkpoint import read_config
 from hata_sglang.training.cli import add_train_arguments
 from hata_sglang.weights import auto, load_weights
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 SHAPE = AttentionShape(4, 2, 16)
@@ -33,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 def served(folder, overrides=None):
     overrides = overrides or {}
     words = ["--json-model-override-args", json.dumps(overrides)]
-    return auto.ServedModel(read_config(folder, words), folder, overrides)
+    return ServedModel(read_config(folder, words), folder, overrides)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def trainings(monkeypatch):
 @pytest.mark.slow
 def test_a_set_is_made_once_and_then_found(model_dir, cache, plans, trainings):
     config = read_config(model_dir)
-    where = (SHAPE.group, auto.ServedModel(config, model_dir))
+    where = (SHAPE.group, ServedModel(config, model_dir))
     assert auto.missing_sets(plans, *where) == [WANTED]
     with pytest.raises(Refusal, match=r"weights: auto: expected a set of hata, 32 bits, .*server"):
         auto.with_sets(plans, *where)
@@ -71,7 +73,7 @@ def test_a_set_is_made_once_and_then_found(model_dir, cache, plans, trainings):
     assert (card.method, card.bits, card.model) == ("hata", 32, "tiny-llama")
     assert "texts of hata-sglang" in card.training_data.description
     assert "(MIT)" in card.training_data.description
-    assert list(load_encoders(plans, SHAPE, config, model_dir).encoders) == [1]
+    assert list(load_encoders(plans, SHAPE, ServedModel(config, model_dir)).encoders) == [1]
     assert [path.name for path in Path(sparse.weights).parent.iterdir()] == ["hata-32b"]
 
 
@@ -98,6 +100,21 @@ def test_an_interrupted_calibration_leaves_nothing_behind(model_dir, cache, plan
         auto.make_missing(plans, SHAPE.group, served(model_dir), "cpu")
     assert not auto.cached_set(served(model_dir), WANTED).exists()
     assert [path.name for path in cache.rglob("*") if "part" in path.name] == []
+
+
+def test_a_name_on_a_hub_is_looked_up_as_the_server_does(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = SimpleNamespace(hf_config=None, model_path="some/model", revision="v2")
+    model.model_override_args = {CARRIED: "ours", "rope_theta": 5}
+    served = served_model(model)
+    assert (served.folder, served.overrides) == (tmp_path, {"rope_theta": 5})
+    assert asked == [("some/model", "v2")]
 
 
 def test_a_shipped_set_serves_its_own_checkpoint(demo_model, cache):

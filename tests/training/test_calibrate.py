@@ -120,7 +120,11 @@ class Server:
     """A running server, as the command sees it."""
 
     def __init__(self, monkeypatch, model_dir, **facts):
-        self.info = {"model_path": str(model_dir), "internal_states": [{"hata": facts or None}]}
+        self.info = {
+            "model_path": str(model_dir),
+            "revision": None,
+            "internal_states": [{"hata": facts or None}],
+        }
         self.posted = []
         monkeypatch.setattr(http, "Client", lambda url: self)
 

@@ -24,6 +24,7 @@ from hata_sglang.training.capture import Capture, Sampling
 from hata_sglang.training.cli import add_train_arguments, run_train
 from hata_sglang.training.recipe_options import make_recipe
 from hata_sglang.training.train import TrainOptions, train
+from hata_sglang.weights.auto import ServedModel
 from hata_sglang.weights.encoders import load_encoders
 
 KV_HEADS, GROUP, DIM = 2, 3, 64
@@ -259,7 +260,7 @@ def test_from_the_command_line_to_the_encoders_of_a_server(model_dir, text_file,
     config.write_text("method: rotate\nweights: ./mine\nbudget: 96\ndense_layers: []\n")
     heads = AttentionShape(num_heads=4, num_kv_heads=2, head_dim=16)
     plans = HataConfig.load(config).resolve(2, 512)
-    loaded = load_encoders(plans, heads, AutoConfig.from_pretrained(model_dir))
+    loaded = load_encoders(plans, heads, ServedModel(AutoConfig.from_pretrained(model_dir)))
     for encoder in loaded.encoders.values():
         assert (encoder.bits, encoder.stages, encoder.query_bits) == (96, 2, 5)
         assert encoder.scale_bits == 0
