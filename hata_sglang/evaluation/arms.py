@@ -14,6 +14,8 @@ from hata_sglang.evaluation.budgets import yaml_budget
 from hata_sglang.methods import choice, method_names, methods
 from hata_sglang.seams.cpu_preview import has_cuda_driver
 
+#: Module that starts a server with hata, or on a CPU.
+LAUNCHER = "hata_sglang.launch_server"
 #: `dense` is SGLang as it is; the others are values of the YAML key `method`.
 ARMS = ("dense", *method_names())
 #: YAML keys that belong to a method; all others are what arms have in common.
@@ -32,7 +34,7 @@ def dense_server() -> tuple[str, list[str]]:
     """
     if has_cuda_driver():
         return "sglang.launch_server", []
-    return "hata_sglang.launch_server", ["--attention-backend", "torch_native"]
+    return LAUNCHER, ["--attention-backend", "torch_native"]
 
 
 def arm_settings(

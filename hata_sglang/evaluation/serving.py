@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hata_sglang.config import HataConfig
 from hata_sglang.errors import Refusal
-from hata_sglang.evaluation.arms import ARMS, arm_settings, dense_server
+from hata_sglang.evaluation.arms import ARMS, LAUNCHER, arm_settings, dense_server
 from hata_sglang.evaluation.budgets import budget_name
 from hata_sglang.evaluation.client import Client
 from hata_sglang.evaluation.server import ServerProcess
@@ -27,8 +27,8 @@ def arm_flags(
     folder: Path,
     weights: Mapping[str, str] | None = None,
     budget: int | float | None = None,
-) -> tuple[Arm, list[str]]:
-    """What one arm is called, and its flags of ``python -m hata_sglang.launch_server``.
+) -> tuple[Arm, str, list[str]]:
+    """What one arm is called, its launcher (a module), and the flags of that.
 
     All sparse arms have the budget, sink, recent and dense layers of one file; only the method
     differs.
@@ -50,13 +50,13 @@ def arm_flags(
     if arm not in ARMS:
         raise Refusal.of("arm", choice(ARMS), repr(arm))
     if arm == "dense":
-        return Arm(arm), dense_server()[1]
+        return Arm(arm), *dense_server()
     settings = arm_settings(arm, config, weights, budget)
     # A budget below sink + recent is refused here, not by a server.
     described = describe(arm, HataConfig.parse(settings))
     path = folder / f"{arm}.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return described, ["--hata-config", str(path)]
+    return described, LAUNCHER, ["--hata-config", str(path)]
 
 
 def describe(name: str, config: HataConfig) -> Arm:
@@ -100,7 +100,7 @@ def started(
         Shows what is waited for.
     """
     with TemporaryDirectory(prefix="hata-arm-") as folder:
-        described, own = arm_flags(arm, config, Path(folder), weights, budget)
+        described, module, own = arm_flags(arm, config, Path(folder), weights, budget)
         waits = f"{described.label}: starting SGLang's server"
         with console.status(waits) as status:
 
@@ -108,7 +108,6 @@ def started(
                 status.update(f"{waits}, {seconds:.0f} s")
 
             arguments = ["--model-path", str(model), *own, *flags]
-            module = dense_server()[0] if arm == "dense" else "hata_sglang.launch_server"
             with ServerProcess(arguments, module=module, on_wait=show) as server:
                 status.stop()  # rich shows one of these at a time, and progress bars follow
                 yield server.client, described

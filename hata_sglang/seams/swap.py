@@ -53,7 +53,7 @@ def swap(runner: Any, ref: str) -> str:
     folder = locate(ref)
     ref = folder if os.path.isdir(folder) else ref
     served = Session.of(runner.model_config)
-    session = served.with_weights(ref, runner.model_config)
+    session, card = served.with_weights(ref, runner.model_config), read_card(ref)
     part = session.on_rank(*versions.part_here(runner, session.shape.num_kv_heads))
     pool, decoder = runner.token_to_kv_pool, versions.decode_backend(runner).hata_decoder
     book = pool.hata_codes
@@ -77,7 +77,7 @@ def swap(runner: Any, ref: str) -> str:
     METRICS.update(weights=session.facts()["weights"])
     seconds = time.perf_counter() - start
     done = f"hata: weights {ref} in {len(swapped)} layers, all codes made again, in {seconds:.2f} s"
-    if read_card(ref).left_out and not part.left_out:
+    if card.left_out and not part.left_out:
         done += "; without the mean of the values left out, which this server began without"
     logger.info(done)
     return done

@@ -19,12 +19,12 @@ from hata_sglang.training import captures
 from hata_sglang.training.capture import Capture, join
 from hata_sglang.training.measured_layer import MeasuredLayers
 from hata_sglang.training.options import TrainOptions
-from hata_sglang.training.report import Cost
+from hata_sglang.training.report import Cost, measured_data
 from hata_sglang.training.splits import SPLITS, last_tenths
 from hata_sglang.training.traffic import TrafficFolder
 from hata_sglang.training.train import save_results
 from hata_sglang.training.train_layer import LayerResult, joined, train_layers
-from hata_sglang.weights import Card, HashWeights, TrainingData
+from hata_sglang.weights import Card, HashWeights
 
 #: Requests without which there is nothing to say: a tenth chooses the step, a tenth is held out.
 LEAST_REQUESTS = 10
@@ -116,14 +116,14 @@ def calibrate(
                 bars.update(
                     task, advance=len(part), note=results[part[-1]].summary(options.budgets[0])
                 )
-        tokens = {split: sum(map(kept.tokens, own)) for split, own in splits.items()}
+        lengths = {split: list(map(kept.tokens, own)) for split, own in splits.items()}
     card = save_results(
         out,
         method,
         recipe,
         options,
         results,
-        _data(splits, tokens, options.description),
+        measured_data(options.description, lengths),
         cost.entries(list(results.values()), 0),
         model=model_dir.resolve().name,
         fingerprint=served.card.fingerprint,  # of the model as it is served
@@ -155,10 +155,3 @@ def _masses(
     device = torch.device(options.device)
     encoder = joined([served.encoder(layer) for layer in layers]).to(device, torch.float32)
     return MeasuredLayers(held_out, len(layers), options, device).mass(encoder, options.budgets[0])
-
-
-def _data(splits: dict[str, list[Path]], tokens: dict[str, int], description: str) -> TrainingData:
-    counts = {"description": description, "files": {}, "step_chosen_on": "validation"}
-    for prefix, split in (("", "train"), ("validation_", "validation"), ("held_out_", "held_out")):
-        counts |= {f"{prefix}sequences": len(splits[split]), f"{prefix}tokens": tokens[split]}
-    return TrainingData(**counts)

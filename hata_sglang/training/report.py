@@ -13,7 +13,6 @@ import torch
 from hata_sglang import __version__
 from hata_sglang.files import file_sha256
 from hata_sglang.training.attention_mass import TopK
-from hata_sglang.training.data import total_tokens
 from hata_sglang.training.splits import SplitFiles, Splits
 from hata_sglang.training.texts import sources
 from hata_sglang.training.train_layer import LayerResult
@@ -83,13 +82,30 @@ def training_data(splits: Splits, files: SplitFiles, description: str) -> Traini
     if not files.train:
         named = "; ".join(f"{name} ({licence})" for name, licence in sources("train").items())
         description = f"{description}: texts of hata-sglang {__version__}: {named}"
-    fields = {"description": description, "step_chosen_on": "validation"}
+    lengths = {split: [len(sequence) for sequence in own] for split, own in splits.items()}
+    return measured_data(description, lengths, files)
+
+
+def measured_data(
+    description: str, lengths: Mapping[str, Sequence[int]], files: SplitFiles | None = None
+) -> TrainingData:
+    """As `training_data`, of the tokens of each sequence by split.
+
+    Parameters
+    ----------
+    description : str
+    lengths : mapping of str to sequence of int
+    files : SplitFiles, optional
+        None: there are none.
+    """
+    fields = {"description": description, "step_chosen_on": "validation", "files": {}}
     for prefix, split in (("", "train"), ("validation_", "validation"), ("held_out_", "held_out")):
         fields |= {
-            f"{prefix}files": _sums(getattr(files, split)),
-            f"{prefix}sequences": len(splits[split]),
-            f"{prefix}tokens": total_tokens(splits[split]),
+            f"{prefix}sequences": len(lengths[split]),
+            f"{prefix}tokens": sum(lengths[split]),
         }
+        if files is not None:
+            fields[f"{prefix}files"] = _sums(getattr(files, split))
     return TrainingData(**fields)
 
 

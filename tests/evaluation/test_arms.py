@@ -17,7 +17,7 @@ def flags(tmp_path):
     """Function of an arm and its settings that gives the flags of its server."""
     return lambda arm, config, *more, **budget: serving.arm_flags(
         arm, config, tmp_path, *more, **budget
-    )[1]
+    )[2]
 
 
 @pytest.mark.parametrize("gpu", [True, False])
